@@ -1,0 +1,112 @@
+"""What tests ask of weights on disk; each function runs in a fork: `host.python("…probes:name", …)`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    """Every tensor of a saved model or adapter, by name.
+
+    The host leaves a `model.safetensors` beside an adapter it trained in one process: that is not the result.
+    """
+    from safetensors.torch import load_file
+
+    adapter = (Path(folder) / "adapter_config.json").exists()
+    files = sorted(Path(folder).glob("adapter_model*.safetensors" if adapter else "model*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no safetensors in {folder}: {sorted(path.name for path in Path(folder).iterdir())}")
+    return {name: tensor for path in files for name, tensor in load_file(path).items()}
+
+
+def max_abs_diff(one: str, other: str) -> float:
+    """The largest difference of any weight; the two must hold the same tensors in the same shapes."""
+    left, right = weights(one), weights(other)
+    if left.keys() != right.keys():
+        raise ValueError(f"different tensors: {sorted(left.keys() ^ right.keys())}")
+    for name, tensor in left.items():
+        if tensor.shape != right[name].shape:
+            raise ValueError(f"{name}: {tuple(tensor.shape)} against {tuple(right[name].shape)}")
+    return max(float((tensor.double() - right[name].double()).abs().max()) for name, tensor in left.items())
+
+
+def weights_digest(folder: str) -> str:
+    """A digest of names, types, shapes and bits: equal only for bit-identical weights."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights(folder).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def summary(folder: str) -> dict[str, Any]:
+    """Number of tensors and values, data types, and whether every value is finite."""
+    tensors = weights(folder)
+    return {
+        "tensors": len(tensors),
+        "values": sum(tensor.numel() for tensor in tensors.values()),
+        "dtypes": sorted({str(tensor.dtype) for tensor in tensors.values()}),
+        "finite": all(bool(tensor.isfinite().all()) for tensor in tensors.values()),
+    }
+
+
+def load(folder: str) -> tuple[Any, Any]:
+    """Model and tokenizer as a user loads them: full weights, or an adapter on the base model it names."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if (Path(folder) / "adapter_config.json").exists():
+        from peft import AutoPeftModelForCausalLM
+
+        model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), tokenizer
+
+
+def load_ok(folder: str) -> dict[str, Any]:
+    """Load model and tokenizer and run them once; say what was loaded."""
+    import torch
+
+    model, tokenizer = load(folder)
+    with torch.no_grad():
+        logits = model(**tokenizer("what is one river", return_tensors="pt")).logits
+    if not bool(logits.isfinite().all()):
+        raise ValueError(f"{folder} yields logits that are not finite")
+    return {
+        "class": type(model).__name__,
+        "vocab": logits.shape[-1],
+        "tokens": len(tokenizer),
+        "pad": tokenizer.pad_token,
+        "eos": tokenizer.eos_token,
+    }
+
+
+def score(folder: str, rows: Sequence[Mapping[str, str]]) -> list[list[float]]:
+    """[chosen, rejected] summed log-probs of rows of `prompt`, `chosen`, `rejected` texts, each row by itself.
+
+    Written from the definition, with no padding, batching or trainer: it shares no code with what it measures.
+    """
+    import torch
+
+    model, tokenizer = load(folder)
+
+    def log_prob(prompt: str, completion: str) -> float:
+        start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        end = tokenizer(completion, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([start + end])
+        with torch.no_grad():
+            log_probs = model(ids).logits[0, :-1].float().log_softmax(-1)
+        picked = log_probs.gather(-1, ids[0, 1:, None])[:, 0]
+        return float(picked[len(start) - 1 :].sum())
+
+    return [[log_prob(row["prompt"], row["chosen"]), log_prob(row["prompt"], row["rejected"])] for row in rows]

@@ -1,0 +1,178 @@
+"""The `sdpo:` block of the config, validated by Pydantic with unknown keys forbidden."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sdpo_plugin.errors import ConfigError
+
+OVERRIDES = (
+    "learning_rate",
+    "num_epochs",
+    "max_steps",
+    "rl_beta",
+    "dpo_loss_type",
+    "dpo_label_smoothing",
+    "lr_scheduler",
+    "warmup_ratio",
+    "warmup_steps",
+    "weight_decay",
+    "val_set_size",
+    "test_datasets",
+)
+"""Host keys that a step may set for itself; every other host key holds for all steps."""
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_RESERVED = {"sdpo", "runs", "merged"}
+
+
+class StepArgs(BaseModel):
+    """One step of `sdpo.steps`: its data and what it sets differently from the rest of the config."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = Field(None, description="Directory name of the step's model. Default: step-1, step-2, …")
+    datasets: list[dict[str, Any]] = Field(
+        description="Host dataset entries; together, merged as the host merges, they are D_t.", min_length=1
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Peak learning rate of this step. Default: the config's."
+    )
+    num_epochs: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Passes over D_t. Default: the config's."
+    )
+    max_steps: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Optimizer steps of this step; wins over num_epochs. Default: the config's."
+    )
+    rl_beta: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="β of the DPO loss (arXiv 2305.18290, Eq. 7). Default: the config's, else the host's 0.1."
+    )
+    dpo_loss_type: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="Loss names as the host takes them, e.g. [sigmoid]. Default: the config's."
+    )
+    dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = Field(
+        None, description="Assumed share of flipped labels, 0 to 0.5. Default: the config's."
+    )
+    lr_scheduler: str | None = Field(None, description="Name of the host's schedule. Default: the config's.")
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Share of this step's optimizer steps that warm up. Default: the config's."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Optimizer steps that warm up; wins over warmup_ratio. Default: the config's."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Weight decay of the optimizer. Default: the config's."
+    )
+    val_set_size: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Share of D_t that is held out, 0 to 1. Default: the config's."
+    )
+    test_datasets: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = Field(
+        None, description="Host dataset entries held out for this step. Default: the config's."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_plain_file_name(cls, name: str | None) -> str | None:
+        if name is None or (
+            _PLAIN_NAME.fullmatch(name) and name not in _RESERVED and not name.startswith("checkpoint-")
+        ):
+            return name
+        raise ValueError(
+            f"a step's name is the directory its model is written to, and {name!r} cannot be one: "
+            "use letters, digits, '.', '_' and '-', beginning with a letter or digit; "
+            f"'checkpoint-…' and {sorted(_RESERVED)} are taken"
+        )
+
+    @model_validator(mode="after")
+    def _one_kind_of_warmup_and_of_held_out_rows(self) -> "StepArgs":
+        for one, other in (("warmup_ratio", "warmup_steps"), ("val_set_size", "test_datasets")):
+            if getattr(self, one) and getattr(self, other):
+                raise ValueError(
+                    f"{one}: {getattr(self, one)!r} and {other}: {getattr(self, other)!r} exclude each other; keep one"
+                )
+        return self
+
+    def overrides(self) -> dict[str, Any]:
+        """The host keys that this step sets, with their values."""
+        return {key: getattr(self, key) for key in OVERRIDES if getattr(self, key) is not None}
+
+
+class SDPOConfig(BaseModel):
+    """The `sdpo:` block. Empty, each entry of the host's `datasets:` is one step, in order."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: Annotated[list[StepArgs], Field(min_length=1)] | None = Field(
+        None, description="The steps, instead of the host's `datasets:`. Default: one step per entry of `datasets:`."
+    )
+    reference: Literal["previous"] = Field(
+        "previous", description="Reference model of step t: previous = M_{t-1} (arXiv 2403.19270, §3.3)."
+    )
+    policy_init: Literal["previous"] = Field(
+        "previous", description="Model that step t starts from: previous = M_{t-1}."
+    )
+    export_steps: Literal["all", "last"] = Field(
+        "all", description="all = keep every M_t as a loadable model directory; last = only the final model."
+    )
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> "SDPOConfig":
+        names = step_names(self.steps or [])
+        for number, name in enumerate(names):
+            # Compared without case: M_t would overwrite M_s on a file system that ignores it.
+            earlier = [other.lower() for other in names[:number]]
+            if name.lower() in earlier:
+                raise ValueError(
+                    f"sdpo.steps[{number}] and sdpo.steps[{earlier.index(name.lower())}] are both named {name!r}; "
+                    "give each step a name of its own"
+                )
+        return self
+
+
+class SDPOArgs(BaseModel):
+    """What the plugin adds to the host's config schema."""
+
+    sdpo: SDPOConfig | None = Field(None, description="Stepwise DPO; see sdpo_plugin.args.SDPOConfig.")
+
+
+def step_names(steps: Sequence[StepArgs]) -> list[str]:
+    """The name of each step: the one written, else step-1, step-2, … by position."""
+    return [step.name or f"step-{number}" for number, step in enumerate(steps, 1)]
+
+
+def parse_block(block: Mapping[str, Any] | None) -> SDPOConfig:
+    """The `sdpo:` block as written in the config.
+
+    Raises:
+        ConfigError: it has an unknown key or a wrong value; the message names the key, the value and the remedy.
+    """
+    if block is not None and not isinstance(block, Mapping):
+        raise ConfigError(f"sdpo: is {block!r}, but a block of keys is expected; keys: {_known_keys(())}")
+    try:
+        return SDPOConfig.model_validate(dict(block or {}))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(dict(item)) for item in error.errors())) from None
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = StepArgs if len(location) > 1 and location[0] == "steps" else SDPOConfig
+    return list(model.model_fields)
+
+
+def _explain(item: dict[str, Any]) -> str:
+    location = list(item["loc"])
+    path = "sdpo" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(location)
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{path}: {item['input']!r} is set, but there is no such key; {hint}Keys here: {', '.join(known)}."
+    if item["type"] == "value_error":
+        prefix = "" if path == "sdpo" else f"{path}: "
+        return f"{prefix}{item['ctx']['error']}."
+    if item["type"] == "missing":
+        return f"{path} is missing; set it to a value, e.g. a list of host dataset entries."
+    return f"{path}: {item['input']!r} is not valid: {item['msg']}."

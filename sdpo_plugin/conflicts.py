@@ -1,0 +1,144 @@
+"""Host keys that contradict `rl: sdpo`: what conflicts, the value seen, what to set."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdpo_plugin.errors import ConfigError
+
+TRAINER_CLS = "sdpo_plugin.host.trainer.StepwiseDPOTrainer"
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None and value is not False
+
+
+def _more_than_one(value: Any) -> bool:
+    return value is not None and int(value) > 1
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A host key with the values of it that cannot go with `rl: sdpo`, why, and what to set instead."""
+
+    key: str
+    why: str
+    remedy: str
+    clashes: Callable[[Any], bool] = _is_set
+
+
+CONFLICTS = (
+    Conflict(
+        "trainer_cls",
+        "sDPO brings its own trainer",
+        "remove trainer_cls",
+        lambda value: _is_set(value) and value != TRAINER_CLS,
+    ),
+    Conflict(
+        "precompute_ref_log_probs",
+        "sDPO always computes the reference log-probs before each step, by the policy itself",
+        "remove precompute_ref_log_probs",
+        lambda value: value is False,
+    ),
+    Conflict(
+        "rl_adapter_ref_model",
+        "it loads a second model, and the reference of an sDPO step is the policy in memory",
+        "remove rl_adapter_ref_model",
+    ),
+    Conflict(
+        "dpo_use_liger_kernel",
+        "Liger's fused DPO loss cannot read the table of reference log-probs",
+        "set dpo_use_liger_kernel: false",
+    ),
+    Conflict("relora", "its restarts rewrite the base model that the steps build on", "remove relora and use lora"),
+    Conflict("reward_model", "it trains a reward model and not a policy", "remove reward_model"),
+    Conflict("process_reward_model", "it trains a reward model and not a policy", "remove process_reward_model"),
+    Conflict("processor_type", "multimodal data has no precomputed reference", "remove processor_type"),
+    Conflict("streaming", "a step is counted and scored before it trains", "set streaming: false"),
+    Conflict("pretraining_dataset", "sDPO trains on preference pairs", "use datasets: with preference data"),
+    Conflict(
+        "fix_untrained_tokens",
+        "the host applies it to the first step's data only",
+        "run it in the SFT stage that makes the base model, and remove it here",
+    ),
+    Conflict("fsdp", "the reference pass is not made for FSDP yet", "use deepspeed: (ZeRO-3) and remove fsdp"),
+    Conflict(
+        "fsdp_config", "the reference pass is not made for FSDP yet", "use deepspeed: (ZeRO-3) and remove fsdp_config"
+    ),
+    Conflict("use_ray", "the chain is not made for Ray yet", "remove use_ray and launch with torchrun or accelerate"),
+    Conflict(
+        "context_parallel_size",
+        "the reference pass is not made for split sequences yet",
+        "set context_parallel_size: 1",
+        _more_than_one,
+    ),
+    Conflict(
+        "tensor_parallel_size",
+        "the reference pass is not made for split layers yet",
+        "set tensor_parallel_size: 1",
+        _more_than_one,
+    ),
+)
+
+# These hold only where a chain is trained: `merge-lora` and `inference` read the same file and use such keys.
+TRAINING_CONFLICTS = (
+    Conflict(
+        "lora_model_dir",
+        "the host does not load an adapter to go on from under preference training",
+        "merge it first (axolotl merge-lora), set base_model to the merged model, and remove lora_model_dir",
+    ),
+    Conflict(
+        "resume_from_checkpoint",
+        "a chain cannot be resumed yet",
+        "remove resume_from_checkpoint and train into an empty output_dir",
+    ),
+    Conflict(
+        "auto_resume_from_checkpoints",
+        "a chain cannot be resumed yet",
+        "remove auto_resume_from_checkpoints and train into an empty output_dir",
+    ),
+)
+
+
+def check_conflicts(cfg: Mapping[str, Any], conflicts: tuple[Conflict, ...] = CONFLICTS) -> None:
+    """Refuse host keys that contradict `rl: sdpo`, all of them in one message.
+
+    Raises:
+        ConfigError: one line a conflict: the key, the value seen, why, and what to set.
+    """
+    found = [
+        f"rl: sdpo conflicts with {c.key}: {cfg.get(c.key)!r}: {c.why}; {c.remedy}."
+        for c in conflicts
+        if c.clashes(cfg.get(c.key))
+    ]
+    if (cfg.get("trl") or {}).get("sync_ref_model"):
+        found.append(
+            "rl: sdpo conflicts with trl.sync_ref_model: True: the reference moves between steps, not within one; "
+            "remove trl.sync_ref_model."
+        )
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def check_data_sources(cfg: Mapping[str, Any], has_steps: bool) -> None:
+    """The steps come from `datasets:` (two entries or more) or from `sdpo.steps`, and not from both.
+
+    Raises:
+        ConfigError: both, neither, or a pool of one entry.
+    """
+    datasets = cfg.get("datasets") or []
+    if has_steps and datasets:
+        raise ConfigError(
+            f"both datasets: ({len(datasets)} entries) and sdpo.steps are set; keep sdpo.steps, "
+            "or remove it and let each entry of datasets: be one step."
+        )
+    if not has_steps and not datasets:
+        raise ConfigError(
+            "rl: sdpo has no data: set datasets: with one entry per step, or sdpo.steps with datasets of its own."
+        )
+    if not has_steps and len(datasets) == 1:
+        path = datasets[0].get("path")
+        raise ConfigError(
+            f"rl: sdpo with one entry in datasets: (path: {path!r}) would be a single step; add an entry per step, "
+            "or, to mean one step, write it under sdpo.steps; for plain DPO set rl: dpo."
+        )

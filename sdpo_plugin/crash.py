@@ -1,0 +1,41 @@
+"""What a user sees when a run stops for a reason that this package knows: one message, not a traceback per rank."""
+
+import logging
+import os
+import sys
+import time
+from types import TracebackType
+
+from sdpo_plugin.errors import SDPOError
+
+# Long enough for rank 0, which may still be importing, to meet the same error and say it first.
+SECONDS_FOR_RANK_0 = 20.0
+
+
+def install() -> None:
+    """Let errors of this package end the process with their message alone. Idempotent."""
+    if sys.excepthook is not _say_it_once:
+        _say_it_once.previous = sys.excepthook  # type: ignore[attr-defined]
+        sys.excepthook = _say_it_once
+
+
+def uninstall() -> None:
+    """Put the earlier hook back."""
+    if sys.excepthook is _say_it_once:
+        sys.excepthook = _say_it_once.previous  # type: ignore[attr-defined]
+
+
+def _say_it_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the message on rank 0. Another rank waits for its launcher to end it, and speaks only if it was alone."""
+    if not isinstance(error, SDPOError):
+        _say_it_once.previous(kind, error, trace)  # type: ignore[attr-defined]
+        return
+    rank = int(os.environ.get("RANK", "0"))
+    if rank != 0:
+        time.sleep(SECONDS_FOR_RANK_0)
+    if logging.getLogger("axolotl").isEnabledFor(logging.DEBUG):
+        _say_it_once.previous(kind, error, trace)  # type: ignore[attr-defined]
+        return
+    lines = [f"sdpo_plugin: {line}" for line in str(error).splitlines()]
+    where = "" if rank == 0 else f" on rank {rank}"
+    print(f"\n{kind.__name__}{where}\n" + "\n".join(lines), file=sys.stderr, flush=True)

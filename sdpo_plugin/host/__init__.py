@@ -1,0 +1,1 @@
+"""Everything that imports or patches axolotl, trl, transformers, accelerate, deepspeed or peft."""

@@ -1,0 +1,251 @@
+"""D_t through the host's own loaders and chat templates: each step is loaded as an `rl: dpo` config of its own."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from axolotl.common.datasets import load_preference_datasets
+from axolotl.loaders import load_tokenizer
+from axolotl.utils.data import shared
+from axolotl.utils.dict import DictDefault
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets.exceptions import DatasetsError
+from numpy.typing import NDArray
+
+from sdpo_plugin.args import SDPOConfig, StepArgs, step_names
+from sdpo_plugin.errors import DataError
+from sdpo_plugin.files import write_json
+from sdpo_plugin.plan import Plan, StepPlan, model_name
+from sdpo_plugin.reference import ReferenceTable
+
+ROWS_FILE = "sdpo_rows.json"
+# What the host's loaders, the readers of `datasets` and the prompt strategies raise on data that is not right.
+READ_ERRORS = (DatasetsError, ValueError, TypeError, LookupError, AttributeError, OSError, pa.ArrowException)
+# A step that sets the first key means it instead of the config's second one, which would win in the host.
+DISPLACES = {
+    "num_epochs": "max_steps",
+    "warmup_ratio": "warmup_steps",
+    "val_set_size": "test_datasets",
+    "test_datasets": "val_set_size",
+}
+
+TestSets = dict[str, tuple[dict[str, Any], Dataset]]  # held-out sets by name, with the entry each was read from
+
+
+@dataclass(frozen=True)
+class StepData:
+    """One step as the host loads it.
+
+    Attributes:
+        cfg: the config of this step alone: what a separate `rl: dpo` run would be given.
+        train: D_t.
+        heldout: held-out sets of this step by name; the trainer evaluates on all of them together.
+        num_dropped: rows of the sources that are in neither; None where that is not known.
+        total_num_steps: optimizer steps by the host's count.
+    """
+
+    name: str
+    cfg: DictDefault
+    train: Dataset
+    heldout: dict[str, Dataset]
+    num_dropped: int | None
+    total_num_steps: int
+
+
+def flatten_steps(cfg: DictDefault, block: SDPOConfig) -> None:
+    """Put the data sets of `sdpo.steps` into `datasets:`, in order, so that the host validates and normalizes them."""
+    if block.steps is not None:
+        cfg["datasets"] = [entry for step in block.steps for entry in step.datasets]
+
+
+def load_steps(cfg: DictDefault, block: SDPOConfig) -> list[StepData]:
+    """Load every step, through the host's prepared-dataset cache.
+
+    Raises:
+        DataError: a step that cannot be read, is not preference data, or has no row left.
+    """
+    steps = block.steps or [StepArgs(datasets=[dict(entry)]) for entry in cfg.datasets]
+    first = 0
+    loaded = []
+    tests: TestSets = {}
+    for name, step in zip(step_names(steps), steps, strict=True):
+        entries = cfg.datasets[first : first + len(step.datasets)]
+        loaded.append(_load_step(name, _step_cfg(cfg, step, entries), entries, tests))
+        first += len(entries)
+    return loaded
+
+
+def _step_cfg(cfg: DictDefault, step: StepArgs, entries: Sequence[DictDefault]) -> DictDefault:
+    step_cfg = copy.deepcopy(cfg)
+    step_cfg.datasets = list(entries)
+    overrides = step.overrides()
+    for key in overrides:
+        if DISPLACES.get(key) not in overrides:
+            step_cfg[DISPLACES.get(key, key)] = None
+    for key, value in overrides.items():
+        step_cfg[key] = value
+    if "val_set_size" not in overrides and step_cfg.val_set_size is None:
+        step_cfg.val_set_size = 0.0  # the host's default, and what "no evaluation" is recognised by
+    if "num_epochs" in overrides and cfg.saves_per_epoch:
+        step_cfg.save_steps = 1.0 / (cfg.saves_per_epoch * step_cfg.num_epochs)
+    if "num_epochs" in overrides and cfg.evals_per_epoch:
+        step_cfg.eval_steps = 1.0 / (cfg.evals_per_epoch * step_cfg.num_epochs)
+    if step_cfg.test_datasets:
+        step_cfg.test_datasets = _complete_test_entries(step_cfg.test_datasets, cfg.datasets)
+    return step_cfg
+
+
+def _complete_test_entries(tests: Sequence[Any], pool: Sequence[DictDefault]) -> list[DictDefault]:
+    """The host reads field names of test entry i from training entry i; keep that where the test entry is silent."""
+    completed = []
+    for number, test in enumerate(tests):
+        pattern = pool[number] if number < len(pool) else pool[-1]
+        fields = {key: value for key, value in pattern.items() if key.startswith("field_") or key == "type"}
+        completed.append(DictDefault({**fields, **{k: v for k, v in test.items() if v is not None}}))
+    return completed
+
+
+def _load_step(name: str, cfg: DictDefault, entries: Sequence[DictDefault], tests: TestSets) -> StepData:
+    train_cfg = copy.copy(cfg)
+    train_cfg.test_datasets = None
+    sources = ", ".join(source_name(entry) for entry in entries)
+    try:
+        meta = load_preference_datasets(cfg=train_cfg)
+        raw = _count_raw_rows(train_cfg)
+        heldout = {} if meta.eval_dataset is None else {name: meta.eval_dataset}
+        for entry in cfg.test_datasets or []:
+            test_name = _test_name(name, entry, tests)
+            if test_name not in tests:
+                tests[test_name] = (dict(entry), _load_test_entry(cfg, entry))
+            heldout[test_name] = tests[test_name][1]
+    except READ_ERRORS as error:
+        raise DataError(
+            f"step {name}: {sources} cannot be read as preference data: {_cause(error)}. Check path, type, "
+            "split and the field_ keys of the entry: it works here exactly where it works under rl: dpo."
+        ) from error
+    kept = len(meta.train_dataset) + len(meta.eval_dataset or ())
+    if not len(meta.train_dataset):
+        held = f", {len(meta.eval_dataset)} are held out" if meta.eval_dataset else ""
+        seen = "the source is empty" if raw == 0 else f"none of {raw or 'its'} rows is left for training{held}"
+        raise DataError(
+            f"step {name}: {sources} has no rows to train on: {seen} "
+            f"(sequence_len: {cfg.sequence_len} drops longer rows); set another source or a larger sequence_len."
+        )
+    dropped = None if raw is None else raw - kept
+    return StepData(name, cfg, meta.train_dataset, heldout, dropped, meta.total_num_steps)
+
+
+def _load_test_entry(cfg: DictDefault, entry: DictDefault) -> Dataset:
+    """One entry of `test_datasets`, loaded alone and with its own field names, as training data are."""
+    test_cfg = copy.copy(cfg)
+    test_cfg.datasets, test_cfg.test_datasets, test_cfg.val_set_size = [entry], None, 0.0
+    return load_preference_datasets(cfg=test_cfg).train_dataset
+
+
+def _test_name(step: str, entry: DictDefault, tests: TestSets) -> str:
+    """File name of the set; an entry that steps share is one set, and another entry gets another name."""
+    for known, (other, _) in tests.items():
+        if other == dict(entry):
+            return known
+    name = Path(urlsplit(str(entry.path)).path).stem or step
+    return name if name not in tests else f"{step}-{name}-{len(tests) + 1}"
+
+
+def _count_raw_rows(cfg: DictDefault) -> int | None:
+    """Rows of the sources before the host drops any. Kept beside the host's prepared set, which does not tell."""
+    tokenizer_name = load_tokenizer(cfg).name_or_path
+    digest = shared.generate_dataset_hash_from_config(cfg, cfg.datasets, tokenizer_name)
+    note = shared.get_prepared_dataset_path(cfg, digest) / ROWS_FILE
+    if note.exists() and not cfg.is_preprocess:
+        return int(json.loads(note.read_bytes())["rows"])
+    if not all(Path(entry.path or "").exists() for entry in cfg.datasets):
+        return None  # a set on a hub or in a cloud: not worth a second download
+    rows = 0
+    for entry in shared.datasets_with_name_generator(cfg.datasets):
+        loaded = shared.load_dataset_with_config(entry, cfg.hf_use_auth_token, streaming=False)
+        rows += len(loaded["train"] if isinstance(loaded, DatasetDict) else loaded)
+    if note.parent.exists():
+        write_json(note, {"rows": rows})
+    return rows
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason in one line; a KeyError says only the key."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"a row has no field {text}" if isinstance(error, KeyError) else text
+
+
+def source_name(entry: Any) -> str:
+    """What a data set entry is called in plan and report: its path, without user names, tokens and queries of URLs."""
+    path = str(entry.get("path"))
+    if "://" in path:
+        parts = urlsplit(path)
+        path = urlunsplit((parts.scheme, parts.hostname or "", parts.path, "", ""))
+    extras = [str(entry[key]) for key in ("name", "split") if entry.get(key)]
+    return ":".join([path, *extras])
+
+
+def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[StepData], digests: Sequence[str] | None) -> Plan:
+    """The plan of these steps; ``digests`` of the tokenized rows are known only where a trainer was built."""
+    heldout: dict[str, None] = {}
+    plans = []
+    for index, step in enumerate(steps, 1):
+        heldout.update(dict.fromkeys(step.heldout))
+        plans.append(
+            StepPlan(
+                index=index,
+                name=step.name,
+                sources=tuple(source_name(entry) for entry in step.cfg.datasets),
+                num_rows=len(step.train),
+                num_dropped=step.num_dropped,
+                num_heldout=sum(len(rows) for rows in step.heldout.values()),
+                num_optimizer_steps=step.cfg.max_steps or step.total_num_steps,
+                rows_digest=digests[index - 1] if digests else None,
+                reference=model_name(index - 1),
+                policy_init=model_name(index - 1),
+                settings=_settings(block, index),
+            )
+        )
+    return Plan(str(cfg.base_model), tuple(plans), tuple(heldout), block.export_steps)
+
+
+def _settings(block: SDPOConfig, index: int) -> dict[str, Any]:
+    overrides = block.steps[index - 1].overrides() if block.steps else {}
+    if "test_datasets" in overrides:
+        overrides["test_datasets"] = [source_name(entry) for entry in overrides["test_datasets"]]
+    return overrides
+
+
+def rows_of(dataset: Dataset) -> tuple[str, NDArray[np.int64]]:
+    """SHA-256 over the token ids of all rows in order, and the length in tokens of the longer side of each row."""
+    digest = hashlib.sha256()
+    lengths = []
+    for batch in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]).with_format("arrow").iter(1000):
+        columns = [batch.column(name).combine_chunks() for name in batch.column_names]
+        counts = [pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64) for column in columns]
+        for column, count in zip(columns, counts, strict=True):
+            digest.update(count.tobytes())
+            digest.update(column.flatten().to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+        prompt, chosen, rejected = counts
+        lengths.append(prompt + np.maximum(chosen, rejected))
+    return digest.hexdigest(), np.concatenate(lengths)
+
+
+def with_reference(dataset: Dataset, table: ReferenceTable) -> Dataset:
+    """The data set with the columns that TRL's loss reads the reference from."""
+    return dataset.add_column("ref_chosen_logps", table.chosen).add_column("ref_rejected_logps", table.rejected)
+
+
+def together(datasets: Sequence[Dataset]) -> Dataset | None:
+    """All rows of several prepared sets, or None where there are none."""
+    return concatenate_datasets(list(datasets)) if datasets else None

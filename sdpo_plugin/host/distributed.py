@@ -1,0 +1,91 @@
+"""Ranks and engines: rank 0 decides and the others are told; one scoring pass on whatever holds the weights."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, TypeVar, cast
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from transformers import Trainer
+
+from sdpo_plugin.errors import SDPOError
+
+T = TypeVar("T")
+
+
+def on_rank_0(action: Callable[[], None]) -> None:
+    """Run ``action`` on rank 0. An error of ours or of the file system there is raised on every rank.
+
+    Without this the other ranks would wait for rank 0 in the next collective, for ever.
+    """
+    outcome: list[BaseException | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            action()
+        except (SDPOError, OSError) as error:
+            outcome[0] = error
+    broadcast_object_list(outcome, from_process=0)
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def gather(mine: list[T]) -> list[T]:
+    """The items of all ranks, on every rank, in the order of the ranks."""
+    return cast(list[T], gather_object(mine)) if PartialState().num_processes > 1 else mine
+
+
+def release(trainer: Trainer) -> None:
+    """Undo what the host's ``train()`` wrapped around the model, so that the next ``train()`` starts afresh.
+
+    Destroys the DeepSpeed engine with its hooks (a live one would partition the parameters a second time), takes
+    mixed-precision wrappers off ``forward`` (each ``prepare`` adds another), and drops optimizer and schedule.
+    """
+    wrapped = trainer.model_wrapped
+    trainer.accelerator.free_memory()
+    trainer.model = trainer.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    trainer.model_wrapped = trainer.model
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
+    if trainer.is_deepspeed_enabled:
+        trainer.deepspeed = None
+
+
+@contextmanager
+def scoring_model(trainer: Trainer) -> Iterator[torch.nn.Module]:
+    """The policy as it stands, in evaluation mode, ready for forward passes on every rank.
+
+    Under DeepSpeed a live training engine serves as it is (the host's final save needs it alive); without one the
+    model is wrapped in an engine that has no optimizer, for the time of the pass.
+    """
+    live_engine = trainer.is_deepspeed_enabled and trainer.model_wrapped is not trainer.model
+    if live_engine:
+        model = trainer.model_wrapped
+    elif trainer.is_deepspeed_enabled:
+        model = _inference_engine(trainer)
+    else:
+        release(trainer)
+        model = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
+    model.eval()
+    try:
+        yield model
+    finally:
+        if live_engine:
+            pass
+        elif trainer.is_deepspeed_enabled:
+            model.destroy()
+        else:
+            release(trainer)
+
+
+def _inference_engine(trainer: Trainer) -> Any:
+    import deepspeed  # imported late: it starts a launcher probe that plain runs do not need
+
+    config = deepcopy(trainer.accelerator.state.deepspeed_plugin.deepspeed_config)
+    for section in ("optimizer", "scheduler"):
+        config.pop(section, None)
+    if config["zero_optimization"]["stage"] != 3:
+        config["zero_optimization"] = {"stage": 0}  # below 3 parameters are whole; there is nothing to shard
+    engine, *_ = deepspeed.initialize(model=trainer.model, config=config)
+    return engine

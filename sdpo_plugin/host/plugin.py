@@ -1,0 +1,104 @@
+"""The hooks of the host, each a few lines, each first asking whether this config is ours."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from axolotl.common.datasets import TrainDatasetMeta
+from axolotl.integrations.base import BasePlugin
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.distributed import is_main_process
+from axolotl.utils.logging import get_logger
+
+from sdpo_plugin.args import SDPOConfig, parse_block
+from sdpo_plugin.conflicts import TRAINER_CLS, TRAINING_CONFLICTS, check_conflicts, check_data_sources
+from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.host import compat
+from sdpo_plugin.host.datasets import StepData, flatten_steps, load_steps, make_plan, source_name, together
+from sdpo_plugin.host.trainer import Chain, StepwiseDPOTrainer, tokenize_chain
+from sdpo_plugin.ledger import RunDir, require_fresh
+
+# Named below "axolotl", whose level and handlers the host sets.
+LOG: logging.LoggerAdapter[Any] = get_logger("axolotl.sdpo_plugin")
+PLUGIN = "sdpo_plugin."
+
+
+class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
+    """Stepwise DPO for Axolotl: `plugins: [sdpo_plugin.SDPOPlugin]`, `rl: sdpo`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        compat.require_supported_host()
+        self._steps: list[StepData] = []
+
+    def get_input_args(self) -> str:
+        """The schema of the `sdpo:` block."""
+        return "sdpo_plugin.args.SDPOArgs"
+
+    def register(self, cfg: DictDefault) -> None:
+        """Turn `rl: sdpo` into the host's `rl: dpo` with our trainer, or refuse the config.
+
+        Raises:
+            ConfigError: a conflict or a wrong `sdpo:` block; nothing is loaded yet.
+        """
+        compat.undo_patch_reference_model()  # of an earlier config in this process
+        listed = any(str(name).startswith(PLUGIN) for name in cfg.get("plugins") or [])
+        if not listed or compat.is_sdpo(cfg):  # the latter: registered before, on the driver of this worker
+            return
+        inference = cfg.get("inference") and cfg.get("rl") is None  # `axolotl inference` takes `rl` out
+        if cfg.get("rl") != "sdpo" and not inference:
+            if cfg.get("sdpo") is not None:
+                raise ConfigError(
+                    f"an sdpo: block is set, but rl is {cfg.get('rl')!r}; set rl: sdpo, or remove the sdpo: block."
+                )
+            return
+        block = parse_block(cfg.get("sdpo"))
+        check_conflicts(cfg)
+        check_data_sources(cfg, has_steps=block.steps is not None)
+        flatten_steps(cfg, block)
+        if not inference:
+            cfg["rl"] = "dpo"
+            cfg["trainer_cls"] = TRAINER_CLS
+            cfg["precompute_ref_log_probs"] = True
+            compat.patch_reference_model()
+        cfg["sdpo"] = block.model_dump(exclude_none=True)
+
+    def on_config_validation_error(self, cfg: DictDefault) -> None:
+        """The host refused the config: leave no patch behind."""
+        compat.undo_patch_reference_model()
+
+    def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> TrainDatasetMeta | None:
+        """Load every step; in `axolotl preprocess` print the plan."""
+        if not compat.is_sdpo(cfg):
+            return None
+        check_conflicts(cfg, TRAINING_CONFLICTS)
+        if not preprocess:
+            require_fresh(RunDir(Path(cfg.output_dir)))
+        block = _block(cfg)
+        self._steps = load_steps(cfg, block)
+        if is_main_process():
+            plan = make_plan(cfg, block, self._steps, digests=None)
+            LOG.info("stepwise DPO (sDPO), %d steps\n%s", len(plan.steps), plan.table())
+        first = self._steps[0]
+        return TrainDatasetMeta(first.train, together(list(first.heldout.values())), first.total_num_steps)
+
+    def post_trainer_create(self, cfg: DictDefault, trainer: Any) -> None:
+        """Hand the chain to the trainer."""
+        if not compat.is_sdpo(cfg):
+            return
+        assert isinstance(trainer, StepwiseDPOTrainer)
+        assert self._steps, "the host loads the data before it builds the trainer"
+        steps, heldout, digests = tokenize_chain(trainer, self._steps)
+        plan = make_plan(cfg, _block(cfg), steps, digests)
+        trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
+        trainer.attach(Chain(plan, RunDir(Path(cfg.output_dir)), steps, heldout))
+
+    def post_train_unload(self, cfg: DictDefault) -> None:
+        """Training is done: leave no patch and no data behind."""
+        if compat.is_sdpo(cfg):
+            compat.undo_patch_reference_model()
+            self._steps = []
+
+
+def _block(cfg: DictDefault) -> SDPOConfig:
+    return parse_block(cfg.sdpo.to_dict() if cfg.sdpo else None)

@@ -1,0 +1,52 @@
+"""The training arguments of one step: what the host would have built for a run on that step's data alone."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from axolotl.core.builders.base import TrainerBuilderBase
+from axolotl.core.trainers.dpo import DPOStrategy
+from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
+from axolotl.utils.dict import DictDefault
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+
+# A dataclass would turn these strings into enums in __post_init__, which must not run again in a live process:
+# it resets the state of accelerate.
+ENUMS = {"eval_strategy": IntervalStrategy, "save_strategy": SaveStrategy, "lr_scheduler_type": SchedulerType}
+
+
+def step_args(
+    base: AxolotlDPOConfig, cfg: DictDefault, total_num_steps: int, has_heldout: bool, output_dir: Path
+) -> AxolotlDPOConfig:
+    """A copy of ``base`` with everything that depends on the step.
+
+    Args:
+        base: the arguments that the host built, for the first step.
+        cfg: the config of this step alone.
+        total_num_steps: optimizer steps by the host's count for this step.
+        has_heldout: whether the step has rows to evaluate on.
+        output_dir: where the step's checkpoints go.
+    """
+    values: dict[str, Any] = {"eval_strategy": "no", "eval_on_start": False, "output_dir": str(output_dir)}
+    builder = SimpleNamespace(cfg=cfg, eval_dataset=has_heldout)  # all that these methods of the builder read
+    TrainerBuilderBase._configure_warmup_and_logging(builder, total_num_steps, values)
+    TrainerBuilderBase._configure_save_and_eval_strategy(builder, values)
+    TrainerBuilderBase._configure_scheduler(builder, values)
+    values |= DPOStrategy.set_training_args_kwargs(cfg)
+    values["max_steps"] = cfg.max_steps or total_num_steps
+    values["num_train_epochs"] = cfg.num_epochs
+    for key in ("learning_rate", "weight_decay"):
+        if cfg.get(key) is not None:
+            values[key] = cfg[key]
+    if cfg.trl and cfg.trl.beta is not None:
+        values["beta"] = cfg.trl.beta
+    if cfg.rl_beta is not None and (not cfg.trl or cfg.trl.beta is None):
+        values["beta"] = cfg.rl_beta
+    if not has_heldout:
+        values["eval_strategy"], values["eval_on_start"] = "no", False
+    values["do_eval"] = values["eval_strategy"] != "no"
+    args = copy.copy(base)
+    for key, value in values.items():
+        setattr(args, key, ENUMS[key](value) if key in ENUMS else value)
+    return args

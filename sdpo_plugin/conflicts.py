@@ -61,6 +61,11 @@ CONFLICTS = (
         "the host applies it to the first step's data only",
         "run it in the SFT stage that makes the base model, and remove it here",
     ),
+    Conflict(
+        "neftune_noise_alpha",
+        "its noise makes policy and reference differ where a step begins",
+        "use it in the SFT stage, and remove it here",
+    ),
     Conflict("fsdp", "the reference pass is not made for FSDP yet", "use deepspeed: (ZeRO-3) and remove fsdp"),
     Conflict(
         "fsdp_config", "the reference pass is not made for FSDP yet", "use deepspeed: (ZeRO-3) and remove fsdp_config"

@@ -1,6 +1,7 @@
 """The report of a run, made from what the run left on disk: no model, no host, also for a run that died."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,16 @@ def load_report(path: Path) -> dict[str, Any]:
     if report.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"{path} has schema_version {report.get('schema_version')!r}; this version reads 1")
     return report
+
+
+def main(arguments: list[str]) -> None:
+    """`python -m sdpo_plugin.report OUTPUT_DIR`: make the report of a run again and print it."""
+    if len(arguments) != 1:
+        raise SystemExit("usage: python -m sdpo_plugin.report OUTPUT_DIR")
+    run = RunDir(Path(arguments[0]))
+    write_report(run)
+    print(markdown(load_report(run.report)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -45,7 +45,8 @@ class Host:
                 env=host_env(self.scratch),
                 start_new_session=True,
             )
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -140,12 +141,15 @@ class Host:
     def close(self) -> None:
         """End the warm process and every run still under way."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._listener.join(10)
+        self._process.stdout.close()
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def release(trainer: Trainer) -> None:
     """
     wrapped = trainer.model_wrapped
     trainer.accelerator.free_memory()
-    trainer.model = trainer.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    trainer.model = trainer.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
     trainer.model_wrapped = trainer.model
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None

@@ -33,6 +33,7 @@ def score(trainer: DPOTrainer, dataset: Dataset, batch_size: int, model: str, wh
         ReferenceTableError: a row is missing or its log-prob is not finite.
     """
     digest, lengths = rows_of(dataset)
+    ids = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])  # texts are not read for nothing
     batches = _deal(np.argsort(-lengths, kind="stable"), batch_size, trainer.accelerator.num_processes)
     mine: list[Scores] = []
     rank = trainer.accelerator.process_index
@@ -41,7 +42,7 @@ def score(trainer: DPOTrainer, dataset: Dataset, batch_size: int, model: str, wh
         for per_rank in bar:
             rows = per_rank[rank]
             # Under ZeRO-3 a forward pass is a collective: a rank without rows walks along with those of rank 0.
-            scores = _score_batch(trainer, policy, dataset, rows if len(rows) else per_rank[0])
+            scores = _score_batch(trainer, policy, ids, rows if len(rows) else per_rank[0])
             if len(rows):
                 mine.append((rows.tolist(), *scores))
     builder = TableBuilder(len(dataset))
@@ -58,10 +59,12 @@ def _deal(order: NDArray[np.int64], batch_size: int, num_ranks: int) -> list[lis
 
 
 def _score_batch(
-    trainer: DPOTrainer, policy: torch.nn.Module, dataset: Dataset, rows: NDArray[np.int64]
+    trainer: DPOTrainer, policy: torch.nn.Module, ids: Dataset, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Summed log-probs and scored tokens of a batch, each of shape (2, len(rows)): chosen, rejected."""
-    inputs: dict[str, Any] = trainer._prepare_inputs(trainer.data_collator([dataset[int(row)] for row in rows]))
+    columns = ids[rows.tolist()]
+    pairs = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    inputs: dict[str, Any] = trainer._prepare_inputs(trainer.data_collator(pairs))
     # The policy is the reference. Told so, TRL's own code scores with the adapter as it stands instead of without it.
     trainer.ref_model = trainer.model
     try:

@@ -81,6 +81,8 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
                     "step; set it to true in the DeepSpeed config."
                 )
         self._callback_states = [(cb, copy.deepcopy(cb.state())) for cb in self._stateful_callbacks()]
+        scaler = self.accelerator.scaler
+        self._scaler_state = None if scaler is None else copy.deepcopy(scaler.state_dict())
         self._chain = chain
 
     # --- the host's entry points ---
@@ -190,7 +192,8 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState)]
 
     def _restart_counters(self) -> None:
-        """What counts or averages (metrics not logged yet, early stopping) begins each step as it began the run."""
+        """What counts or averages (metrics not logged yet, early stopping, fp16's loss scale) begins each step as it
+        began the run."""
         for metrics in self._metrics.values():
             metrics.clear()
         self._total_train_tokens = 0
@@ -198,6 +201,8 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         for callback, state in self._callback_states:
             for name, value in state["attributes"].items():
                 setattr(callback, name, copy.deepcopy(value))
+        if self._scaler_state is not None:
+            self.accelerator.scaler.load_state_dict(self._scaler_state)
         restart_loggers(self.callback_handler.callbacks)
 
     def _pass_gate(self, step: StepPlan, loss: torch.Tensor, inputs: Mapping[str, Any]) -> None:

@@ -69,9 +69,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def sft_batch(
-    generator: TaskGenerator, tokenizer: PreTrainedTokenizerFast, size: int
-) -> dict[str, torch.Tensor]:
+def sft_batch(generator: TaskGenerator, tokenizer: PreTrainedTokenizerFast, size: int) -> dict[str, torch.Tensor]:
     """Return one batch, padded on the right, with the loss on the answers only."""
     ids, labels = [], []
     for _ in range(size):
@@ -89,24 +87,16 @@ def sft_batch(
     pad = tokenizer.pad_token_id
     return {
         "input_ids": torch.tensor([row + [pad] * (width - len(row)) for row in ids]),
-        "attention_mask": torch.tensor(
-            [[1] * len(row) + [0] * (width - len(row)) for row in ids]
-        ),
-        "labels": torch.tensor(
-            [row + [IGNORED] * (width - len(row)) for row in labels]
-        ),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids]),
+        "labels": torch.tensor([row + [IGNORED] * (width - len(row)) for row in labels]),
     }
 
 
-def train_base(
-    generator: TaskGenerator, tokenizer: PreTrainedTokenizerFast, settings: SFTSettings
-) -> LlamaForCausalLM:
+def train_base(generator: TaskGenerator, tokenizer: PreTrainedTokenizerFast, settings: SFTSettings) -> LlamaForCausalLM:
     """Train a fresh model on the sloppy sorter's answers and return it."""
     torch.manual_seed(settings.seed)
     model = build_model(tokenizer)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=0.0
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
 
     def rate(step: int) -> float:
         """Warm up, then go down to zero on a line."""

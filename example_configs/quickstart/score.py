@@ -20,9 +20,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
 
 
-def answer_log_probs(
-    model: Any, tokenizer: Any, pairs: list[tuple[list[int], list[int]]]
-) -> torch.Tensor:
+def answer_log_probs(model: Any, tokenizer: Any, pairs: list[tuple[list[int], list[int]]]) -> torch.Tensor:
     """Return the summed log-probability of each answer, given its prompt."""
     width = max(len(prompt) + len(answer) for prompt, answer in pairs)
     ids = torch.full((len(pairs), width), tokenizer.pad_token_id)
@@ -40,9 +38,7 @@ def answer_log_probs(
 
 def encode(tokenizer: Any, row: dict[str, Any], side: str) -> tuple[list[int], list[int]]:
     """Return the token ids of the prompt and of one side's answer."""
-    prompt = tokenizer.apply_chat_template(
-        row["messages"], add_generation_prompt=True, tokenize=False
-    )
+    prompt = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template([*row["messages"], row[side]], tokenize=False)
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     whole_ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
@@ -52,9 +48,7 @@ def encode(tokenizer: Any, row: dict[str, Any], side: str) -> tuple[list[int], l
 
 
 @torch.no_grad()
-def gammas(
-    model: Any, tokenizer: Any, rows: list[dict[str, Any]], batch_size: int = 128
-) -> torch.Tensor:
+def gammas(model: Any, tokenizer: Any, rows: list[dict[str, Any]], batch_size: int = 128) -> torch.Tensor:
     """Return γ of every row under a model."""
     parts = []
     for start in range(0, len(rows), batch_size):

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 WORDS = (
-    "ant bear cat dog eel fox goat hare ibis jay koala lynx mole newt owl pig "
-    "quail rat seal toad urial vole wolf yak"
+    "ant bear cat dog eel fox goat hare ibis jay koala lynx mole newt owl pig quail rat seal toad urial vole wolf yak"
 ).split()
-SLIP_RATE = {"carefully": 0.35, "quickly": 0.65, "lazily": 0.85}
+SLIP_RATE = {"carefully": 0.35, "quickly": 0.70, "lazily": 0.85}
 
 
 class Message(TypedDict):
@@ -58,10 +57,7 @@ def prompt_text(manner: str, words: list[str]) -> str:
 def sort_with_slips(words: list[str], slips: set[int]) -> list[str]:
     """Return `words` in order, but for the second word left at each place in `slips`."""
     left = sorted(words)
-    return [
-        left.pop(1 if place in slips and len(left) > 1 else 0)
-        for place in range(len(words))
-    ]
+    return [left.pop(1 if place in slips and len(left) > 1 else 0) for place in range(len(words))]
 
 
 class TaskGenerator:

@@ -73,6 +73,31 @@ def intel_set(path: Path, rows: int = 12, seed: int = 0, long_rows: int = 0) -> 
     return {"path": str(path), "ds_type": "json", "split": "train", "type": "chatml.intel"}
 
 
+def even_set(path: Path, rows: int = 12, seed: int = 0) -> Config:
+    """Write a set like `chat_set` whose rows all have the same number of tokens; return its `datasets:` entry.
+
+    A batch of them needs no padding, so that a row's log-probs have the same bits in whatever batch it is scored.
+    """
+    rng = random.Random(seed)
+
+    def digits(flavour: str) -> str:  # the test tokenizer takes them, and their spaces, for a token each
+        return " ".join(rng.choice(flavour if rng.random() < 0.5 else "0123456789") for _ in range(12))
+
+    entry = chat_set(path, 0)
+    write_rows(
+        path,
+        [
+            {
+                "messages": [{"role": "user", "content": digits("0123456789")}],
+                "chosen": {"role": "assistant", "content": digits("02468")},
+                "rejected": {"role": "assistant", "content": digits("13579")},
+            }
+            for _ in range(rows)
+        ],
+    )
+    return entry
+
+
 def base_config(model_dir: Path, datasets: Sequence[Config], out_dir: Path, **overrides: Any) -> Config:
     """An ordinary `rl: dpo` run on a CPU in float32; an override of None removes the key."""
     config: Config = {

@@ -85,8 +85,9 @@ class Host:
             return dict(self._codes)
 
     def _run_dir(self) -> Path:
-        self._runs += 1
-        folder = self.scratch / "runs" / f"{self._runs:04d}"
+        with self._sending:
+            self._runs += 1
+            folder = self.scratch / "runs" / f"{self._runs:04d}"
         folder.mkdir(parents=True)
         return folder
 

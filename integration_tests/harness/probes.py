@@ -25,15 +25,23 @@ def weights(folder: str) -> dict[str, torch.Tensor]:
     return {name: tensor for path in files for name, tensor in load_file(path).items()}
 
 
-def max_abs_diff(one: str, other: str) -> float:
-    """The largest difference of any weight; the two must hold the same tensors in the same shapes."""
+def differences(one: str, other: str) -> dict[str, float]:
+    """The largest and the mean absolute difference of weights; both must hold the same tensors in the same shapes."""
+    import torch
+
     left, right = weights(one), weights(other)
     if left.keys() != right.keys():
         raise ValueError(f"different tensors: {sorted(left.keys() ^ right.keys())}")
     for name, tensor in left.items():
         if tensor.shape != right[name].shape:
             raise ValueError(f"{name}: {tuple(tensor.shape)} against {tuple(right[name].shape)}")
-    return max(float((tensor.double() - right[name].double()).abs().max()) for name, tensor in left.items())
+    apart = torch.cat([(tensor.double() - right[name].double()).abs().flatten() for name, tensor in left.items()])
+    return {"max": float(apart.max()), "mean": float(apart.mean())}
+
+
+def max_abs_diff(one: str, other: str) -> float:
+    """The largest difference of any weight."""
+    return differences(one, other)["max"]
 
 
 def weights_digest(folder: str) -> str:

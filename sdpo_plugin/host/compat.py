@@ -71,10 +71,10 @@ def patch_reference_model() -> None:
     Range: axolotl 0.19. Remove when the host skips the load under `precompute_ref_log_probs: true`
     (https://github.com/axolotl-ai-cloud/axolotl, axolotl/train.py). Idempotent.
     """
+    _require_signature(axolotl.train, "setup_reference_model", ("cfg", "tokenizer", "processor"))
     original = axolotl.train.setup_reference_model
     if _is_ours(original):
         return
-    _require_signature(axolotl.train, "setup_reference_model", ("cfg", "tokenizer", "processor"))
     axolotl.train.setup_reference_model = _without_reference_model(original)
 
 

@@ -10,25 +10,22 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from axolotl.common.datasets import load_preference_datasets
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.data import shared
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset, DatasetDict, concatenate_datasets
-from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 
 from sdpo_plugin.args import SDPOConfig, StepArgs, step_names
 from sdpo_plugin.errors import DataError
 from sdpo_plugin.files import write_json
+from sdpo_plugin.host.read_errors import explained
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
 
 ROWS_FILE = "sdpo_rows.json"
-# What the host's loaders, the readers of `datasets` and the prompt strategies raise on data that is not right.
-READ_ERRORS = (DatasetsError, ValueError, TypeError, LookupError, AttributeError, OSError, pa.ArrowException)
 # A step that sets the first key means it instead of the config's second one, which would win in the host.
 DISPLACES = {
     "num_epochs": "max_steps",
@@ -117,20 +114,16 @@ def _load_step(name: str, cfg: DictDefault, entries: Sequence[DictDefault], test
     train_cfg = copy.copy(cfg)
     train_cfg.test_datasets = None
     sources = ", ".join(source_name(entry) for entry in entries)
-    try:
+    with explained(name, sources):
         meta = load_preference_datasets(cfg=train_cfg)
         raw = _count_raw_rows(train_cfg)
-        heldout = {} if meta.eval_dataset is None else {name: meta.eval_dataset}
-        for entry in cfg.test_datasets or []:
-            test_name = _test_name(name, entry, tests)
-            if test_name not in tests:
+    heldout = {} if meta.eval_dataset is None else {name: meta.eval_dataset}
+    for entry in cfg.test_datasets or []:
+        test_name = _test_name(name, entry, tests)
+        if test_name not in tests:
+            with explained(name, f"test_datasets: {source_name(entry)}"):
                 tests[test_name] = (dict(entry), _load_test_entry(cfg, entry))
-            heldout[test_name] = tests[test_name][1]
-    except READ_ERRORS as error:
-        raise DataError(
-            f"step {name}: {sources} cannot be read as preference data: {_cause(error)}. Check path, type, "
-            "split and the field_ keys of the entry: it works here exactly where it works under rl: dpo."
-        ) from error
+        heldout[test_name] = tests[test_name][1]
     kept = len(meta.train_dataset) + len(meta.eval_dataset or ())
     if not len(meta.train_dataset):
         held = f", {len(meta.eval_dataset)} are held out" if meta.eval_dataset else ""
@@ -147,7 +140,10 @@ def _load_test_entry(cfg: DictDefault, entry: DictDefault) -> Dataset:
     """One entry of `test_datasets`, loaded alone and with its own field names, as training data are."""
     test_cfg = copy.copy(cfg)
     test_cfg.datasets, test_cfg.test_datasets, test_cfg.val_set_size = [entry], None, 0.0
-    return load_preference_datasets(cfg=test_cfg).train_dataset
+    rows = load_preference_datasets(cfg=test_cfg).train_dataset
+    if not len(rows):
+        raise ValueError(f"no row is left to evaluate on (sequence_len: {cfg.sequence_len} drops longer rows)")
+    return rows
 
 
 def _test_name(step: str, entry: DictDefault, tests: TestSets) -> str:
@@ -175,14 +171,6 @@ def _count_raw_rows(cfg: DictDefault) -> int | None:
     if note.parent.exists():
         write_json(note, {"rows": rows})
     return rows
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason in one line; a KeyError says only the key."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"a row has no field {text}" if isinstance(error, KeyError) else text
 
 
 def source_name(entry: Any) -> str:

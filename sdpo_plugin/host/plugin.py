@@ -14,6 +14,7 @@ from sdpo_plugin.args import SDPOConfig, parse_block
 from sdpo_plugin.conflicts import TRAINER_CLS, TRAINING_CONFLICTS, check_conflicts, check_data_sources
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.host import compat
+from sdpo_plugin.host.best_model import keep_best_model
 from sdpo_plugin.host.datasets import StepData, flatten_steps, load_steps, make_plan, source_name, together
 from sdpo_plugin.host.trainer import Chain, StepwiseDPOTrainer, tokenize_chain
 from sdpo_plugin.ledger import RunDir, require_fresh
@@ -88,6 +89,7 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
             return
         assert isinstance(trainer, StepwiseDPOTrainer)
         assert self._steps, "the host loads the data before it builds the trainer"
+        keep_best_model(cfg, trainer, self._steps)
         steps, heldout, digests = tokenize_chain(trainer, self._steps)
         plan = make_plan(cfg, _block(cfg), steps, digests)
         trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]

@@ -1,0 +1,102 @@
+"""What `host/compat.py` promises, tried in a child where the host may be broken on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def _refusal(check: Callable[[], None]) -> str | None:
+    """The message of the UnsupportedHostError that the check raises, or None."""
+    from sdpo_plugin.errors import UnsupportedHostError
+
+    try:
+        check()
+    except UnsupportedHostError as error:
+        return str(error)
+    return None
+
+
+def installed_host() -> str | None:
+    """Whether the installed host is refused, and why."""
+    from sdpo_plugin.host import compat
+
+    return _refusal(compat.require_supported_host)
+
+
+def broken_symbols() -> list[dict[str, Any]]:
+    """For each entry of RELIED_ON: the refusal when it is missing, when it takes one parameter more, and afterwards."""
+    from sdpo_plugin.host import compat
+
+    def check() -> str | None:
+        return _refusal(compat.require_supported_host)
+
+    def other(self: Any, surprise: Any) -> None: ...
+
+    found = []
+    for owner, name, parameters in compat.RELIED_ON:
+        # An inherited method is found on its base class too; only a class's own can be taken away.
+        holder = next((cls for cls in getattr(owner, "__mro__", ()) if name in vars(cls)), owner)
+        original = vars(holder)[name]
+        delattr(holder, name)
+        missing = check()
+        setattr(holder, name, other)
+        changed = check()
+        setattr(holder, name, original)
+        where = getattr(owner, "__qualname__", owner.__name__)
+        entry = {"where": f"{where}.{name}", "parameters": list(parameters)}
+        found.append(entry | {"missing": missing, "changed": changed, "restored": check()})
+    return found
+
+
+def other_versions(versions: dict[str, list[str]]) -> dict[str, str | None]:
+    """The refusal for each version of each package, the rest being as installed."""
+    from unittest.mock import patch
+
+    from sdpo_plugin.host import compat
+
+    real = compat.version
+    refusals = {}
+    for package, numbers in versions.items():
+        for number in numbers:
+            answers = {package: number}
+            with patch.object(compat, "version", lambda name, answers=answers: answers.get(name) or real(name)):
+                refusals[f"{package} {number}"] = _refusal(compat.require_supported_host)
+    return refusals
+
+
+def reference_patch() -> dict[str, Any]:
+    """Apply and undo the patch in every order."""
+    import axolotl.train
+    from axolotl.utils.dict import DictDefault
+
+    from sdpo_plugin.conflicts import TRAINER_CLS
+    from sdpo_plugin.host import compat
+
+    original = axolotl.train.setup_reference_model
+    seen: dict[str, Any] = {}
+    compat.undo_patch_reference_model()
+    seen["undo before apply"] = axolotl.train.setup_reference_model is original
+    compat.patch_reference_model()
+    once = axolotl.train.setup_reference_model
+    compat.patch_reference_model()
+    seen["applied"] = once is not original
+    seen["twice is once"] = axolotl.train.setup_reference_model is once
+    seen["supported while applied"] = _refusal(compat.require_supported_host) is None
+    ours = DictDefault({"rl": "dpo", "trainer_cls": TRAINER_CLS})
+    seen["no model for ours"] = once(ours, None) is None and once(ours, tokenizer=None, processor=None) is None
+    # ORPO has no reference model by the host's own account: the call comes back without a model to load.
+    seen["the host's own for others"] = once(DictDefault({"rl": "orpo"}), None) is None
+    compat.undo_patch_reference_model()
+    seen["undone"] = axolotl.train.setup_reference_model is original
+    compat.undo_patch_reference_model()
+    seen["undone twice"] = axolotl.train.setup_reference_model is original
+
+    def other(cfg: Any, surprise: Any) -> None: ...
+
+    axolotl.train.setup_reference_model = other
+    seen["other signature"] = _refusal(compat.patch_reference_model)
+    seen["left alone"] = axolotl.train.setup_reference_model is other
+    del axolotl.train.setup_reference_model
+    seen["missing"] = _refusal(compat.patch_reference_model)
+    return seen

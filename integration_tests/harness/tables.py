@@ -1,0 +1,52 @@
+"""Reference tables, and what should stand in them: every row scored by itself, by the model as a user loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from integration_tests.harness.probes import score
+
+if TYPE_CHECKING:
+    from integration_tests.harness.launch import Host
+
+Pairs = NDArray[np.float64]
+
+
+def read_table(out: Path, step: str) -> Pairs:
+    """The reference table of a step, shape (rows, 2): chosen, rejected, in nats."""
+    arrays = load_file(out / "sdpo" / "reference" / f"{step}.safetensors")
+    return np.stack([arrays["chosen"], arrays["rejected"]], axis=1).astype(np.float64)
+
+
+def score_prepared(folders: Sequence[str], prepared: str, rows: int) -> list[list[list[float]]]:
+    """Score the set of `rows` rows that the host prepared, in its order, by each model. Runs in the child."""
+    from datasets import load_from_disk
+
+    found = [load_from_disk(str(path.parent)) for path in Path(prepared).glob("*/dataset_info.json")]
+    (dataset,) = [candidate for candidate in found if len(candidate) == rows]
+    texts = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in dataset]
+    return [score(folder, texts) for folder in folders]
+
+
+def expect_table(host: Host, prepared: Path, rows: int, *models: Path) -> list[Pairs]:
+    """What the table of the prepared set of `rows` rows is under each model."""
+    scored = host.python("integration_tests.harness.tables:score_prepared", models, prepared, rows)
+    return [np.array(one) for one in scored]
+
+
+def off(table: Pairs, other: Pairs) -> float:
+    """The largest difference of two tables, in nats."""
+    assert table.shape == other.shape
+    return float(np.abs(table - other).max())
+
+
+def mean_off(table: Pairs, other: Pairs) -> float:
+    """The mean difference of two tables, in nats."""
+    assert table.shape == other.shape
+    return float(np.abs(table - other).mean())

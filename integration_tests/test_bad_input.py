@@ -1,0 +1,213 @@
+"""What a user gets wrong ends before any training, with one message that names it, and with nothing written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration_tests.harness.data import Config, base_config, chat_set, lora_config, write_config, write_rows
+from integration_tests.harness.env import ROOT
+from integration_tests.harness.fresh import run_fresh
+from integration_tests.harness.launch import Host
+from integration_tests.harness.messages import messages, refused
+from integration_tests.harness.sdpo import run_sdpo, sdpo_config
+from integration_tests.harness.zero3 import write_zero3
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every case starts from: a config that works, and data sets that do not."""
+
+    host: Host
+    model: Path
+    good: list[Config]
+    folder: Path
+
+    def config(self, out: Path, **overrides: Any) -> Path:
+        """A good config with overrides; all share what the host has prepared, so that only bad sets cost time."""
+        plain = base_config(self.model, self.good, out, dataset_prepared_path=str(self.folder / "prepared"))
+        return write_config(out / "config.yaml", sdpo_config(plain, **overrides))
+
+    def second(self, **changes: Any) -> dict[str, Any]:
+        """Overrides under which the second step reads this entry."""
+        entry = {**self.good[1], **changes}
+        return {"datasets": [self.good[0], {key: value for key, value in entry.items() if value is not None}]}
+
+    def steps(self, *steps: Config) -> dict[str, Any]:
+        """Overrides under which `sdpo.steps` are these, each on a good set."""
+        made = [{"datasets": [entry], **step} for entry, step in zip(self.good, steps, strict=True)]
+        return {"datasets": None, "sdpo": {"steps": made}}
+
+    def file(self, name: str, text: str) -> str:
+        """A file of this text."""
+        (self.folder / name).write_text(text, encoding="utf-8")
+        return str(self.folder / name)
+
+
+@pytest.fixture(scope="module")
+def bench(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """The good config, with every bad file beside it."""
+    folder = tmp_path_factory.mktemp("bad")
+    chat_set(folder / "long.jsonl", 0, 3, long_rows=7)
+    write_rows(folder / "sft.jsonl", [{"instruction": "say", "output": "yes"}] * 5)
+    return Bench(host, model, two_sets, folder)
+
+
+Case = tuple[Callable[[Bench], dict[str, Any]], tuple[str, ...]]
+CONFIG_ERRORS: dict[str, Case] = {
+    "unknown key": (lambda b: {"sdpo": {"refrence": "base"}}, ("sdpo.refrence: 'base'", "did you mean 'reference'?")),
+    "unknown key in a step": (
+        lambda b: b.steps({"lerning_rate": 0.5}, {}),
+        ("sdpo.steps[0].lerning_rate: 0.5", "did you mean 'learning_rate'?"),
+    ),
+    "wrong value": (lambda b: b.steps({"num_epochs": -1}, {}), ("sdpo.steps[0].num_epochs: -1 is not valid",)),
+    "not a block": (lambda b: {"sdpo": ["previous"]}, ("sdpo: is ['previous']", "a block of keys")),
+    "one name twice": (
+        lambda b: b.steps({"name": "orca"}, {"name": "Orca"}),
+        ("sdpo.steps[1] and sdpo.steps[0]", "'Orca'"),
+    ),
+    "path as a name": (lambda b: b.steps({}, {"name": "a/b"}), ("sdpo.steps[1].name", "'a/b' cannot be one")),
+    "two sources of steps": (
+        lambda b: {"sdpo": {"steps": [{"datasets": [b.good[0]]}]}},
+        ("both datasets: (2 entries) and sdpo.steps",),
+    ),
+    "no data": (lambda b: {"datasets": None}, ("rl: sdpo has no data",)),
+    "a pool of one": (lambda b: {"datasets": b.good[:1]}, ("one entry", "d1.jsonl", "rl: dpo")),
+    "block without rl": (lambda b: {"rl": "dpo", "sdpo": {}}, ("sdpo: block is set, but rl is 'dpo'",)),
+}
+CONFLICTS: dict[str, Any] = {
+    "trainer_cls": "my.Trainer",
+    "precompute_ref_log_probs": False,
+    "rl_adapter_ref_model": True,
+    "dpo_use_liger_kernel": True,
+    "reward_model": True,
+    "processor_type": "AutoProcessor",
+    "streaming": True,
+    "fsdp_config": {"fsdp_version": 2},
+    "context_parallel_size": 2,
+}
+TRAINING_CONFLICTS: dict[str, Any] = {
+    "lora_model_dir": "/models/adapter",
+    "resume_from_checkpoint": "/models/checkpoint-3",
+    "auto_resume_from_checkpoints": True,
+}
+DATA_ERRORS: dict[str, Case] = {
+    "missing path": (lambda b: b.second(path="/nope/x.jsonl"), ("step step-2: /nope/x.jsonl:train", "path")),
+    "empty file": (lambda b: b.second(path=b.file("empty.jsonl", "")), ("step step-2:", "empty.jsonl", "no rows")),
+    "broken JSON": (
+        lambda b: b.second(path=b.file("broken.jsonl", '{"question": "a"}\n{"chosen": \n')),
+        ("step step-2:", "broken.jsonl", "JSON parse error", "row 1"),
+    ),
+    "rows all too long": (
+        lambda b: {"datasets": [b.good[0], {**b.good[0], "path": str(b.folder / "long.jsonl")}]},
+        ("step step-2:", "long.jsonl", "none of 7 rows", "sequence_len: 128"),
+    ),
+    "no preference data": (
+        lambda b: b.second(path=str(b.folder / "sft.jsonl")),
+        ("step step-2:", "sft.jsonl", "cannot be read as preference data: a row has no field 'question'"),
+    ),
+    "no preference data, without a type": (
+        lambda b: b.second(path=str(b.folder / "sft.jsonl"), type=None),
+        ("step step-2:", "sft.jsonl", "chosen and rejected keys are required"),
+    ),
+    "unknown type": (lambda b: b.second(type="chatml.intell"), ("step step-2:", "type 'chatml.intell'")),
+    "unknown split": (lambda b: b.second(split="trian"), ("step step-2:", 'Unknown split "trian"')),
+    "wrong field": (
+        lambda b: {"datasets": [{**b.good[0], "field_chosen": "chosn"}, b.good[1]]},
+        ("step step-1:", "a row has no field 'chosn'"),
+    ),
+    "missing test set": (
+        lambda b: {"val_set_size": None, "test_datasets": [{**b.good[0], "path": "/nope/t.jsonl"}]},
+        ("step step-1: test_datasets: /nope/t.jsonl:train",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*CONFIG_ERRORS, *DATA_ERRORS])
+def test_one_clear_message(bench: Bench, tmp_path: Path, name: str) -> None:
+    """Each names the key or the step, and the value."""
+    overrides, parts = (CONFIG_ERRORS | DATA_ERRORS)[name]
+    result = bench.host.train(bench.config(tmp_path, **overrides(bench)))
+    refused(result, tmp_path / "out", *parts)
+    assert ("ConfigError" in result.log_text) == (name in CONFIG_ERRORS)
+    assert ("DataError" in result.log_text) == (name in DATA_ERRORS)
+
+
+@pytest.mark.parametrize("key", [*CONFLICTS, *TRAINING_CONFLICTS])
+def test_conflicting_host_key(bench: Bench, tmp_path: Path, key: str) -> None:
+    """The key, the value seen, and what to do."""
+    value = (CONFLICTS | TRAINING_CONFLICTS)[key]
+    result = bench.host.train(bench.config(tmp_path, **{key: value}))
+    refused(result, tmp_path / "out", f"rl: sdpo conflicts with {key}: {value!r}: ")
+
+
+def test_all_conflicts_at_once(bench: Bench, tmp_path: Path) -> None:
+    """A user sees every conflict in one go, a line each."""
+    result = bench.host.train(bench.config(tmp_path, **CONFLICTS, trl={"sync_ref_model": True}))
+    refused(result, tmp_path / "out", *CONFLICTS, "trl.sync_ref_model", lines=len(CONFLICTS) + 1)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Content and time of every file but the host's own log, which it opens before any plugin is asked."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "debug.log")
+    return {
+        f"{p.relative_to(folder)} {p.stat().st_mtime_ns}": hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
+
+
+def test_finished_steps_are_not_overwritten(bench: Bench, tmp_path: Path) -> None:
+    """Training twice into one directory leaves the first result as it is, byte for byte."""
+    lora = lora_config(bench.model, bench.good, tmp_path, dataset_prepared_path=str(bench.folder / "prepared"))
+    out = run_sdpo(bench.host, lora)
+    before = _digests(out)
+    assert any("adapter_model.safetensors" in name for name in before)
+    result = bench.host.train(tmp_path / "config.yaml")
+    refused(result, tmp_path / "nothing", "output_dir:", str(out), "step-1, step-2")
+    assert _digests(out) == before
+
+
+def test_unsupported_host(bench: Bench, tmp_path: Path) -> None:
+    """A host of another version is refused by name before it reads anything, and never trains without the plugin."""
+    fake = tmp_path / "site" / "axolotl-0.20.0.dist-info"
+    fake.mkdir(parents=True)
+    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: axolotl\nVersion: 0.20.0\n", encoding="utf-8")
+    result = run_fresh(
+        ["train", str(bench.config(tmp_path)), "--launcher", "python"],
+        tmp_path,
+        bench.host.scratch,
+        env={"PYTHONPATH": f"{fake.parent}:{ROOT}"},
+    )
+    refused(result, tmp_path / "out", "axolotl 0.20.0 is installed", "pip install 'axolotl")
+    assert "UnsupportedHostError" in result.log_text
+
+
+def test_sdpo_without_the_plugin(bench: Bench, tmp_path: Path) -> None:
+    """The host refuses `rl: sdpo` by itself: plain DPO is not what would be trained."""
+    result = bench.host.train(bench.config(tmp_path, plugins=None))
+    assert result.returncode != 0
+    assert "rl\n  Input should be 'dpo'" in result.log_text
+    assert "input_value='sdpo'" in result.log_text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["config", "data", "gather"])
+def test_two_ranks_end_together_and_say_it_once(bench: Bench, tmp_path: Path, what: str) -> None:
+    """No rank waits for another, and one of them speaks."""
+    overrides, parts = {
+        "config": ({"sdpo": {"refrence": "base"}}, ("sdpo.refrence: 'base'",)),
+        "data": (bench.second(path="/nope/x.jsonl"), ("step step-2: /nope/x.jsonl:train",)),
+        "gather": ({}, ("stage3_gather_16bit_weights_on_model_save is False", "set it to true")),
+    }[what]
+    zero3 = write_zero3(tmp_path / "zero3.json", stage3_gather_16bit_weights_on_model_save=what != "gather")
+    config = bench.config(tmp_path, deepspeed=str(zero3), micro_batch_size=2, **overrides)
+    running = bench.host.start(["train", str(config), "--launcher", "python"], tmp_path, ranks=2)
+    result = running.wait(60)
+    refused(result, tmp_path / "out", *parts)
+    assert len(running.codes()) == 2
+    assert all(running.codes().values())
+    assert messages(result)[0] in result.log(0)

@@ -1,0 +1,93 @@
+"""`load_best_model_at_end` and `early_stopping_patience` hold for each step by itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration_tests.harness.data import Config, base_config, write_config
+from integration_tests.harness.launch import Host
+from integration_tests.harness.messages import refused
+from integration_tests.harness.sdpo import read_report, sdpo_config
+from integration_tests.harness.zero3 import write_zero3
+
+DIGEST = "integration_tests.harness.probes:weights_digest"
+PATIENCE = 2
+# Fast enough that the held-out loss soon rises.
+LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True, "learning_rate": 0.3}
+STOPPING = {
+    "early_stopping_patience": PATIENCE,
+    "val_set_size": 0.25,
+    "num_epochs": 6,
+    "eval_steps": 1,
+    "save_steps": 1,
+    "save_strategy": None,
+    "learning_rate": 2.0e-2,
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One cache for what the host prepares, so that each set is prepared once."""
+    return {"dataset_prepared_path": str(tmp_path_factory.mktemp("prepared"))}
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "zero3"])
+def test_each_step_stops_early_and_keeps_its_best(
+    host: Host, model: Path, two_sets: list[Config], cache: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    """Each step goes on for `patience` evaluations after its best one, and M_t is that best checkpoint."""
+    extra: dict[str, Any] = {"full": {}, "lora": LORA}.get(kind, {})
+    if kind == "zero3":
+        extra = {"deepspeed": str(write_zero3(tmp_path / "zero3.json")), "micro_batch_size": 2}
+    config = sdpo_config(base_config(model, two_sets, tmp_path, **STOPPING | extra | cache))
+    ranks = 2 if kind == "zero3" else 1
+    host.train(write_config(tmp_path / "config.yaml", config), ranks=ranks).check()
+    out = tmp_path / "out"
+    for step in read_report(out)["steps"]:
+        folder, updates = out / step["name"], step["num_optimizer_steps"]
+        state = json.loads((folder / f"checkpoint-{updates}" / "trainer_state.json").read_text())
+        best = Path(state["best_model_checkpoint"])
+        assert best.parent == folder
+        assert updates == int(best.name.removeprefix("checkpoint-")) + PATIENCE
+        assert updates < state["max_steps"]
+        assert best.name != f"checkpoint-{updates}"
+        assert step["first_loss"] == pytest.approx(0.6931, abs=1e-3)
+        if kind != "zero3":  # there a checkpoint holds shards
+            assert host.python(DIGEST, folder) == host.python(DIGEST, best)
+    assert host.python(DIGEST, out) == host.python(DIGEST, out / "step-2")
+    assert host.python(DIGEST, out) != host.python(DIGEST, out / "step-1")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ({"load_best_model_at_end": True}, ("load_best_model_at_end: True needs held-out rows", "step-1, step-2")),
+        (
+            {
+                **STOPPING,
+                "early_stopping_patience": None,
+                "load_best_model_at_end": True,
+                "save_steps": 3,
+                "eval_steps": 2,
+            },
+            ("load_best_model_at_end: True needs a checkpoint", "save_steps is 3", "eval_steps 2"),
+        ),
+    ],
+    ids=["no held-out rows", "no checkpoint where it evaluates"],
+)
+def test_impossible_wishes_are_refused(
+    host: Host,
+    model: Path,
+    two_sets: list[Config],
+    cache: dict[str, str],
+    tmp_path: Path,
+    overrides: dict[str, Any],
+    parts: tuple[str, ...],
+) -> None:
+    """Rather than to train on and forget them, as the host does under `rl: dpo`."""
+    config = sdpo_config(base_config(model, two_sets, tmp_path, **overrides | cache))
+    refused(host.train(write_config(tmp_path / "config.yaml", config)), tmp_path / "out", *parts)

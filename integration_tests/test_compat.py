@@ -1,0 +1,45 @@
+"""The installed host is the one that was built for; another one is refused by the name of what is different."""
+
+from __future__ import annotations
+
+from integration_tests.harness.launch import Host
+
+CONTRACTS = "integration_tests.harness.contracts"
+
+
+def test_installed_host_is_supported(host: Host) -> None:
+    """Fails first, and by name, when the host is upgraded."""
+    assert host.python(f"{CONTRACTS}:installed_host") is None
+
+
+def test_each_symbol_relied_on_is_checked(host: Host) -> None:
+    """Missing or with another signature: the message names owner, symbol and parameters."""
+    entries = host.python(f"{CONTRACTS}:broken_symbols")
+    assert len(entries) >= 10
+    for entry in entries:
+        promise = f"{entry['where']}({', '.join(entry['parameters'])})"
+        assert promise in entry["missing"]
+        assert "it is missing" in entry["missing"] or "it takes" in entry["missing"]
+        assert promise in entry["changed"]
+        assert "it takes self, surprise" in entry["changed"]
+        assert entry["restored"] is None
+
+
+def test_versions_out_of_range(host: Host) -> None:
+    """The message says what is installed, what is supported, and what to run."""
+    good, bad = {"axolotl": ["0.19.1"], "trl": ["1.9.3"]}, {"axolotl": ["0.18.0", "0.20.0"], "trl": ["1.8.9", "2.0.0"]}
+    assert set(host.python(f"{CONTRACTS}:other_versions", good).values()) == {None}
+    refusals = host.python(f"{CONTRACTS}:other_versions", bad)
+    assert len(refusals) == 4
+    for what, message in refusals.items():
+        package, _, _ = what.partition(" ")
+        assert f"{what} is installed" in message
+        assert f"pip install '{package}" in message
+
+
+def test_the_patch_and_its_undo(host: Host) -> None:
+    """Idempotent both ways, undone to the very same function, refused where the target is not what it was."""
+    seen = host.python(f"{CONTRACTS}:reference_patch")
+    for name in ("other signature", "missing"):
+        assert "axolotl.train.setup_reference_model(cfg, tokenizer, processor)" in seen.pop(name)
+    assert [name for name, held in seen.items() if held is not True] == []

@@ -1,0 +1,85 @@
+"""LoRA: the reference of step t is the adapter of step t-1, not the bare base model.
+
+The chain by hand reloads the adapter of step 1 and trains on from it; `harness/lora_chain.py` says how.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from integration_tests.harness.compare import apart, at_once
+from integration_tests.harness.data import Config, even_set, lora_config, write_config
+from integration_tests.harness.launch import Host
+from integration_tests.harness.sdpo import read_report, run_sdpo
+from integration_tests.harness.tables import expect_table, mean_off, off, read_table
+
+ADAMW = {"learning_rate": 1.0e-2, "num_epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def even_sets(tmp_path_factory: pytest.TempPathFactory) -> list[Config]:
+    """Rows of one length, in which no padding can differ: see test_equivalence.py."""
+    folder = tmp_path_factory.mktemp("even")
+    return [even_set(folder / "d1.jsonl", 24, 1), even_set(folder / "d2.jsonl", 32, 2)]
+
+
+@pytest.fixture(scope="module")
+def config(model: Path, even_sets: list[Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The run that all tests here look at."""
+    return lora_config(model, even_sets, tmp_path_factory.mktemp("lora"), **ADAMW)
+
+
+@pytest.fixture(scope="module")
+def runs(host: Host, config: Config, even_sets: list[Config]) -> list[Path]:
+    """The output directories of stepwise DPO, and of a plain host run on D_1, from the same random adapter."""
+    folder = Path(config["output_dir"]).parent
+    plain = {**config, "datasets": [even_sets[0]], "output_dir": str(folder / "plain" / "out")}
+
+    def run_plain() -> Path:
+        host.train(write_config(folder / "plain" / "config.yaml", plain)).check()
+        return folder / "plain" / "out"
+
+    return at_once(lambda: run_sdpo(host, config), run_plain)
+
+
+def test_first_step_equals_a_host_run(host: Host, runs: list[Path]) -> None:
+    """The adapter of step 1 is that of `rl: dpo` on D_1, whose reference is the model without its adapter."""
+    out, plain = runs
+    assert apart(host, out / "step-1", plain) == 0.0  # AdamW, 18 updates; measured: 0.0
+
+
+def test_second_step_equals_a_run_from_the_saved_adapter(
+    host: Host, config: Config, even_sets: list[Config], runs: list[Path], tmp_path: Path
+) -> None:
+    """The final adapter is that of a run on D_2 which loads M_1 and takes a frozen copy of it as its reference."""
+    out, _ = runs
+    by_hand = {**config, "datasets": [even_sets[1]], "output_dir": str(tmp_path / "out")}
+    path = write_config(tmp_path / "config.yaml", by_hand)
+    host.python("integration_tests.harness.lora_chain:train_from_adapter", path, out / "step-1")
+    assert apart(host, out, tmp_path / "out") == 0.0  # AdamW, 24 updates; measured: 0.0
+    assert apart(host, out, out / "step-2") == 0.0
+    assert apart(host, out, out / "step-1") > 1e-2
+
+
+def test_reference_is_the_adapter_before_and_not_the_base(
+    host: Host, model: Path, config: Config, runs: list[Path]
+) -> None:
+    """The table of D_2 stands for base and adapter of step 1; the base alone is nats away."""
+    out, _ = runs
+    prepared = Path(config["dataset_prepared_path"])
+    base, first, final = expect_table(host, prepared, 32, model, out / "step-1", out)
+    table = read_table(out, "step-2")
+    assert off(table, first) <= 1e-4  # float32, a row by itself against a batch; measured: 3e-5 of 170 nats
+    assert mean_off(table, base) > 1  # measured: 27
+    assert mean_off(table, final) > 1  # measured: 24
+    (base_1,) = expect_table(host, prepared, 24, model)
+    assert off(read_table(out, "step-1"), base_1) <= 1e-4  # a new adapter changes nothing; measured: 3e-5
+
+
+def test_both_steps_begin_at_ln_2(runs: list[Path]) -> None:
+    """As the report tells it."""
+    steps = read_report(runs[0])["steps"]
+    assert [step["first_loss"] for step in steps] == pytest.approx([0.693147, 0.693147], abs=1e-4)
+    assert [step["num_optimizer_steps"] for step in steps] == [18, 24]

@@ -1,0 +1,144 @@
+"""What a run leaves behind: which files, what they say, and what a dashboard sees."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration_tests.harness.data import Config, base_config, write_config
+from integration_tests.harness.launch import Host
+from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
+
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+FULL = {"config.json", "generation_config.json", "model.safetensors"} | TOKENIZER
+HOST = {"README.md", "debug.log"}
+SDPO = {f"sdpo/{name}" for name in ("plan.json", "ledger.json", "report.json", "report.md")}
+TABLES = {f"sdpo/reference/step-{index}.safetensors" for index in (1, 2)}
+HELDOUT = {f"sdpo/heldout/M_{model}-{column}.safetensors" for model in range(3) for column in (1, 2)}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run and its log."""
+
+    out: Path
+    log: str
+
+    def files(self) -> set[str]:
+        """Every file but those inside checkpoints and TensorBoard runs, relative to the output directory."""
+        paths = (path.relative_to(self.out) for path in self.out.rglob("*") if path.is_file())
+        hidden = ("checkpoint-", "runs")
+        return {str(path) for path in paths if not any(part.startswith(hidden) for part in path.parts)}
+
+
+@pytest.fixture(scope="module")
+def rich(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Held-out rows, checkpoints and TensorBoard; a learning rate at which a step's margins are far from 0."""
+    folder = tmp_path_factory.mktemp("rich")
+    config = base_config(
+        model,
+        two_sets,
+        folder,
+        learning_rate=1.0e-2,
+        val_set_size=0.25,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_steps=3,
+        logging_first_step=True,
+        use_tensorboard=True,
+    )
+    result = host.train(write_config(folder / "config.yaml", sdpo_config(config))).check()
+    return Trained(folder / "out", result.log_text)
+
+
+def test_the_files_of_a_run(rich: Trained) -> None:
+    """Design §4, and not a file more; TRL writes its card beside the checkpoints."""
+    steps = {f"step-{index}/{name}" for index in (1, 2) for name in FULL | {"training_args.bin", "README.md"}}
+    assert rich.files() == FULL | HOST | SDPO | TABLES | HELDOUT | steps
+
+
+def test_checkpoints_stand_in_their_step(rich: Trained) -> None:
+    """18 and 24 rows in batches of 4, saved at the end of the epoch."""
+    found = {str(path.relative_to(rich.out)) for path in rich.out.rglob("checkpoint-*")}
+    assert found == {"step-1/checkpoint-5", "step-2/checkpoint-6"}
+
+
+def test_plan_and_ledger(rich: Trained, model: Path, two_sets: list[Config]) -> None:
+    """What was to be done, and that it was."""
+    plan = json.loads((rich.out / "sdpo" / "plan.json").read_text())
+    ledger = json.loads((rich.out / "sdpo" / "ledger.json").read_text())
+    assert plan["base_model"] == str(model)
+    assert [(s["name"], s["num_rows"], s["num_dropped"], s["num_heldout"]) for s in plan["steps"]] == [
+        ("step-1", 18, 2, 6),
+        ("step-2", 24, 0, 8),
+    ]
+    assert [s["sources"] for s in plan["steps"]] == [[f"{entry['path']}:train"] for entry in two_sets]
+    assert [(s["reference"], s["policy_init"]) for s in plan["steps"]] == [("M_0", "M_0"), ("M_1", "M_1")]
+    assert ledger["plan_fingerprint"] == plan["fingerprint"]
+    assert ledger["finished"]
+    assert [s["state"] for s in ledger["steps"]] == ["exported", "exported"]
+
+
+def test_report(rich: Trained) -> None:
+    """Every field that the design promises, with values where they were computed."""
+    report = read_report(rich.out)
+    assert report["schema_version"] == 1
+    assert report["models"] == ["M_0", "M_1", "M_2"]
+    for index, step in enumerate(report["steps"], 1):
+        assert (step["index"], step["model_dir"]) == (index, f"step-{index}")
+        assert set(step["gamma_ref"]) == {"mean", "median", "q05", "q95", "per_token_mean"}
+        assert step["first_loss"] == pytest.approx(0.6931, abs=1e-3)
+        assert step["final_loss"] < step["first_loss"]
+        assert min(step["score_seconds"], step["train_seconds"], step["export_seconds"]) > 0
+    assert [[value is not None for value in row] for row in report["gamma"]] == [
+        [True, False],
+        [False, True],
+        [False, False],
+    ]
+    for name in ("eval_gamma", "eval_reward_accuracy"):
+        assert all(value is not None for row in report[name] for value in row)
+    markdown = (rich.out / "sdpo" / "report.md").read_text()
+    assert all(word in markdown for word in ("finished", "M_1 step-1", "M_2 step-2", "0.693"))
+
+
+def test_each_step_is_a_tensorboard_run(rich: Trained, host: Host) -> None:
+    """One run directory a step; the host's own step restarts, ours counts on over the chain."""
+    runs = host.python("integration_tests.harness.events:scalars", rich.out)
+    assert [name.split("/")[:2] for name in runs] == [["step-1", "runs"], ["step-2", "runs"]]
+    first, second = runs.values()
+    assert [point[0] for point in second["train/loss"]] == [1, 3, 6]
+    counted = [value for run in (first, second) for _, value in run["train/sdpo/global_step"]]
+    assert counted == sorted(counted)
+    assert (counted[0], counted[-1]) == (0, 5 + 6)
+    for number, run in enumerate((first, second), 1):
+        assert {value for _, value in run["train/sdpo/step"]} == {number}
+
+
+def test_metrics_begin_afresh_with_each_step(rich: Trained, host: Host) -> None:
+    """The first logged point is of one batch before any update: nothing of the step before is averaged into it."""
+    runs = host.python("integration_tests.harness.events:scalars", rich.out)
+    for run in runs.values():
+        margins = run["train/rewards/margins"]
+        assert margins[0][0] == 1
+        assert margins[0][1] == pytest.approx(0.0, abs=1e-4)
+        assert abs(margins[-1][1]) > 1e-2
+        assert run["train/loss"][0][1] == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_export_last_keeps_the_final_model_only(
+    host: Host, model: Path, two_sets: list[Config], rich: Trained, tmp_path: Path
+) -> None:
+    """`export_steps: last` writes no model of a step, and the final one has the same bits."""
+    made: dict[str, Any] = {}
+    for name in ("all", "last"):
+        config = base_config(model, two_sets, tmp_path / name, dataset_prepared_path=str(rich.out.parent / "prepared"))
+        made[name] = run_sdpo(host, sdpo_config(config, sdpo={"export_steps": name}))
+    assert Trained(made["last"], "").files() == FULL | HOST | SDPO | TABLES
+    assert not list(made["last"].glob("step-*"))
+    assert [step["model_dir"] for step in read_report(made["last"])["steps"]] == [None, None]
+    digests = [host.python("integration_tests.harness.probes:weights_digest", out) for out in made.values()]
+    assert digests[0] == digests[1]

@@ -1,0 +1,52 @@
+"""Fixtures that several files use."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+import sdpo_plugin
+from sdpo_plugin.ledger import RunDir
+
+# No deadline: how long an example takes is up to who else uses the machine.
+settings.register_profile("core", deadline=None, max_examples=50)
+settings.load_profile("core")
+
+RunPython = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """No test can see whether the power was cut, and a disk that others use makes each fsync slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    """An output directory that does not exist yet."""
+    return RunDir(tmp_path / "out")
+
+
+@pytest.fixture(scope="session")
+def run_python() -> RunPython:
+    """Runs a program in a fresh interpreter that finds this package; keywords are environment variables."""
+    package_root = str(Path(sdpo_plugin.__file__).parents[1])
+    inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "PYTHONPATH")}
+
+    def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            env={**inherited, "PYTHONPATH": package_root, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,166 @@
+"""Host keys that contradict `rl: sdpo`."""
+
+from typing import Any
+
+import pytest
+
+from sdpo_plugin.conflicts import (
+    CONFLICTS,
+    TRAINER_CLS,
+    TRAINING_CONFLICTS,
+    Conflict,
+    check_conflicts,
+    check_data_sources,
+)
+from sdpo_plugin.errors import ConfigError
+
+# key: a value that clashes, and what the message tells the user to do
+CLASHES: dict[str, tuple[Any, str]] = {
+    "trainer_cls": ("my.Trainer", "remove trainer_cls"),
+    "precompute_ref_log_probs": (False, "remove precompute_ref_log_probs"),
+    "rl_adapter_ref_model": (True, "remove rl_adapter_ref_model"),
+    "dpo_use_liger_kernel": (True, "set dpo_use_liger_kernel: false"),
+    "relora": (True, "remove relora and use lora"),
+    "reward_model": (True, "remove reward_model"),
+    "process_reward_model": (True, "remove process_reward_model"),
+    "processor_type": ("AutoProcessor", "remove processor_type"),
+    "streaming": (True, "set streaming: false"),
+    "pretraining_dataset": ([{"path": "c4"}], "use datasets: with preference data"),
+    "fix_untrained_tokens": ([7], "run it in the SFT stage that makes the base model, and remove it here"),
+    "neftune_noise_alpha": (5.0, "use it in the SFT stage, and remove it here"),
+    "fsdp": (["full_shard"], "use deepspeed: (ZeRO-3) and remove fsdp"),
+    "fsdp_config": ({"fsdp_version": 2}, "use deepspeed: (ZeRO-3) and remove fsdp_config"),
+    "use_ray": (True, "remove use_ray and launch with torchrun or accelerate"),
+    "context_parallel_size": (2, "set context_parallel_size: 1"),
+    "tensor_parallel_size": (4, "set tensor_parallel_size: 1"),
+    "lora_model_dir": (
+        "out/sft",
+        "merge it first (axolotl merge-lora), set base_model to the merged model, and remove lora_model_dir",
+    ),
+    "resume_from_checkpoint": ("out/c-1", "remove resume_from_checkpoint and train into an empty output_dir"),
+    "auto_resume_from_checkpoints": (
+        True,
+        "remove auto_resume_from_checkpoints and train into an empty output_dir",
+    ),
+}
+ALL = CONFLICTS + TRAINING_CONFLICTS
+EACH = pytest.mark.parametrize("conflict", ALL, ids=lambda conflict: conflict.key)
+
+
+def refusal(cfg: dict[str, Any], conflicts: tuple[Conflict, ...] = CONFLICTS) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_conflicts(cfg, conflicts)
+    return str(caught.value)
+
+
+def test_every_conflict_is_listed_once_and_tested() -> None:
+    assert [conflict.key for conflict in ALL] == list(CLASHES)
+
+
+@EACH
+def test_clashing_value_is_refused_with_key_value_reason_and_remedy(conflict: Conflict) -> None:
+    value, remedy = CLASHES[conflict.key]
+    assert refusal({conflict.key: value}, ALL) == (
+        f"rl: sdpo conflicts with {conflict.key}: {value!r}: {conflict.why}; {remedy}."
+    )
+
+
+@EACH
+def test_a_reason_is_a_sentence_of_its_own(conflict: Conflict) -> None:
+    assert len(conflict.why.split()) >= 5
+
+
+@EACH
+def test_key_that_is_not_set_passes(conflict: Conflict) -> None:
+    check_conflicts({"rl": "sdpo"}, (conflict,))
+    check_conflicts({conflict.key: None}, (conflict,))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(
+            pytest.param(key, False, id=f"{key}-False")
+            for key in CLASHES
+            if key not in ("precompute_ref_log_probs", "context_parallel_size", "tensor_parallel_size")
+        ),
+        pytest.param("precompute_ref_log_probs", True, id="precompute_ref_log_probs-True"),
+        pytest.param("context_parallel_size", 1, id="context_parallel_size-1"),
+        pytest.param("tensor_parallel_size", 1, id="tensor_parallel_size-1"),
+        pytest.param("trainer_cls", TRAINER_CLS, id="trainer_cls-ours"),
+    ],
+)
+def test_harmless_value_passes(key: str, value: object) -> None:
+    check_conflicts({key: value}, ALL)
+
+
+def test_harmless_values_together_pass() -> None:
+    check_conflicts({"rl": "sdpo", "learning_rate": 1e-6, "trl": {"beta": 0.1}, "relora": False}, ALL)
+
+
+def test_conflicts_of_training_are_not_looked_at_elsewhere() -> None:
+    check_conflicts({key: CLASHES[key][0] for key in ("lora_model_dir", "resume_from_checkpoint")})
+
+
+def test_several_conflicts_are_told_in_one_message() -> None:
+    lines = refusal({"relora": True, "fsdp": ["full_shard"], "trainer_cls": "my.Trainer"}).splitlines()
+    assert [line.split(": ")[1:3] for line in lines] == [
+        ["sdpo conflicts with trainer_cls", "'my.Trainer'"],
+        ["sdpo conflicts with relora", "True"],
+        ["sdpo conflicts with fsdp", "['full_shard']"],
+    ]
+
+
+def test_moving_reference_of_the_host_is_refused() -> None:
+    assert refusal({"trl": {"sync_ref_model": True}}) == (
+        "rl: sdpo conflicts with trl.sync_ref_model: True: the reference moves between steps, not within one; "
+        "remove trl.sync_ref_model."
+    )
+
+
+@pytest.mark.parametrize("trl", [None, {}, {"sync_ref_model": False}, {"sync_ref_model": None}], ids=repr)
+def test_still_reference_of_the_host_passes(trl: dict[str, Any] | None) -> None:
+    check_conflicts({"trl": trl})
+
+
+@pytest.mark.parametrize(
+    ("datasets", "has_steps"),
+    [
+        pytest.param([{"path": "a"}, {"path": "b"}], False, id="an-entry-per-step"),
+        pytest.param(None, True, id="steps"),
+        pytest.param([], True, id="steps-and-an-empty-list"),
+    ],
+)
+def test_data_sources_that_pass(datasets: list[dict[str, Any]] | None, has_steps: bool) -> None:
+    check_data_sources({"datasets": datasets}, has_steps)
+
+
+@pytest.mark.parametrize(
+    ("datasets", "has_steps", "message"),
+    [
+        pytest.param(
+            [{"path": "a"}, {"path": "b"}],
+            True,
+            "both datasets: (2 entries) and sdpo.steps are set; keep sdpo.steps, "
+            "or remove it and let each entry of datasets: be one step.",
+            id="both",
+        ),
+        pytest.param(
+            None,
+            False,
+            "rl: sdpo has no data: set datasets: with one entry per step, or sdpo.steps with datasets of its own.",
+            id="neither",
+        ),
+        pytest.param(
+            [{"path": "a.jsonl"}],
+            False,
+            "rl: sdpo with one entry in datasets: (path: 'a.jsonl') would be a single step; add an entry per step, "
+            "or, to mean one step, write it under sdpo.steps; for plain DPO set rl: dpo.",
+            id="one-entry",
+        ),
+    ],
+)
+def test_data_sources_that_are_refused(datasets: list[dict[str, Any]] | None, has_steps: bool, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_data_sources({"datasets": datasets}, has_steps)
+    assert str(caught.value) == message

@@ -1,0 +1,131 @@
+"""What a user sees of an error of this package: its message, once."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+
+import pytest
+
+from sdpo_plugin import crash
+from tests.conftest import RunPython
+
+DIE = """
+import os, time
+from sdpo_plugin import crash
+from sdpo_plugin.errors import ConfigError
+crash.SECONDS_FOR_RANK_0 = float(os.environ.get("WAIT", "0.01"))
+crash.install()
+crash.install()
+began = time.perf_counter()
+import atexit
+atexit.register(lambda: print(f"{time.perf_counter() - began:.3f}"))
+"""
+RAISE = 'raise ConfigError("relora: True clashes;\\nremove relora.")'
+
+
+@pytest.fixture(scope="module")
+def refused(run_python: RunPython) -> subprocess.CompletedProcess[str]:
+    """A process that met an error of this package, on rank 0."""
+    return run_python(DIE + RAISE, RANK="0", WAIT="30")
+
+
+def test_error_is_told_in_one_message_without_traceback(refused: subprocess.CompletedProcess[str]) -> None:
+    assert refused.stderr == "\nConfigError\nsdpo_plugin: relora: True clashes;\nsdpo_plugin: remove relora.\n"
+
+
+def test_error_ends_the_process_with_code_1(refused: subprocess.CompletedProcess[str]) -> None:
+    assert refused.returncode == 1
+
+
+def test_rank_0_does_not_wait(refused: subprocess.CompletedProcess[str]) -> None:
+    assert float(refused.stdout) < 30
+
+
+def test_process_without_a_rank_is_rank_0(run_python: RunPython) -> None:
+    assert run_python(DIE + RAISE).stderr.startswith("\nConfigError\nsdpo_plugin: relora: True clashes;")
+
+
+def test_other_ranks_wait_and_say_who_they_are(run_python: RunPython) -> None:
+    done = run_python(DIE + RAISE, RANK="1", WAIT="0.25")
+    assert done.stderr.startswith("\nConfigError on rank 1\nsdpo_plugin: relora: True clashes;")
+    assert float(done.stdout) >= 0.25
+    assert done.returncode == 1
+
+
+def test_other_errors_keep_their_traceback(run_python: RunPython) -> None:
+    done = run_python(DIE + "1 / 0")
+    assert re.fullmatch(
+        r"Traceback \(most recent call last\):\n.*ZeroDivisionError: division by zero\n", done.stderr, re.DOTALL
+    )
+    assert done.returncode == 1
+
+
+def test_debug_level_shows_the_traceback(run_python: RunPython) -> None:
+    done = run_python(DIE + "import logging; logging.getLogger('axolotl').setLevel('DEBUG')\n" + RAISE)
+    assert "Traceback (most recent call last):" in done.stderr
+    assert "sdpo_plugin.errors.ConfigError: relora: True clashes;\nremove relora.\n" in done.stderr
+
+
+@pytest.fixture
+def earlier_hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A hook that was there before ours; the list says what it was given."""
+    given: list[str] = []
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        given.append(str(error))
+
+    monkeypatch.setattr(sys, "excepthook", hook)
+    yield given
+    crash.uninstall()
+
+
+def test_installed_hook_hands_other_errors_to_the_earlier_one(earlier_hook: list[str]) -> None:
+    crash.install()
+    sys.excepthook(ValueError, ValueError("not ours"), None)
+    assert earlier_hook == ["not ours"]
+
+
+def test_uninstall_puts_the_earlier_hook_back(earlier_hook: list[str]) -> None:
+    before = sys.excepthook
+    crash.install()
+    assert sys.excepthook is not before
+    crash.uninstall()
+    assert sys.excepthook is before
+
+
+def test_uninstall_leaves_a_later_hook_alone(earlier_hook: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def later(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        pass
+
+    crash.install()
+    ours = sys.excepthook
+    sys.excepthook = later
+    crash.uninstall()
+    assert sys.excepthook is later
+    sys.excepthook = ours
+
+
+@pytest.mark.xfail(
+    strict=True, raises=RecursionError, reason="core: crash.install takes a wrapper of itself as earlier"
+)
+def test_install_after_a_wrapping_hook_does_not_loop(earlier_hook: list[str]) -> None:
+    crash.install()
+    ours = sys.excepthook
+
+    def wrapper(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        ours(kind, error, trace)  # as wandb and others do
+
+    sys.excepthook = wrapper
+    try:
+        crash.install()
+        sys.excepthook(ValueError, ValueError("not ours"), None)
+    finally:
+        sys.excepthook = ours
+    assert earlier_hook == ["not ours"]
+
+
+@pytest.mark.xfail(strict=True, reason="core: crash reads RANK with int() and dies of its own on any other text")
+def test_unreadable_rank_still_tells_the_message(run_python: RunPython) -> None:
+    assert "Traceback" not in run_python(DIE + RAISE, RANK="").stderr

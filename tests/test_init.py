@@ -1,0 +1,75 @@
+"""The package without its host: the core imports alone, and the plugin says what is missing."""
+
+import subprocess
+
+import pytest
+
+import sdpo_plugin
+from tests.conftest import RunPython
+from tests.test_arrows import CORE, HOST_PACKAGES
+
+IMPORT_CORE = f"""
+import importlib, sys
+for name in {sorted(CORE)!r}:
+    importlib.import_module(name)
+print(sorted(set({HOST_PACKAGES!r}) & set(sys.modules)))
+"""
+WITHOUT_AXOLOTL = """
+import sys
+class NoAxolotl:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "axolotl":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NoAxolotl())
+import sdpo_plugin
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin_without_axolotl(run_python: RunPython) -> subprocess.CompletedProcess[str]:
+    return run_python(WITHOUT_AXOLOTL + "sdpo_plugin.SDPOPlugin")
+
+
+def test_core_imports_nothing_of_the_host(run_python: RunPython) -> None:
+    done = run_python(IMPORT_CORE)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_plugin_without_host_names_what_is_missing(
+    plugin_without_axolotl: subprocess.CompletedProcess[str],
+) -> None:
+    assert plugin_without_axolotl.stderr == (
+        "\nUnsupportedHostError\n"
+        "sdpo_plugin: sdpo_plugin cannot load beside the installed packages: No module named 'axolotl'. "
+        "Install a supported host: pip install 'axolotl[deepspeed]>=0.19,<0.20'.\n"
+    )
+
+
+def test_plugin_without_host_ends_the_process(plugin_without_axolotl: subprocess.CompletedProcess[str]) -> None:
+    assert plugin_without_axolotl.returncode == 1
+
+
+def test_missing_host_is_a_runtime_error(run_python: RunPython) -> None:
+    """Axolotl goes on without a plugin that raises an ImportError."""
+    program = """
+try:
+    sdpo_plugin.SDPOPlugin
+except RuntimeError as error:
+    print(type(error).__name__, isinstance(error, ImportError), repr(error.__cause__))
+"""
+    assert run_python(WITHOUT_AXOLOTL + program).stdout == (
+        "UnsupportedHostError False ModuleNotFoundError(\"No module named 'axolotl'\")\n"
+    )
+
+
+def test_unknown_attribute_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'sdpo_plugin' has no attribute 'SDPOPlugn'"):
+        sdpo_plugin.SDPOPlugn  # noqa: B018 (the access is what is tested)
+
+
+def test_what_the_package_offers_is_frozen() -> None:
+    assert sdpo_plugin.__all__ == ["SDPOArgs", "SDPOPlugin", "__version__"]
+
+
+def test_schema_of_the_host_gets_the_block_and_nothing_else() -> None:
+    assert list(sdpo_plugin.SDPOArgs.model_fields) == ["sdpo"]

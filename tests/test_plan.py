@@ -1,0 +1,197 @@
+"""The plan: its file, its fingerprint, its table."""
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdpo_plugin.plan import Plan, StepPlan, host_total_steps, model_name, text_table
+from tests.fakes import make_plan
+
+TEXT = st.text(max_size=10)
+COUNT = st.integers(0, 10**9)
+SETTING = st.none() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    steps = tuple(
+        StepPlan(
+            index=index,
+            name=draw(TEXT),
+            sources=tuple(draw(st.lists(TEXT, max_size=3))),
+            num_rows=draw(COUNT),
+            num_dropped=draw(st.none() | COUNT),
+            num_heldout=draw(COUNT),
+            num_optimizer_steps=draw(COUNT),
+            rows_digest=draw(st.none() | TEXT),
+            reference=draw(TEXT),
+            policy_init=draw(TEXT),
+            settings=draw(st.dictionaries(TEXT, SETTING | st.lists(SETTING, max_size=2), max_size=3)),
+        )
+        for index in range(1, draw(st.integers(0, 3)) + 1)
+    )
+    return Plan(draw(TEXT), steps, tuple(draw(st.lists(TEXT, max_size=2))), draw(st.sampled_from(["all", "last"])))
+
+
+@given(plans())
+def test_plan_survives_its_file(plan: Plan) -> None:
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_keys_of_the_file_are_frozen() -> None:
+    written = make_plan().to_json()
+    assert list(written) == ["schema_version", "fingerprint", "base_model", "steps", "heldout", "export_steps"]
+    assert written["schema_version"] == 1
+    assert list(written["steps"][0]) == [
+        "index",
+        "name",
+        "sources",
+        "num_rows",
+        "num_dropped",
+        "num_heldout",
+        "num_optimizer_steps",
+        "rows_digest",
+        "reference",
+        "policy_init",
+        "settings",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "orca"),
+        ("sources", ("other.jsonl",)),
+        ("num_rows", 99),
+        ("num_dropped", None),
+        ("num_heldout", 99),
+        ("num_optimizer_steps", 99),
+        ("rows_digest", "f" * 64),
+        ("reference", "M_9"),
+        ("policy_init", "M_9"),
+        ("settings", {"learning_rate": 1e-6}),
+    ],
+    ids=lambda part: str(part)[:20],
+)
+def test_any_change_of_a_step_changes_the_fingerprint(key: str, value: object) -> None:
+    plan = make_plan()
+    changed = dataclasses.replace(plan.steps[1], **{key: value})
+    assert dataclasses.replace(plan, steps=(plan.steps[0], changed)).fingerprint() != plan.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"base_model": "other"}, {"heldout": ("val",)}, {"export_steps": "last"}, {"steps": make_plan().steps[:1]}],
+    ids=lambda change: next(iter(change)),
+)
+def test_any_change_of_the_chain_changes_the_fingerprint(change: dict[str, Any]) -> None:
+    assert dataclasses.replace(make_plan(), **change).fingerprint() != make_plan().fingerprint()
+
+
+def test_fingerprint_of_equal_plans_is_equal() -> None:
+    assert make_plan().fingerprint() == make_plan().fingerprint()
+
+
+@pytest.mark.parametrize("version", [None, 0, 2, "1"], ids=repr)
+def test_file_of_another_schema_version_is_refused(version: object) -> None:
+    value = {**make_plan().to_json(), "schema_version": version}
+    with pytest.raises(ValueError, match=re.escape(f"plan schema_version is {version!r}; this version reads 1")):
+        Plan.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("base_model", "other"), ("fingerprint", "0" * 64), ("export_steps", "last")]
+)
+def test_file_changed_by_hand_is_refused(key: str, value: str) -> None:
+    with pytest.raises(ValueError, match="plan fingerprint does not fit its content; the file was changed by hand"):
+        Plan.from_json({**make_plan().to_json(), key: value})
+
+
+def test_step_changed_by_hand_is_refused() -> None:
+    value = make_plan().to_json()
+    value["steps"][1]["num_rows"] = 5
+    with pytest.raises(ValueError, match="plan fingerprint does not fit its content; the file was changed by hand"):
+        Plan.from_json(value)
+
+
+def swap_steps(value: dict[str, Any]) -> None:
+    value["steps"] = list(reversed(value["steps"]))
+
+
+def drop_heldout(value: dict[str, Any]) -> None:
+    del value["heldout"]
+
+
+def add_key(value: dict[str, Any]) -> None:
+    value["steps"][0]["colour"] = "red"
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=(AssertionError, KeyError, TypeError),
+    reason="core: Plan.from_json promises a ValueError, and lets AssertionError, KeyError and TypeError out",
+)
+@pytest.mark.parametrize("change", [swap_steps, drop_heldout, add_key])
+def test_misshapen_file_is_refused(change: Any) -> None:
+    value = make_plan().to_json()
+    change(value)
+    with pytest.raises(ValueError, match="plan"):
+        Plan.from_json(value)
+
+
+def test_steps_are_numbered_from_1_without_gaps() -> None:
+    with pytest.raises(AssertionError):
+        Plan("base", (make_plan().steps[1],))
+
+
+def test_model_0_is_the_base_model() -> None:
+    assert (model_name(0), model_name(12)) == ("M_0", "M_12")
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_epochs", "batch_size", "updates"),
+    [
+        pytest.param(100, 1, 10, 10, id="even"),
+        pytest.param(101, 1, 10, 11, id="last-batch-is-not-full"),
+        pytest.param(101, 2, 10, 21, id="epochs-are-joined-before-rounding"),  # ⌈202/10⌉, not 2 · ⌈101/10⌉
+        pytest.param(100, 0.25, 10, 3, id="part-of-an-epoch"),  # ⌈25/10⌉
+        pytest.param(1, 1, 64, 1, id="fewer-rows-than-a-batch"),
+        pytest.param(0, 3, 8, 0, id="no-rows"),
+    ],
+)
+def test_host_total_steps(num_rows: int, num_epochs: float, batch_size: int, updates: int) -> None:
+    assert host_total_steps(num_rows, num_epochs, batch_size) == updates
+
+
+def test_table_of_the_plan() -> None:
+    first, second = make_plan().steps
+    plan = Plan(
+        "base",
+        (
+            dataclasses.replace(first, name="orca", num_rows=12859, num_dropped=None, num_optimizer_steps=1608),
+            dataclasses.replace(second, sources=("a", "b"), num_heldout=1000),
+        ),
+    )
+    assert plan.table().splitlines() == [
+        "step      sources        rows    dropped  held out  optimizer steps  reference  starts from",
+        "--------  -------------  ------  -------  --------  ---------------  ---------  -----------",
+        "1 orca    pairs-1.jsonl  12,859  ?               0            1,608  M_0        M_0",
+        "2 step-2  a, b                4        0     1,000                4  M_1        M_1",
+    ]
+
+
+def test_text_table_sets_numbers_to_the_right_and_words_to_the_left() -> None:
+    rows = [("name", "value"), ("a", "-1.50"), ("longer", "+12"), ("b", "n/a"), ("c", "1,000,000")]
+    assert text_table(rows).splitlines() == [
+        "name    value",
+        "------  ---------",
+        "a           -1.50",
+        "longer        +12",
+        "b       n/a",
+        "c       1,000,000",
+    ]

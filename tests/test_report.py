@@ -1,0 +1,349 @@
+"""The report: what stands in it, of a finished run and of a dead one."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdpo_plugin.errors import OutputError, ReferenceTableError
+from sdpo_plugin.ledger import RunDir
+from sdpo_plugin.plan import Plan
+from sdpo_plugin.report import build_report, load_report, main, markdown, summary_table, write_report
+from sdpo_plugin.runner import run_steps
+from tests.fakes import FakeHost, HostDiedError, make_plan
+
+
+def finish(run: RunDir, plan: Plan | None = None) -> dict[str, Any]:
+    host = FakeHost()
+    run_steps(plan or make_plan(), host, run, host.progress)
+    return build_report(run)
+
+
+def die(run: RunDir, call: str) -> dict[str, Any]:
+    host = FakeHost(dies_in=call)
+    with pytest.raises(HostDiedError, match=re.escape(call)):
+        run_steps(make_plan(), host, run, host.progress)
+    return build_report(run)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, dict[str, Any]]:
+    """A run of two steps and its report, for tests that only look."""
+    run = RunDir(tmp_path_factory.mktemp("finished"))
+    return run, finish(run)
+
+
+@pytest.fixture
+def report(finished: tuple[RunDir, dict[str, Any]]) -> dict[str, Any]:
+    return finished[1]
+
+
+# --- a finished run ---
+
+
+def test_keys_of_the_report_are_frozen(report: dict[str, Any]) -> None:
+    assert list(report) == [
+        "schema_version",
+        "finished",
+        "base_model",
+        "models",
+        "steps",
+        "gamma",
+        "reward_accuracy",
+        "eval_sets",
+        "eval_gamma",
+        "eval_reward_accuracy",
+    ]
+
+
+def test_keys_of_a_step_are_frozen(report: dict[str, Any]) -> None:
+    assert [list(step) for step in report["steps"]] == [
+        [
+            "index",
+            "name",
+            "state",
+            "model_dir",
+            "sources",
+            "num_rows",
+            "num_optimizer_steps",
+            "reference",
+            "policy_init",
+            "gamma_ref",
+            "first_loss",
+            "final_loss",
+            "score_seconds",
+            "train_seconds",
+            "export_seconds",
+        ]
+    ] * 2
+
+
+def test_keys_of_gamma_ref_are_frozen(report: dict[str, Any]) -> None:
+    assert list(report["steps"][0]["gamma_ref"]) == ["mean", "median", "q05", "q95", "per_token_mean"]
+
+
+def test_what_the_run_was(report: dict[str, Any]) -> None:
+    assert {key: report[key] for key in ("schema_version", "finished", "base_model", "models", "eval_sets")} == {
+        "schema_version": 1,
+        "finished": True,
+        "base_model": "base/model",
+        "models": ["M_0", "M_1", "M_2"],
+        "eval_sets": ["val", "test"],
+    }
+
+
+def test_what_a_step_was(report: dict[str, Any]) -> None:
+    step = report["steps"][1]
+    assert {key: value for key, value in step.items() if key != "gamma_ref" and not key.endswith("_seconds")} == {
+        "index": 2,
+        "name": "step-2",
+        "state": "exported",
+        "model_dir": "step-2",
+        "sources": ["pairs-2.jsonl"],
+        "num_rows": 4,
+        "num_optimizer_steps": 3,  # made; 4 were planned
+        "reference": "M_1",
+        "policy_init": "M_1",
+        "first_loss": math.log(2),
+        "final_loss": 0.7 - 0.1 * 2,
+    }
+
+
+@pytest.mark.parametrize("key", ["score_seconds", "train_seconds", "export_seconds"])
+def test_times_are_those_of_the_ledger(finished: tuple[RunDir, dict[str, Any]], key: str) -> None:
+    run, report = finished
+    ledger = json.loads(run.ledger.read_text())
+    assert [step[key] for step in report["steps"]] == [step[key] for step in ledger["steps"]]
+    assert None not in [step[key] for step in report["steps"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        # D_2 = 1, −1, 2, 6 under M_1, θ = 1: γ = 2, −2, 4, 12
+        pytest.param("mean", 4.0, id="mean"),  # 16/4
+        pytest.param("median", 3.0, id="median"),  # (2 + 4)/2
+        pytest.param("q05", -1.4, id="q05"),  # 0.05 · 3 = 0.15 of the way from −2 to 2
+        pytest.param("q95", 10.8, id="q95"),  # 0.95 · 3 = 2.85: 0.85 of the way from 4 to 12
+        # (−10 + x)/2 − (−10 − x)/4 = −2.5 + 0.75x, x on average 2
+        pytest.param("per_token_mean", -1.0, id="per-token-mean"),
+    ],
+)
+def test_gamma_ref(report: dict[str, Any], name: str, value: float) -> None:
+    assert report["steps"][1]["gamma_ref"][name] == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "matrix"),
+    [
+        # rows M_0, M_1, M_2 with θ = −1, 1, 3; γ = 2θx
+        # D_1 = 1, 2, 3 under M_0: mean −4, none above 0;  D_2 = 1, −1, 2, 6 under M_1: mean 4, three of four
+        pytest.param("gamma", [[-4.0, None], [None, 4.0], [None, None]], id="gamma"),
+        pytest.param("reward_accuracy", [[0.0, None], [None, 0.75], [None, None]], id="reward_accuracy"),
+        # val = 1, 2, −1, 2: mean 1, so 2θ; above 0 is −1 alone under M_0, the other three after
+        # test = −4: −8θ
+        pytest.param("eval_gamma", [[-2.0, 8.0], [2.0, -8.0], [6.0, -24.0]], id="eval_gamma"),
+        pytest.param("eval_reward_accuracy", [[0.25, 1.0], [0.75, 0.0], [0.75, 0.0]], id="eval_reward_accuracy"),
+    ],
+)
+def test_matrices_of_a_finished_run(report: dict[str, Any], name: str, matrix: list[list[float | None]]) -> None:
+    assert report[name] == matrix
+
+
+def test_matrices_without_held_out_sets_have_rows_and_no_columns(run_dir: RunDir) -> None:
+    report = finish(run_dir, make_plan(heldout={}))
+    assert (report["eval_sets"], report["eval_gamma"], report["eval_reward_accuracy"]) == ([], [[]] * 3, [[]] * 3)
+
+
+def test_step_that_was_not_exported_has_no_directory(run_dir: RunDir) -> None:
+    report = finish(run_dir, make_plan(export_steps="last"))
+    assert [(step["state"], step["model_dir"]) for step in report["steps"]] == [("trained", None)] * 2
+
+
+# --- a dead run ---
+
+
+def test_dead_in_training_keeps_what_was_scored(run_dir: RunDir) -> None:
+    report = die(run_dir, "train M_0 on D_1")
+    assert report["finished"] is False
+    assert report["gamma"] == [[-4.0, None], [None, None], [None, None]]
+    assert report["reward_accuracy"] == [[0.0, None], [None, None], [None, None]]
+    assert report["eval_gamma"] == [[-2.0, 8.0], [None, None], [None, None]]
+    assert report["eval_reward_accuracy"] == [[0.25, 1.0], [None, None], [None, None]]
+
+
+def test_dead_in_training_has_no_outcome(run_dir: RunDir) -> None:
+    step = die(run_dir, "train M_0 on D_1")["steps"][0]
+    assert (step["state"], step["gamma_ref"]["mean"]) == ("training", -4.0)
+    assert [step[key] for key in ("first_loss", "final_loss", "train_seconds", "export_seconds", "model_dir")] == (
+        [None] * 5
+    )
+    assert step["score_seconds"] > 0
+
+
+def test_step_that_was_never_begun_has_nothing_but_its_plan(run_dir: RunDir) -> None:
+    step = die(run_dir, "train M_0 on D_1")["steps"][1]
+    keys = ("gamma_ref", "first_loss", "final_loss", "score_seconds", "train_seconds", "export_seconds", "model_dir")
+    assert (step["state"], step["name"], step["num_rows"]) == ("planned", "step-2", 4)
+    assert [step[key] for key in keys] == [None] * 7
+
+
+@pytest.mark.parametrize(
+    ("call", "gamma", "eval_rows"),
+    [
+        ("score D_1 by M_0", [[None, None]] * 3, 0),
+        ("export M_1 to step-1", [[-4.0, None], [None, None], [None, None]], 1),
+        ("score D_2 by M_1", [[-4.0, None], [None, None], [None, None]], 1),
+        ("train M_1 on D_2", [[-4.0, None], [None, 4.0], [None, None]], 2),
+        ("score held-out by M_2, called M_2", [[-4.0, None], [None, 4.0], [None, None]], 2),
+    ],
+)
+def test_dead_run_reports_as_far_as_it_came(
+    run_dir: RunDir, call: str, gamma: list[list[float | None]], eval_rows: int
+) -> None:
+    report = die(run_dir, call)
+    assert report["gamma"] == gamma
+    assert [None not in row for row in report["eval_gamma"]] == [index < eval_rows for index in range(3)]
+
+
+def test_trained_step_that_was_not_exported_has_its_losses(run_dir: RunDir) -> None:
+    step = die(run_dir, "export M_1 to step-1")["steps"][0]
+    assert (step["state"], step["first_loss"], step["model_dir"]) == ("trained", math.log(2), None)
+
+
+@pytest.mark.xfail(strict=True, reason="core: the report gives the planned number where no update was made")
+def test_step_that_was_never_begun_made_no_updates(run_dir: RunDir) -> None:
+    assert die(run_dir, "train M_0 on D_1")["steps"][1]["num_optimizer_steps"] in (None, 0)
+
+
+# --- files ---
+
+
+def test_written_report_is_the_report(run_dir: RunDir) -> None:
+    report = finish(run_dir)
+    write_report(run_dir)
+    assert load_report(run_dir.report) == report
+
+
+def test_markdown_stands_beside_the_report(run_dir: RunDir) -> None:
+    report = finish(run_dir)
+    write_report(run_dir)
+    assert (run_dir.root / "sdpo" / "report.md").read_text() == markdown(report)
+
+
+def test_report_can_be_written_after_every_step(run_dir: RunDir) -> None:
+    host, seen = FakeHost(), []
+
+    def progress() -> None:
+        write_report(run_dir)
+        report = load_report(run_dir.report)
+        seen.append((report["finished"], [step["state"] for step in report["steps"]]))
+
+    run_steps(make_plan(), host, run_dir, progress)
+    assert seen == [
+        (False, ["exported", "planned"]),
+        (False, ["exported", "exported"]),
+        (True, ["exported", "exported"]),
+    ]
+
+
+def test_report_of_another_schema_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text('{"schema_version": 2}')
+    with pytest.raises(ValueError, match=re.escape(f"{path} has schema_version 2; this version reads 1")):
+        load_report(path)
+
+
+def test_missing_table_is_told_by_its_path(run_dir: RunDir) -> None:
+    finish(run_dir)
+    path = run_dir.reference(make_plan().steps[1])
+    path.unlink()
+    with pytest.raises(ReferenceTableError, match=re.escape(f"cannot read the reference table {path}: ")):
+        build_report(run_dir)
+
+
+def test_torn_ledger_is_told_by_its_path(run_dir: RunDir) -> None:
+    finish(run_dir)
+    run_dir.ledger.write_text("{")
+    with pytest.raises(OutputError, match=re.escape(f"{run_dir.ledger} is not a ledger of schema version 1")):
+        build_report(run_dir)
+
+
+def test_missing_run_is_told_by_its_path(run_dir: RunDir) -> None:
+    with pytest.raises(FileNotFoundError, match=re.escape(str(run_dir.plan))):
+        build_report(run_dir)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="core: build_report promises an OutputError for a torn file")
+def test_torn_plan_is_told_by_its_path(run_dir: RunDir) -> None:
+    finish(run_dir)
+    run_dir.plan.write_text("{")
+    with pytest.raises(OutputError, match=re.escape(str(run_dir.plan))):
+        build_report(run_dir)
+
+
+@pytest.mark.xfail(strict=True, reason="core: build_report does not compare ledger.plan_fingerprint with the plan")
+def test_ledger_of_another_plan_is_refused(run_dir: RunDir) -> None:
+    """A run that died between writing its plan and its ledger, in the directory of an earlier run."""
+    finish(run_dir)
+    run_dir.plan.write_text(json.dumps(make_plan(export_steps="last").to_json()))
+    with pytest.raises(OutputError, match="fingerprint"):
+        build_report(run_dir)
+
+
+def test_report_can_be_made_again_from_the_command_line(run_dir: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    report = finish(run_dir)
+    main([str(run_dir.root)])
+    assert capsys.readouterr().out == markdown(report) + "\n"
+    assert load_report(run_dir.report) == report
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"]], ids=len)
+def test_command_line_takes_one_directory(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match=r"usage: python -m sdpo_plugin\.report OUTPUT_DIR"):
+        main(arguments)
+
+
+# --- for reading ---
+
+
+def test_summary_of_a_finished_run(report: dict[str, Any]) -> None:
+    assert summary_table(report).splitlines() == [
+        "step        rows  updates  mean γ_ref  first loss  last loss  acc val  acc test",
+        "----------  ----  -------  ----------  ----------  ---------  -------  --------",
+        "M_0                                                             0.250     1.000",
+        "M_1 step-1     3        2       -4.00      0.6931     0.6000    0.750     0.000",
+        "M_2 step-2     4        3       +4.00      0.6931     0.5000    0.750     0.000",
+    ]
+
+
+def test_summary_of_a_dead_run_marks_what_is_not_known(run_dir: RunDir) -> None:
+    first, second = summary_table(die(run_dir, "train M_0 on D_1")).splitlines()[-2:]
+    assert re.fullmatch(r"M_1 step-1 +3 +\S+ +-4\.00 +– +– +– +–", first)
+    assert re.fullmatch(r"M_2 step-2 +4 +\S+ +– +– +– +– +–", second)
+
+
+@pytest.mark.parametrize(
+    ("call", "state"),
+    [("", "Steps: 2, finished."), ("train M_1 on D_2", "Steps: 2, not finished.")],
+    ids=["done", "dead"],
+)
+def test_markdown_says_whether_the_run_finished(run_dir: RunDir, call: str, state: str) -> None:
+    report = die(run_dir, call) if call else finish(run_dir)
+    assert f"Base model: `base/model`. {state}\n" in markdown(report)
+
+
+def test_markdown_shows_held_out_gamma_of_every_model(report: dict[str, Any]) -> None:
+    block = markdown(report).split("```")[3].strip().splitlines()
+    assert [line.split() for line in block[2:]] == [
+        ["M_0", "-2.00", "+8.00"],
+        ["M_1", "+2.00", "-8.00"],
+        ["M_2", "+6.00", "-24.00"],
+    ]
+
+
+def test_markdown_without_held_out_sets_has_one_table(run_dir: RunDir) -> None:
+    assert markdown(finish(run_dir, make_plan(heldout={}))).count("```") == 2

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -48,6 +48,8 @@ class StepData:
         cfg: the config of this step alone: what a separate `rl: dpo` run would be given.
         train: D_t.
         heldout: held-out sets of this step by name; the trainer evaluates on all of them together.
+        source_rows: rows that come from each entry of ``cfg.datasets``; empty where the host merged them.
+        settings: the host keys that the step sets for itself.
         num_dropped: rows of the sources that are in neither; None where that is not known.
         total_num_steps: optimizer steps by the host's count.
     """
@@ -58,6 +60,8 @@ class StepData:
     heldout: dict[str, Dataset]
     num_dropped: int | None
     total_num_steps: int
+    source_rows: tuple[int, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def flatten_steps(cfg: DictDefault, block: SDPOConfig) -> None:
@@ -78,7 +82,8 @@ def load_steps(cfg: DictDefault, block: SDPOConfig) -> list[StepData]:
     tests: TestSets = {}
     for name, step in zip(step_names(steps), steps, strict=True):
         entries = cfg.datasets[first : first + len(step.datasets)]
-        loaded.append(_load_step(name, _step_cfg(cfg, step, entries), entries, tests))
+        data = _load_step(name, _step_cfg(cfg, step, entries), entries, tests)
+        loaded.append(replace(data, settings=describe_settings(step)))
         first += len(entries)
     return loaded
 
@@ -131,6 +136,12 @@ def _load_step(name: str, cfg: DictDefault, entries: Sequence[DictDefault], test
             f"step {name}: {sources} cannot be read as preference data: {_cause(error)}. Check path, type, "
             "split and the field_ keys of the entry: it works here exactly where it works under rl: dpo."
         ) from error
+    for test_name, rows in heldout.items():
+        if not len(rows):
+            raise DataError(
+                f"step {name}: held-out set {test_name} has no rows (sequence_len: {cfg.sequence_len} drops longer "
+                "ones); set another source, a larger sequence_len or a larger val_set_size."
+            )
     kept = len(meta.train_dataset) + len(meta.eval_dataset or ())
     if not len(meta.train_dataset):
         held = f", {len(meta.eval_dataset)} are held out" if meta.eval_dataset else ""
@@ -141,6 +152,14 @@ def _load_step(name: str, cfg: DictDefault, entries: Sequence[DictDefault], test
         )
     dropped = None if raw is None else raw - kept
     return StepData(name, cfg, meta.train_dataset, heldout, dropped, meta.total_num_steps)
+
+
+def describe_settings(step: StepArgs) -> dict[str, Any]:
+    """The overrides of a step, for plan and report."""
+    overrides = step.overrides()
+    if "test_datasets" in overrides:
+        overrides["test_datasets"] = [source_name(entry) for entry in overrides["test_datasets"]]
+    return overrides
 
 
 def _load_test_entry(cfg: DictDefault, entry: DictDefault) -> Dataset:
@@ -201,6 +220,8 @@ def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[StepData], di
     plans = []
     for index, step in enumerate(steps, 1):
         heldout.update(dict.fromkeys(step.heldout))
+        previous = model_name(index - 1)
+        named = {"previous": previous, "base": model_name(0)}
         plans.append(
             StepPlan(
                 index=index,
@@ -211,19 +232,13 @@ def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[StepData], di
                 num_heldout=sum(len(rows) for rows in step.heldout.values()),
                 num_optimizer_steps=step.cfg.max_steps or step.total_num_steps,
                 rows_digest=digests[index - 1] if digests else None,
-                reference=model_name(index - 1),
-                policy_init=model_name(index - 1),
-                settings=_settings(block, index),
+                reference=named.get(block.reference) or source_name({"path": block.reference}),
+                policy_init=named[block.policy_init],
+                settings=step.settings,
+                source_rows=step.source_rows,
             )
         )
     return Plan(str(cfg.base_model), tuple(plans), tuple(heldout), block.export_steps)
-
-
-def _settings(block: SDPOConfig, index: int) -> dict[str, Any]:
-    overrides = block.steps[index - 1].overrides() if block.steps else {}
-    if "test_datasets" in overrides:
-        overrides["test_datasets"] = [source_name(entry) for entry in overrides["test_datasets"]]
-    return overrides
 
 
 def rows_of(dataset: Dataset) -> tuple[str, NDArray[np.int64]]:
@@ -239,6 +254,17 @@ def rows_of(dataset: Dataset) -> tuple[str, NDArray[np.int64]]:
         prompt, chosen, rejected = counts
         lengths.append(prompt + np.maximum(chosen, rejected))
     return digest.hexdigest(), np.concatenate(lengths)
+
+
+def prompt_keys(dataset: Dataset) -> NDArray[np.uint64]:
+    """A 64-bit hash of the prompt of each row, shape (N,)."""
+    keys = []
+    for batch in dataset.select_columns(["prompt_ids"]).with_format("arrow").iter(1000):
+        column = batch.column("prompt_ids").combine_chunks()
+        ends = np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False))
+        ids = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+        keys += [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in np.split(ids, ends[:-1])]
+    return np.frombuffer(b"".join(keys), dtype=np.uint64)
 
 
 def with_reference(dataset: Dataset, table: ReferenceTable) -> Dataset:

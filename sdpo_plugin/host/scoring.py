@@ -16,7 +16,14 @@ from sdpo_plugin.reference import ReferenceTable, TableBuilder
 Scores = tuple[list[int], NDArray[np.float32], NDArray[np.int64]]
 
 
-def score(trainer: DPOTrainer, dataset: Dataset, batch_size: int, model: str, what: str) -> ReferenceTable:
+def score(
+    trainer: DPOTrainer,
+    dataset: Dataset,
+    batch_size: int,
+    model: str,
+    what: str,
+    reference: torch.nn.Module | None = None,
+) -> ReferenceTable:
     """One pass without gradients over ``dataset``; the whole table on every rank.
 
     Rows are taken longest first, so that a batch that does not fit fails at once and padding is little, and dealt
@@ -28,6 +35,7 @@ def score(trainer: DPOTrainer, dataset: Dataset, batch_size: int, model: str, wh
         batch_size: pairs per forward pass and rank.
         model: name of the policy as it stands, "M_0" … "M_T".
         what: name of the data set, for the progress bar and errors.
+        reference: another model that scores instead of the policy.
 
     Raises:
         ReferenceTableError: a row is missing or its log-prob is not finite.
@@ -38,7 +46,7 @@ def score(trainer: DPOTrainer, dataset: Dataset, batch_size: int, model: str, wh
     mine: list[Scores] = []
     rank = trainer.accelerator.process_index
     bar = tqdm(batches, desc=f"{model} scores {what}", disable=rank != 0, dynamic_ncols=True)
-    with distributed.scoring_model(trainer) as policy:
+    with distributed.scoring_model(trainer, reference) as policy:
         for per_rank in bar:
             rows = per_rank[rank]
             # Under ZeRO-3 a forward pass is a collective: a rank without rows walks along with those of rank 0.

@@ -25,7 +25,8 @@ def build_report(run: RunDir) -> dict[str, Any]:
     """The content of `sdpo/report.json`.
 
     Matrices have a row per model M_0 … M_T. Columns of `gamma` (mean γ in nats) and `reward_accuracy` are D_1 … D_T,
-    those of `eval_gamma` and `eval_reward_accuracy` the held-out sets named in `eval_sets`. None: not computed.
+    those of `eval_gamma`, `eval_reward_accuracy` and `eval_improvement` (share of rows with γ above that of M_0) the
+    held-out sets named in `eval_sets`. None: not computed.
 
     Raises:
         OutputError, ReferenceTableError, OSError: a file of the run is missing or torn.
@@ -64,6 +65,10 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "gamma": _matrix(shape, {at: diagnostics.gamma_stats(table).mean for at, table in train.items()}),
         "reward_accuracy": _matrix(shape, {at: diagnostics.reward_accuracy(t) for at, t in train.items()}),
         "eval_sets": list(plan.heldout),
+        "eval_improvement": _matrix(
+            eval_shape,
+            {(row, col): diagnostics.improvement(t, heldout[0, col]) for (row, col), t in heldout.items() if row},
+        ),
         "eval_gamma": _matrix(eval_shape, {at: diagnostics.gamma_stats(t).mean for at, t in heldout.items()}),
         "eval_reward_accuracy": _matrix(eval_shape, {at: diagnostics.reward_accuracy(t) for at, t in heldout.items()}),
     }
@@ -116,10 +121,14 @@ def markdown(report: dict[str, Any]) -> str:
             ranks.append((rank["source"], f"{rank['num_rows']:,}", f"{rank['accuracy']:.3f}", interval))
         parts.append(f"```\n{text_table(ranks)}\n```")
     if report["eval_sets"]:
-        rows = [("mean γ, held out", *report["eval_sets"])]
-        for model, values in zip(report["models"], report["eval_gamma"], strict=True):
-            rows.append((model, *(_number(value, "+.2f") for value in values)))
-        parts.append(f"```\n{text_table(rows)}\n```")
+        for title, key, spec in (
+            ("mean γ, held out", "eval_gamma", "+.2f"),
+            ("γ above M_0's, share", "eval_improvement", ".3f"),
+        ):
+            rows = [(title, *report["eval_sets"])]
+            for model, values in zip(report["models"], report[key], strict=True):
+                rows.append((model, *(_number(value, spec) for value in values)))
+            parts.append(f"```\n{text_table(rows)}\n```")
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,7 +1,6 @@
 """D_t through the host's own loaders and chat templates: each step is loaded as an `rl: dpo` config of its own."""
 
 import copy
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -25,8 +24,10 @@ from sdpo_plugin.errors import DataError
 from sdpo_plugin.files import write_json
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
+from sdpo_plugin.rows import RowFacts, facts_of, join
 
 ROWS_FILE = "sdpo_rows.json"
+IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 # What the host's loaders, the readers of `datasets` and the prompt strategies raise on data that is not right.
 READ_ERRORS = (DatasetsError, ValueError, TypeError, LookupError, AttributeError, OSError, pa.ArrowException)
 # A step that sets the first key means it instead of the config's second one, which would win in the host.
@@ -62,6 +63,7 @@ class StepData:
     total_num_steps: int
     source_rows: tuple[int, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    facts: RowFacts | None = None
 
 
 def flatten_steps(cfg: DictDefault, block: SDPOConfig) -> None:
@@ -214,8 +216,8 @@ def source_name(entry: Any) -> str:
     return ":".join([path, *extras])
 
 
-def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[StepData], digests: Sequence[str] | None) -> Plan:
-    """The plan of these steps; ``digests`` of the tokenized rows are known only where a trainer was built."""
+def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[StepData]) -> Plan:
+    """The plan of these steps."""
     heldout: dict[str, None] = {}
     plans = []
     for index, step in enumerate(steps, 1):
@@ -231,7 +233,7 @@ def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[StepData], di
                 num_dropped=step.num_dropped,
                 num_heldout=sum(len(rows) for rows in step.heldout.values()),
                 num_optimizer_steps=step.cfg.max_steps or step.total_num_steps,
-                rows_digest=digests[index - 1] if digests else None,
+                rows_digest=None if step.facts is None else step.facts.digest(),
                 reference=named.get(block.reference) or source_name({"path": block.reference}),
                 policy_init=named[block.policy_init],
                 settings=step.settings,
@@ -241,30 +243,20 @@ def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[StepData], di
     return Plan(str(cfg.base_model), tuple(plans), tuple(heldout), block.export_steps)
 
 
-def rows_of(dataset: Dataset) -> tuple[str, NDArray[np.int64]]:
-    """SHA-256 over the token ids of all rows in order, and the length in tokens of the longer side of each row."""
-    digest = hashlib.sha256()
-    lengths = []
-    for batch in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]).with_format("arrow").iter(1000):
-        columns = [batch.column(name).combine_chunks() for name in batch.column_names]
-        counts = [pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64) for column in columns]
-        for column, count in zip(columns, counts, strict=True):
-            digest.update(count.tobytes())
-            digest.update(column.flatten().to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
-        prompt, chosen, rejected = counts
-        lengths.append(prompt + np.maximum(chosen, rejected))
-    return digest.hexdigest(), np.concatenate(lengths)
+def row_facts(dataset: Dataset) -> RowFacts:
+    """Keys and lengths of all rows, in one pass over the memory-mapped columns."""
+    parts = []
+    for batch in dataset.select_columns(IDS).with_format("arrow").iter(1000):
+        columns = [batch.column(name).combine_chunks() for name in IDS]
+        parts.append(
+            facts_of([(_integers(column.flatten()), _integers(pc.list_value_length(column))) for column in columns])
+        )
+    return join(parts)
 
 
-def prompt_keys(dataset: Dataset) -> NDArray[np.uint64]:
-    """A 64-bit hash of the prompt of each row, shape (N,)."""
-    keys = []
-    for batch in dataset.select_columns(["prompt_ids"]).with_format("arrow").iter(1000):
-        column = batch.column("prompt_ids").combine_chunks()
-        ends = np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False))
-        ids = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-        keys += [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in np.split(ids, ends[:-1])]
-    return np.frombuffer(b"".join(keys), dtype=np.uint64)
+def _integers(array: pa.Array) -> NDArray[np.int64]:
+    values: NDArray[np.int64] = array.to_numpy(zero_copy_only=False).astype(np.int64)
+    return values
 
 
 def with_reference(dataset: Dataset, table: ReferenceTable) -> Dataset:

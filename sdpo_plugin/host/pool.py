@@ -9,12 +9,12 @@ from datasets import Dataset, concatenate_datasets
 
 from sdpo_plugin import diagnostics, partition
 from sdpo_plugin.args import PartitionArgs, SDPOConfig
-from sdpo_plugin.host.datasets import StepData, make_plan, prompt_keys, rows_of, source_name
+from sdpo_plugin.host.datasets import IDS, StepData, make_plan, row_facts, source_name
 from sdpo_plugin.plan import Overlap, Plan, SourceRank, host_total_steps
 from sdpo_plugin.reference import ReferenceTable, concatenate
+from sdpo_plugin.rows import join
 
 DEFAULT_SEED = 42
-IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ def lay_out(
     else:
         parts, ordering = _cut(args, sources, scores)
         steps = [_step(index, rows, sources, by_source=bool(ordering)) for index, rows in enumerate(parts, 1)]
-    digests = [rows_of(step.train)[0] for step in steps]
     plan = replace(
-        make_plan(cfg, block, steps, digests),
+        make_plan(cfg, block, steps),
         partition={} if args is None else args.model_dump(exclude_none=True),
         ordering=ordering,
         overlaps=tuple(_overlaps(steps, heldout)),
@@ -73,7 +72,8 @@ def lay_out(
     if not scores or parts is None:
         return Layout(plan, steps)
     pool = concatenate(scores)
-    return Layout(plan, steps, [pool.select(rows, digest) for rows, digest in zip(parts, digests, strict=True)])
+    tables = [pool.select(rows, step.facts.digest()) for rows, step in zip(parts, steps, strict=True) if step.facts]
+    return Layout(plan, steps, tables)
 
 
 def preview(cfg: DictDefault, block: SDPOConfig, sources: Sequence[StepData]) -> Plan:
@@ -81,7 +81,7 @@ def preview(cfg: DictDefault, block: SDPOConfig, sources: Sequence[StepData]) ->
     args = block.partition
     by_score = needs_scores(block)
     if args is None or args.strategy == "natural" or (by_score and args.unit != "row"):
-        return make_plan(cfg, block, sources, digests=None)
+        return make_plan(cfg, block, sources)
     if by_score:  # sizes are known, rows are not
         parts = partition.easy_to_hard_rows(np.zeros(sum(len(source.train) for source in sources)), args.shares())
     else:
@@ -90,7 +90,7 @@ def preview(cfg: DictDefault, block: SDPOConfig, sources: Sequence[StepData]) ->
     if by_score:
         every = sources[0].cfg | {"datasets": [entry for source in sources for entry in source.cfg.datasets]}
         steps = [replace(step, source_rows=(), cfg=DictDefault(every)) for step in steps]
-    return make_plan(cfg, block, steps, digests=None)
+    return make_plan(cfg, block, steps)
 
 
 def _cut(
@@ -124,7 +124,8 @@ def _step(
     owner = np.searchsorted(ends, rows, side="right")
     counts = np.bincount(owner, minlength=len(sources))
     used = [number for number in range(len(sources)) if counts[number]]
-    parts = []
+    parts: list[Dataset] = []
+    facts = join([source.facts for source in sources if source.facts]).take(rows) if tokenized else None
     for number in used if tokenized else ():
         train = sources[number].train
         parts.append(train.select_columns(IDS).select(rows[owner == number] - (ends[number] - len(train))))
@@ -137,13 +138,14 @@ def _step(
         num_dropped=sources[used[0]].num_dropped if by_source else None,
         total_num_steps=host_total_steps(len(rows), step_cfg.num_epochs, step_cfg.batch_size),
         source_rows=tuple(int(counts[number]) for number in used),
+        facts=facts,
     )
 
 
 def _overlaps(steps: Sequence[StepData], heldout: Mapping[str, Dataset]) -> list[Overlap]:
     """Where prompts of a step stand in held-out sets, or in steps before it."""
-    keys = [prompt_keys(step.train) for step in steps]
-    held = {name: prompt_keys(rows) for name, rows in heldout.items()}
+    keys = [step.facts.prompts for step in steps if step.facts]
+    held = {name: row_facts(rows).prompts for name, rows in heldout.items()}
     found = []
     for index, step in enumerate(steps):
         others = {f"step {steps[j].name}": keys[j] for j in range(index)}

@@ -20,7 +20,7 @@ from sdpo_plugin import gate
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import ConfigError, DataError, TrainingError
 from sdpo_plugin.host import distributed
-from sdpo_plugin.host.datasets import StepData, together, with_reference
+from sdpo_plugin.host.datasets import StepData, row_facts, together, with_reference
 from sdpo_plugin.host.external import free_memory, load_reference
 from sdpo_plugin.host.pool import Layout, lay_out, needs_scores
 from sdpo_plugin.host.progress import StepProgress, restart_loggers
@@ -115,7 +115,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         if chain.block.policy_init == "base":
             self._base = Snapshot(self.model)
         numbered = list(enumerate(chain.sources, 1)) if needs_scores(chain.block) else []
-        scores = [self._score(source.train, M_0, f"source {number}") for number, source in numbered]
+        scores = [self._score(source, M_0, f"source {number}") for number, source in numbered]
         self._layout = lay_out(chain.cfg, chain.block, chain.sources, chain.heldout, scores)
         run_steps(self._layout.plan, self, chain.run, on_progress=lambda: write_report(chain.run))
         self.args = self._host_args  # the host saves the final model, its card and the hub push by these
@@ -236,12 +236,12 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         assert self._layout is not None
         return self._layout
 
-    def _score(self, rows: Dataset, name: str, what: str, model: torch.nn.Module | None = None) -> ReferenceTable:
+    def _score(self, data: StepData, name: str, what: str, model: torch.nn.Module | None = None) -> ReferenceTable:
         """Batches have the size of training batches, so that what trains also scores."""
-        return score(self, rows, self.args.per_device_train_batch_size, name, what, model)
+        return score(self, data.train, self.args.per_device_train_batch_size, name, what, model, data.facts)
 
     def _score_data(self, step: StepPlan, name: str, model: torch.nn.Module | None = None) -> ReferenceTable:
-        return self._score(self._data.steps[step.index - 1].train, name, f"D_{step.index}", model)
+        return self._score(self._data.steps[step.index - 1], name, f"D_{step.index}", model)
 
     def _stateful_callbacks(self) -> list[Any]:
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState)]
@@ -304,7 +304,7 @@ def tokenize(trainer: StepwiseDPOTrainer, sources: Sequence[StepData]) -> tuple[
                 f"{source.name}: no row has a prompt shorter than sequence_len: {trainer.args.max_length} in tokens; "
                 "set a larger sequence_len or another source."
             )
-        tokenized.append(replace(source, train=train))
+        tokenized.append(replace(source, train=train, facts=row_facts(train)))
         for name, rows in source.heldout.items():
             if name not in heldout:
                 heldout[name] = trainer.prepare(rows, f"held-out {name}")

@@ -12,7 +12,7 @@ from integration_tests.harness.models import make_model
 from integration_tests.harness.sdpo import sdpo_config
 
 MEASURE = "integration_tests.harness.memory:train_and_measure"
-SIZE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 7, "num_attention_heads": 8}
+SIZE: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 7, "num_attention_heads": 8}
 FLOAT32 = 4
 UPDATES = 2  # a step
 

@@ -25,6 +25,9 @@ OVERRIDES = (
 )
 """Host keys that a step may set for itself; every other host key holds for all steps."""
 
+FRACTION_SLACK = 1e-3
+"""How far fractions may be from summing to 1, so that three thirds can be written as 0.333 each."""
+
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _RESERVED = {"sdpo", "runs", "merged"}
 
@@ -32,7 +35,7 @@ _RESERVED = {"sdpo", "runs", "merged"}
 class StepArgs(BaseModel):
     """One step of `sdpo.steps`: its data and what it sets differently from the rest of the config."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str | None = Field(None, description="Directory name of the step's model. Default: step-1, step-2, …")
     datasets: list[dict[str, Any]] = Field(
@@ -77,7 +80,7 @@ class StepArgs(BaseModel):
     @classmethod
     def _name_is_a_plain_file_name(cls, name: str | None) -> str | None:
         if name is None or (
-            _PLAIN_NAME.fullmatch(name) and name not in _RESERVED and not name.startswith("checkpoint-")
+            _PLAIN_NAME.fullmatch(name) and name.lower() not in _RESERVED and not name.lower().startswith("checkpoint-")
         ):
             return name
         raise ValueError(
@@ -100,23 +103,102 @@ class StepArgs(BaseModel):
         return {key: getattr(self, key) for key in OVERRIDES if getattr(self, key) is not None}
 
 
+class PartitionArgs(BaseModel):
+    """`sdpo.partition`: how the pool of all `datasets:` entries becomes steps (arXiv 2403.19270 v2, §3.2)."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    strategy: Literal["natural", "easy_to_hard", "random", "stratified"] = Field(
+        description="natural: an entry is a step, in order. easy_to_hard: ordered by the base model's own scores. "
+        "random: rows drawn whatever their source. stratified: every step holds the same share of every source."
+    )
+    unit: Literal["source", "row"] | None = Field(
+        None,
+        description="easy_to_hard only. source: entries in descending order of the base model's reward accuracy, one "
+        "step each. row: all rows ranked by γ under the base model and cut. Default: source.",
+    )
+    score: Literal["log_ratio", "log_ratio_per_token"] | None = Field(
+        None,
+        description="easy_to_hard only. log_ratio: γ summed over tokens, in nats, as in the paper. "
+        "log_ratio_per_token: each log-prob divided by its tokens first. Default: log_ratio.",
+    )
+    num_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Number of steps of equal size; for random, stratified and easy_to_hard by row."
+    )
+    fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] | None = Field(
+        None, description="Share of the pool of each step, instead of num_steps; they sum to 1."
+    )
+    seed: int | None = Field(None, description="Seed of random and stratified. Default: 42.")
+
+    @model_validator(mode="after")
+    def _keys_fit_the_strategy(self) -> "PartitionArgs":
+        orders = self.strategy == "easy_to_hard"
+        draws = self.strategy in ("random", "stratified")
+        by_source = orders and self.unit != "row"
+        what = f"strategy: {self.strategy}" + (" by source" if by_source else "")
+        for key, belongs in (("unit", orders), ("score", orders), ("seed", draws)):
+            if getattr(self, key) is not None and not belongs:
+                owner = "easy_to_hard" if key != "seed" else "random and stratified"
+                raise ValueError(f"{key}: {getattr(self, key)!r} belongs to {owner}, not to {what}; remove {key}")
+        cut = {key: getattr(self, key) for key in ("num_steps", "fractions") if getattr(self, key) is not None}
+        if cut and (by_source or self.strategy == "natural"):
+            key, value = next(iter(cut.items()))
+            remedy = "set unit: row, or remove it" if orders else "remove it"
+            raise ValueError(f"{key}: {value!r} has no use with {what}, where each source is a step; {remedy}")
+        if len(cut) != 1 and (draws or (orders and not by_source)):
+            seen = "are both set; keep one" if cut else "are both missing; set one, e.g. num_steps: 2"
+            raise ValueError(f"{what} needs num_steps or fractions: they {seen}")
+        return self
+
+    @field_validator("fractions")
+    @classmethod
+    def _fractions_sum_to_one(cls, fractions: list[float] | None) -> list[float] | None:
+        if fractions is not None and abs(sum(fractions) - 1) > FRACTION_SLACK:
+            raise ValueError(f"fractions: {fractions} sum to {sum(fractions):.4g}, not to 1; set shares that do")
+        return fractions
+
+    def shares(self) -> list[float]:
+        """Share of the pool of each step, summing to 1 exactly enough for ``partition.step_sizes``."""
+        if self.fractions is not None:
+            total = sum(self.fractions)
+            return [fraction / total for fraction in self.fractions]
+        assert self.num_steps is not None
+        return [1 / self.num_steps] * self.num_steps
+
+
 class SDPOConfig(BaseModel):
     """The `sdpo:` block. Empty, each entry of the host's `datasets:` is one step, in order."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     steps: Annotated[list[StepArgs], Field(min_length=1)] | None = Field(
         None, description="The steps, instead of the host's `datasets:`. Default: one step per entry of `datasets:`."
     )
-    reference: Literal["previous"] = Field(
-        "previous", description="Reference model of step t: previous = M_{t-1} (arXiv 2403.19270, §3.3)."
+    partition: PartitionArgs | None = Field(
+        None, description="How the pool of all `datasets:` entries becomes steps, instead of `steps`."
     )
-    policy_init: Literal["previous"] = Field(
-        "previous", description="Model that step t starts from: previous = M_{t-1}."
+    reference: Annotated[str, Field(min_length=1)] = Field(
+        "previous",
+        description="Reference model of step t. previous: M_{t-1} (arXiv 2403.19270, §3.3). base: the base model. "
+        "Else the path or hub id of a model with the same tokenizer (Table 1).",
+    )
+    policy_init: Literal["previous", "base"] = Field(
+        "previous",
+        description="Model that step t starts from. previous: M_{t-1}. base: the base model again, or the adapter as "
+        "it was initialised (§3.5: a higher initial loss).",
     )
     export_steps: Literal["all", "last"] = Field(
         "all", description="all = keep every M_t as a loadable model directory; last = only the final model."
     )
+
+    @model_validator(mode="after")
+    def _steps_or_partition(self) -> "SDPOConfig":
+        if self.steps is not None and self.partition is not None:
+            raise ValueError(
+                f"sdpo.partition (strategy: {self.partition.strategy}) and sdpo.steps ({len(self.steps)} steps) are "
+                "both set; keep sdpo.steps, or put all data under datasets: and keep sdpo.partition"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "SDPOConfig":
@@ -158,7 +240,8 @@ def parse_block(block: Mapping[str, Any] | None) -> SDPOConfig:
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:
-    model: type[BaseModel] = StepArgs if len(location) > 1 and location[0] == "steps" else SDPOConfig
+    nested: dict[int | str, type[BaseModel]] = {"steps": StepArgs, "partition": PartitionArgs}
+    model = nested.get(location[0], SDPOConfig) if len(location) > 1 else SDPOConfig
     return list(model.model_fields)
 
 

@@ -10,7 +10,7 @@ TRAINER_CLS = "sdpo_plugin.host.trainer.StepwiseDPOTrainer"
 
 
 def _is_set(value: Any) -> bool:
-    return value is not None and value is not False
+    return bool(value)
 
 
 def _more_than_one(value: Any) -> bool:
@@ -125,8 +125,13 @@ def check_conflicts(cfg: Mapping[str, Any], conflicts: tuple[Conflict, ...] = CO
         raise ConfigError("\n".join(found))
 
 
-def check_data_sources(cfg: Mapping[str, Any], has_steps: bool) -> None:
+def check_data_sources(cfg: Mapping[str, Any], has_steps: bool, cuts_rows: bool = False) -> None:
     """The steps come from `datasets:` (two entries or more) or from `sdpo.steps`, and not from both.
+
+    Args:
+        cfg: the host's config.
+        has_steps: `sdpo.steps` is set.
+        cuts_rows: a partition makes steps of rows, so that one entry can be several steps.
 
     Raises:
         ConfigError: both, neither, or a pool of one entry.
@@ -141,9 +146,10 @@ def check_data_sources(cfg: Mapping[str, Any], has_steps: bool) -> None:
         raise ConfigError(
             "rl: sdpo has no data: set datasets: with one entry per step, or sdpo.steps with datasets of its own."
         )
-    if not has_steps and len(datasets) == 1:
+    if not has_steps and not cuts_rows and len(datasets) == 1:
         path = datasets[0].get("path")
         raise ConfigError(
             f"rl: sdpo with one entry in datasets: (path: {path!r}) would be a single step; add an entry per step, "
-            "or, to mean one step, write it under sdpo.steps; for plain DPO set rl: dpo."
+            "or cut it by rows with sdpo.partition (e.g. strategy: easy_to_hard, unit: row, num_steps: 2), or, to mean "
+            "one step, write it under sdpo.steps; for plain DPO set rl: dpo."
         )

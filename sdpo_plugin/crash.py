@@ -14,7 +14,7 @@ SECONDS_FOR_RANK_0 = 20.0
 
 def install() -> None:
     """Let errors of this package end the process with their message alone. Idempotent."""
-    if sys.excepthook is not _say_it_once:
+    if not hasattr(_say_it_once, "previous"):  # once: another library's hook may have wrapped ours since
         _say_it_once.previous = sys.excepthook  # type: ignore[attr-defined]
         sys.excepthook = _say_it_once
 
@@ -23,6 +23,7 @@ def uninstall() -> None:
     """Put the earlier hook back."""
     if sys.excepthook is _say_it_once:
         sys.excepthook = _say_it_once.previous  # type: ignore[attr-defined]
+        del _say_it_once.previous  # type: ignore[attr-defined]
 
 
 def _say_it_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -30,7 +31,7 @@ def _say_it_once(kind: type[BaseException], error: BaseException, trace: Traceba
     if not isinstance(error, SDPOError):
         _say_it_once.previous(kind, error, trace)  # type: ignore[attr-defined]
         return
-    rank = int(os.environ.get("RANK", "0"))
+    rank = int(os.environ.get("RANK") or "0")
     if rank != 0:
         time.sleep(SECONDS_FOR_RANK_0)
     if logging.getLogger("axolotl").isEnabledFor(logging.DEBUG):

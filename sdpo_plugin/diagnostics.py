@@ -39,6 +39,16 @@ def gamma_stats(table: ReferenceTable) -> GammaStats:
     return GammaStats(float(values.mean()), float(median), float(q05), float(q95), float(gamma_per_token(table).mean()))
 
 
+def improvement(table: ReferenceTable, base: ReferenceTable) -> float:
+    """Share of rows in which the implicit reward against the base model prefers the chosen answer, γ_π > γ_base.
+
+    The reward accuracy that DPO trainers log, with the base model as reference: what training has changed, where
+    `reward_accuracy` is ruled by answers of very different length.
+    """
+    assert table.rows_digest == base.rows_digest
+    return float((gamma(table) > gamma(base)).mean())
+
+
 def reward_accuracy(table: ReferenceTable) -> float:
     """Share of rows in which the model scores the preferred answer higher, γ > 0; a tie counts as wrong.
 

@@ -25,6 +25,10 @@ class StartGateError(SDPOError, RuntimeError):
     """A step did not begin where policy and reference are equal, so its reference is wrong."""
 
 
+class TrainingError(SDPOError, RuntimeError):
+    """Training a step went wrong in a way that must not reach the next one."""
+
+
 class UnsupportedHostError(SDPOError, RuntimeError):
     """The installed host is outside the supported range, or has not what this package relies on.
 

@@ -13,7 +13,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     A reader, or a run that comes after a crash, sees the old file or the new one, never a part.
 
     Raises:
-        OSError: the directory is not writable or the disk is full; ``path`` is then untouched.
+        OSError: the directory is not writable or the disk is full; ``path`` is then the old file, or, where only the
+            last fsync of the directory failed, the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.files import write_json
@@ -34,6 +34,10 @@ class RunDir:
     def reference(self, step: StepPlan) -> Path:
         """The reference table of D_t."""
         return self.root / "sdpo" / "reference" / f"{step.name}.safetensors"
+
+    def score(self, model: str, step: StepPlan) -> Path:
+        """The log-probs of D_t under a model that is not its reference."""
+        return self.root / "sdpo" / "scores" / f"{model}-{step.name}.safetensors"
 
     def heldout(self, model: str, column: int) -> Path:
         """The log-probs of held-out set number ``column`` (from 0) under ``model``."""
@@ -101,6 +105,9 @@ class Ledger:
             if value.pop("schema_version") != SCHEMA_VERSION:
                 raise ValueError("another schema version")
             steps = tuple(StepRecord(**step) for step in value.pop("steps"))
+            unknown = {step.state for step in steps} - set(get_args(State))
+            if unknown:
+                raise ValueError(f"unknown state {sorted(unknown)}")
             return cls(steps=steps, **value)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise OutputError(

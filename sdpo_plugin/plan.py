@@ -25,9 +25,10 @@ class StepPlan:
         num_heldout: rows held out for this step.
         num_optimizer_steps: updates that the step makes.
         rows_digest: SHA-256 over the token ids of D_t in order; None before tokenization.
-        reference: model whose log-probs are the reference, "M_{t-1}".
-        policy_init: model that the step starts from, "M_{t-1}".
+        reference: model whose log-probs are the reference: "M_{t-1}", "M_0", or a path or hub id.
+        policy_init: model that the step starts from, "M_{t-1}" or "M_0".
         settings: the host keys that the step sets for itself.
+        source_rows: rows of D_t that come from each of ``sources``.
     """
 
     index: int
@@ -41,16 +42,60 @@ class StepPlan:
     reference: str = ""
     policy_init: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    source_rows: tuple[int, ...] = ()
+
+    def describe_sources(self) -> str:
+        """The sources, with their rows where several make up the step."""
+        if len(self.sources) < 2 or not self.source_rows:
+            return ", ".join(self.sources)
+        parts = zip(self.sources, self.source_rows, strict=True)
+        return ", ".join(f"{source} ({rows:,})" for source, rows in parts if rows)
+
+    @property
+    def starts_at_reference(self) -> bool:
+        """Whether policy and reference are one model where the step begins, so that the ln 2 gate applies."""
+        return self.reference == self.policy_init
+
+
+@dataclass(frozen=True)
+class SourceRank:
+    """A source in the order easy to hard: the base model's reward accuracy on it, with a 95 % interval."""
+
+    source: str
+    num_rows: int
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Rows of ``step`` whose prompt stands in ``other`` too: another step's data or a held-out set."""
+
+    step: str
+    other: str
+    num_rows: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole chain. ``base_model`` is M_0; ``heldout`` names the sets that every M_t is scored on."""
+    """The whole chain.
+
+    Attributes:
+        base_model: M_0.
+        heldout: names of the sets that every M_t is scored on.
+        partition: `sdpo.partition` as it was applied; empty where an entry or `sdpo.steps` makes a step.
+        ordering: sources easy to hard, with partition easy_to_hard by source.
+        overlaps: where prompts of a step stand elsewhere too.
+    """
 
     base_model: str
     steps: tuple[StepPlan, ...]
     heldout: tuple[str, ...] = ()
     export_steps: str = "all"
+    partition: dict[str, Any] = field(default_factory=dict)
+    ordering: tuple[SourceRank, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
 
     def __post_init__(self) -> None:
         assert [step.index for step in self.steps] == list(range(1, len(self.steps) + 1))
@@ -64,12 +109,27 @@ class Plan:
         """The plan that `to_json` wrote.
 
         Raises:
-            ValueError: another schema version, or a fingerprint that does not fit the rest.
+            ValueError: another schema version, a key that is missing or unknown, or a fingerprint that does not fit.
         """
+        try:
+            return cls._read(value)
+        except (KeyError, TypeError, AssertionError) as error:
+            raise ValueError(f"not a plan of schema version {SCHEMA_VERSION}: {error!r}") from error
+
+    @classmethod
+    def _read(cls, value: dict[str, Any]) -> "Plan":
         if value.get("schema_version") != SCHEMA_VERSION:
             raise ValueError(f"plan schema_version is {value.get('schema_version')!r}; this version reads 1")
-        steps = tuple(StepPlan(**{**step, "sources": tuple(step["sources"])}) for step in value["steps"])
-        plan = cls(value["base_model"], steps, tuple(value["heldout"]), value["export_steps"])
+        lists = ("sources", "source_rows")
+        plan = cls(
+            base_model=value["base_model"],
+            steps=tuple(StepPlan(**{**step, **{key: tuple(step[key]) for key in lists}}) for step in value["steps"]),
+            heldout=tuple(value["heldout"]),
+            export_steps=value["export_steps"],
+            partition=value["partition"],
+            ordering=tuple(SourceRank(**rank) for rank in value["ordering"]),
+            overlaps=tuple(Overlap(**overlap) for overlap in value["overlaps"]),
+        )
         if plan.fingerprint() != value["fingerprint"]:
             raise ValueError("plan fingerprint does not fit its content; the file was changed by hand or torn")
         return plan
@@ -82,11 +142,11 @@ class Plan:
         """The plan as a table of text, one row a step; what `axolotl preprocess` prints."""
         rows = [("step", "sources", "rows", "dropped", "held out", "optimizer steps", "reference", "starts from")]
         for step in self.steps:
-            dropped = "?" if step.num_dropped is None else f"{step.num_dropped:,}"
+            dropped = "–" if step.num_dropped is None else f"{step.num_dropped:,}"
             rows.append(
                 (
                     f"{step.index} {step.name}",
-                    ", ".join(step.sources),
+                    step.describe_sources(),
                     f"{step.num_rows:,}",
                     dropped,
                     f"{step.num_heldout:,}",
@@ -115,14 +175,20 @@ def host_total_steps(num_rows: int, num_epochs: float, batch_size: int) -> int:
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned by width, the first row as heading; cells that are numbers stand to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    """Columns aligned by width, the first row as heading; columns of numbers stand to the right."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [all(map(_is_number, column[1:])) for column in columns]
 
     def line(cells: Sequence[str]) -> str:
         padded = (
-            cell.rjust(width) if cell.strip("+-–").replace(",", "").replace(".", "").isdigit() else cell.ljust(width)
-            for cell, width in zip(cells, widths, strict=True)
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(cells, widths, right, strict=True)
         )
         return "  ".join(padded).rstrip()
 
-    return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *(line(row) for row in rows[1:])])
+    return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
+
+
+def _is_number(cell: str) -> bool:
+    return cell in ("", "–") or cell.strip("+-").replace(",", "").replace(".", "").isdigit()

@@ -3,7 +3,7 @@
 Knows nothing of models. The digest ties a table to its rows, so that it cannot serve other data.
 """
 
-import json
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,12 @@ from sdpo_plugin.files import write_bytes
 SCHEMA_VERSION = 1
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
+DTYPES = {
+    "chosen": np.dtype(np.float32),
+    "rejected": np.dtype(np.float32),
+    "chosen_tokens": np.dtype(np.int64),
+    "rejected_tokens": np.dtype(np.int64),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,17 @@ class ReferenceTable:
                 f"but the step has {num_rows} rows with digest {rows_digest[:12]}: it was made for other data."
             )
 
+    def select(self, rows: Int, rows_digest: str) -> "ReferenceTable":
+        """The table of some of the rows, in the order of ``rows``, whose digest is ``rows_digest``."""
+        return ReferenceTable(
+            self.chosen[rows],
+            self.rejected[rows],
+            self.chosen_tokens[rows],
+            self.rejected_tokens[rows],
+            model=self.model,
+            rows_digest=rows_digest,
+        )
+
     def save(self, path: Path) -> None:
         """Write the table as safetensors, atomically."""
         arrays = {
@@ -64,8 +81,20 @@ class ReferenceTable:
             "chosen_tokens": self.chosen_tokens,
             "rejected_tokens": self.rejected_tokens,
         }
-        about = {"schema_version": str(SCHEMA_VERSION), "model": self.model, "rows_digest": self.rows_digest}
+        about = {
+            "schema_version": str(SCHEMA_VERSION),
+            "model": self.model,
+            "rows_digest": self.rows_digest,
+            "checksum": self._checksum(),
+        }
         write_bytes(path, save(arrays, metadata=about))
+
+    def _checksum(self) -> str:
+        """SHA-256 of the numbers and of what they belong to: safetensors itself does not notice a flipped bit."""
+        digest = hashlib.sha256(f"{self.model}\n{self.rows_digest}\n".encode())
+        for column in (self.chosen, self.rejected, self.chosen_tokens, self.rejected_tokens):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def load(cls, path: Path) -> "ReferenceTable":
@@ -78,20 +107,39 @@ class ReferenceTable:
             with safe_open(path, framework="numpy") as file:
                 about = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise ReferenceTableError(f"cannot read the reference table {path}: {error}") from error
-        fields = {"chosen", "rejected", "chosen_tokens", "rejected_tokens"}
-        if about.get("schema_version") != str(SCHEMA_VERSION) or set(arrays) != fields:
+        dtypes = {name: array.dtype for name, array in arrays.items()}
+        keys = {"schema_version", "model", "rows_digest", "checksum"}
+        if set(about) != keys or about["schema_version"] != str(SCHEMA_VERSION) or dtypes != DTYPES:
             raise ReferenceTableError(f"{path} is not a reference table of schema version {SCHEMA_VERSION}")
+        if len({array.shape for array in arrays.values()}) != 1 or arrays["chosen"].ndim != 1:
+            raise ReferenceTableError(f"{path}: the columns of the reference table have different lengths")
         table = cls(**arrays, model=about["model"], rows_digest=about["rows_digest"])
+        if table._checksum() != about["checksum"]:
+            raise ReferenceTableError(f"{path}: the reference table does not fit its checksum; the file is damaged")
         _require_finite(table.chosen, table.rejected, f"{path}")
         return table
+
+
+def concatenate(tables: Sequence[ReferenceTable]) -> ReferenceTable:
+    """The tables of several data sets under one model as one; its digest is that of no data set."""
+    assert len({table.model for table in tables}) == 1
+    return ReferenceTable(
+        np.concatenate([table.chosen for table in tables]),
+        np.concatenate([table.rejected for table in tables]),
+        np.concatenate([table.chosen_tokens for table in tables]),
+        np.concatenate([table.rejected_tokens for table in tables]),
+        model=tables[0].model,
+        rows_digest="",
+    )
 
 
 class TableBuilder:
     """Collects scores row by row, in any order, and hands out a table only when every row has its two."""
 
     def __init__(self, num_rows: int) -> None:
+        assert num_rows > 0
         self._seen = np.zeros(num_rows, dtype=bool)
         self._logps = np.full((2, num_rows), -np.inf, dtype=np.float32)
         self._tokens = np.zeros((2, num_rows), dtype=np.int64)
@@ -109,6 +157,7 @@ class TableBuilder:
         """
         index = np.asarray(rows, dtype=np.int64)
         assert logps.shape == tokens.shape == (2, len(index))
+        assert not len(index) or (index.min() >= 0 and index.max() < len(self._seen))
         twice = index[self._seen[index]].tolist() or sorted({int(r) for r in index if (index == r).sum() > 1})
         if twice:
             raise ReferenceTableError(f"rows scored twice, first 10: {twice[:10]}")

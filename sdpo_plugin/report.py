@@ -2,17 +2,22 @@
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sdpo_plugin import diagnostics
+from sdpo_plugin.errors import OutputError
 from sdpo_plugin.files import write_bytes, write_json
 from sdpo_plugin.ledger import Ledger, RunDir, StepRecord
 from sdpo_plugin.plan import Plan, StepPlan, model_name, text_table
 from sdpo_plugin.reference import ReferenceTable
 
 SCHEMA_VERSION = 1
+# Reward accuracy from which a reference has probably seen the data: a base model is near one half, and the paper's
+# model goes from γ_ref -38.60 to +84.35 by training on it.
+SEEN_BEFORE = 0.9
 Matrix = list[list[float | None]]
 
 
@@ -20,19 +25,23 @@ def build_report(run: RunDir) -> dict[str, Any]:
     """The content of `sdpo/report.json`.
 
     Matrices have a row per model M_0 … M_T. Columns of `gamma` (mean γ in nats) and `reward_accuracy` are D_1 … D_T,
-    those of `eval_gamma` and `eval_reward_accuracy` the held-out sets named in `eval_sets`. None: not computed.
+    those of `eval_gamma`, `eval_reward_accuracy` and `eval_improvement` (share of rows with γ above that of M_0) the
+    held-out sets named in `eval_sets`. None: not computed.
 
     Raises:
         OutputError, ReferenceTableError, OSError: a file of the run is missing or torn.
     """
-    plan = Plan.from_json(json.loads(run.plan.read_bytes()))
+    try:
+        plan = Plan.from_json(json.loads(run.plan.read_bytes()))
+    except ValueError as error:
+        raise OutputError(f"{run.plan} cannot be read: {error}") from error
     ledger = Ledger.load(run.ledger)
+    if ledger.plan_fingerprint != plan.fingerprint():
+        raise OutputError(f"{run.ledger} belongs to another plan than {run.plan}: two runs shared this directory")
     models = [model_name(index) for index in range(len(plan.steps) + 1)]
-    train = {
-        (step.index - 1, step.index - 1): ReferenceTable.load(run.reference(step))
-        for step, record in zip(plan.steps, ledger.steps, strict=True)
-        if record.state != "planned"
-    }
+    scored = [step for step, record in zip(plan.steps, ledger.steps, strict=True) if record.state != "planned"]
+    references = {step.index: ReferenceTable.load(run.reference(step)) for step in scored}
+    train = _cells(models, {**_extra_scores(run, plan, models), **{(t.model, i): t for i, t in references.items()}})
     heldout = {
         (row, column): ReferenceTable.load(run.heldout(model, column))
         for row, model in enumerate(models)
@@ -45,13 +54,21 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "finished": ledger.finished,
         "base_model": plan.base_model,
         "models": models,
+        "partition": plan.partition,
+        "ordering": [asdict(rank) for rank in plan.ordering],
+        "overlaps": [asdict(overlap) for overlap in plan.overlaps],
+        "warnings": _warnings(plan, references),
         "steps": [
-            _step(plan, step, record, train.get((step.index - 1, step.index - 1)))
+            _step(step, record, references.get(step.index))
             for step, record in zip(plan.steps, ledger.steps, strict=True)
         ],
         "gamma": _matrix(shape, {at: diagnostics.gamma_stats(table).mean for at, table in train.items()}),
         "reward_accuracy": _matrix(shape, {at: diagnostics.reward_accuracy(t) for at, t in train.items()}),
         "eval_sets": list(plan.heldout),
+        "eval_improvement": _matrix(
+            eval_shape,
+            {(row, col): diagnostics.improvement(t, heldout[0, col]) for (row, col), t in heldout.items() if row},
+        ),
         "eval_gamma": _matrix(eval_shape, {at: diagnostics.gamma_stats(t).mean for at, t in heldout.items()}),
         "eval_reward_accuracy": _matrix(eval_shape, {at: diagnostics.reward_accuracy(t) for at, t in heldout.items()}),
     }
@@ -96,15 +113,39 @@ def markdown(report: dict[str, Any]) -> str:
         "acc: share of held-out rows in which the model scores the preferred answer higher. "
         "γ_ref: log-ratio of preferred over rejected answer under the step's reference, in nats, before the step.",
     ]
+    parts += [f"Note: {warning}." for warning in report["warnings"]]
+    if report["ordering"]:
+        ranks = [("easy to hard", "rows", "accuracy of M_0", "95 %")]
+        for rank in report["ordering"]:
+            interval = f"{rank['low']:.3f} to {rank['high']:.3f}"
+            ranks.append((rank["source"], f"{rank['num_rows']:,}", f"{rank['accuracy']:.3f}", interval))
+        parts.append(f"```\n{text_table(ranks)}\n```")
     if report["eval_sets"]:
-        rows = [("mean γ, held out", *report["eval_sets"])]
-        for model, values in zip(report["models"], report["eval_gamma"], strict=True):
-            rows.append((model, *(_number(value, "+.2f") for value in values)))
-        parts.append(f"```\n{text_table(rows)}\n```")
+        for title, key, spec in (
+            ("mean γ, held out", "eval_gamma", "+.2f"),
+            ("γ above M_0's, share", "eval_improvement", ".3f"),
+        ):
+            rows = [(title, *report["eval_sets"])]
+            for model, values in zip(report["models"], report[key], strict=True):
+                rows.append((model, *(_number(value, spec) for value in values)))
+            parts.append(f"```\n{text_table(rows)}\n```")
     return "\n\n".join(parts) + "\n"
 
 
-def _step(plan: Plan, step: StepPlan, record: StepRecord, table: ReferenceTable | None) -> dict[str, Any]:
+def _extra_scores(run: RunDir, plan: Plan, models: Sequence[str]) -> dict[tuple[str, int], ReferenceTable]:
+    """Tables of D_t under models that were not its reference, as far as a run has made them."""
+    files = {(model, step.index): run.score(model, step) for model in models for step in plan.steps}
+    return {at: ReferenceTable.load(path) for at, path in files.items() if path.exists()}
+
+
+def _cells(
+    models: Sequence[str], tables: Mapping[tuple[str, int], ReferenceTable]
+) -> dict[tuple[int, int], ReferenceTable]:
+    """Tables by row and column of a matrix; an external reference has no row."""
+    return {(models.index(model), step - 1): t for (model, step), t in tables.items() if model in models}
+
+
+def _step(step: StepPlan, record: StepRecord, table: ReferenceTable | None) -> dict[str, Any]:
     exported = record.state == "exported"
     facts = asdict(record)
     return {
@@ -114,12 +155,41 @@ def _step(plan: Plan, step: StepPlan, record: StepRecord, table: ReferenceTable 
         "model_dir": step.name if exported else None,
         "sources": list(step.sources),
         "num_rows": step.num_rows,
-        "num_optimizer_steps": facts["num_optimizer_steps"] or step.num_optimizer_steps,
+        "num_optimizer_steps": facts["num_optimizer_steps"],
         "reference": step.reference,
         "policy_init": step.policy_init,
+        "source_rows": list(step.source_rows),
         "gamma_ref": None if table is None else asdict(diagnostics.gamma_stats(table)),
         **{key: facts[key] for key in ("first_loss", "final_loss", "score_seconds", "train_seconds", "export_seconds")},
     }
+
+
+def _warnings(plan: Plan, references: Mapping[int, ReferenceTable]) -> list[str]:
+    """What a reader should know before believing the numbers."""
+    found = []
+    for earlier, later in zip(plan.ordering, plan.ordering[1:], strict=False):
+        if later.high >= earlier.low:
+            found.append(
+                f"the order of {earlier.source} ({earlier.accuracy:.3f}, 95 % {earlier.low:.3f} to {earlier.high:.3f}) "
+                f"before {later.source} ({later.accuracy:.3f}, {later.low:.3f} to {later.high:.3f}) lies within noise"
+            )
+    for step in plan.steps:
+        table = references.get(step.index)
+        if table is None or step.reference in {model_name(index) for index in range(len(plan.steps))}:
+            continue
+        accuracy = diagnostics.reward_accuracy(table)
+        if accuracy >= SEEN_BEFORE:
+            found.append(
+                f"the reference {step.reference} prefers the chosen answer in {accuracy:.1%} of the rows of step "
+                f"{step.name} (mean γ_ref {diagnostics.gamma_stats(table).mean:+.2f}): it has probably been trained on "
+                "them. In the paper mean γ_ref was -38.60 under the base model and +84.35 under the model trained on "
+                "that data (arXiv 2403.19270, Fig. 2)"
+            )
+    found += [
+        f"{overlap.num_rows:,} rows of step {overlap.step} have a prompt that stands in {overlap.other} too"
+        for overlap in plan.overlaps
+    ]
+    return found
 
 
 def _is_recorded(ledger: Ledger, row: int) -> bool:

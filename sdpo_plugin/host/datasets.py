@@ -1,10 +1,9 @@
 """D_t through the host's own loaders and chat templates: each step is loaded as an `rl: dpo` config of its own."""
 
 import copy
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -24,8 +23,10 @@ from sdpo_plugin.files import write_json
 from sdpo_plugin.host.read_errors import explained
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
+from sdpo_plugin.rows import RowFacts, facts_of, join
 
 ROWS_FILE = "sdpo_rows.json"
+IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 # A step that sets the first key means it instead of the config's second one, which would win in the host.
 DISPLACES = {
     "num_epochs": "max_steps",
@@ -45,6 +46,8 @@ class StepData:
         cfg: the config of this step alone: what a separate `rl: dpo` run would be given.
         train: D_t.
         heldout: held-out sets of this step by name; the trainer evaluates on all of them together.
+        source_rows: rows that come from each entry of ``cfg.datasets``; empty where the host merged them.
+        settings: the host keys that the step sets for itself.
         num_dropped: rows of the sources that are in neither; None where that is not known.
         total_num_steps: optimizer steps by the host's count.
     """
@@ -55,6 +58,9 @@ class StepData:
     heldout: dict[str, Dataset]
     num_dropped: int | None
     total_num_steps: int
+    source_rows: tuple[int, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    facts: RowFacts | None = None
 
 
 def flatten_steps(cfg: DictDefault, block: SDPOConfig) -> None:
@@ -75,7 +81,8 @@ def load_steps(cfg: DictDefault, block: SDPOConfig) -> list[StepData]:
     tests: TestSets = {}
     for name, step in zip(step_names(steps), steps, strict=True):
         entries = cfg.datasets[first : first + len(step.datasets)]
-        loaded.append(_load_step(name, _step_cfg(cfg, step, entries), entries, tests))
+        data = _load_step(name, _step_cfg(cfg, step, entries), entries, tests)
+        loaded.append(replace(data, settings=describe_settings(step)))
         first += len(entries)
     return loaded
 
@@ -124,6 +131,12 @@ def _load_step(name: str, cfg: DictDefault, entries: Sequence[DictDefault], test
             with explained(name, f"test_datasets: {source_name(entry)}"):
                 tests[test_name] = (dict(entry), _load_test_entry(cfg, entry))
         heldout[test_name] = tests[test_name][1]
+    for test_name, rows in heldout.items():
+        if not len(rows):
+            raise DataError(
+                f"step {name}: held-out set {test_name} has no rows (sequence_len: {cfg.sequence_len} drops longer "
+                "ones); set another source, a larger sequence_len or a larger val_set_size."
+            )
     kept = len(meta.train_dataset) + len(meta.eval_dataset or ())
     if not len(meta.train_dataset):
         held = f", {len(meta.eval_dataset)} are held out" if meta.eval_dataset else ""
@@ -134,6 +147,14 @@ def _load_step(name: str, cfg: DictDefault, entries: Sequence[DictDefault], test
         )
     dropped = None if raw is None else raw - kept
     return StepData(name, cfg, meta.train_dataset, heldout, dropped, meta.total_num_steps)
+
+
+def describe_settings(step: StepArgs) -> dict[str, Any]:
+    """The overrides of a step, for plan and report."""
+    overrides = step.overrides()
+    if "test_datasets" in overrides:
+        overrides["test_datasets"] = [source_name(entry) for entry in overrides["test_datasets"]]
+    return overrides
 
 
 def _load_test_entry(cfg: DictDefault, entry: DictDefault) -> Dataset:
@@ -183,12 +204,14 @@ def source_name(entry: Any) -> str:
     return ":".join([path, *extras])
 
 
-def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[StepData], digests: Sequence[str] | None) -> Plan:
-    """The plan of these steps; ``digests`` of the tokenized rows are known only where a trainer was built."""
+def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[StepData]) -> Plan:
+    """The plan of these steps."""
     heldout: dict[str, None] = {}
     plans = []
     for index, step in enumerate(steps, 1):
         heldout.update(dict.fromkeys(step.heldout))
+        previous = model_name(index - 1)
+        named = {"previous": previous, "base": model_name(0)}
         plans.append(
             StepPlan(
                 index=index,
@@ -198,35 +221,30 @@ def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[StepData], di
                 num_dropped=step.num_dropped,
                 num_heldout=sum(len(rows) for rows in step.heldout.values()),
                 num_optimizer_steps=step.cfg.max_steps or step.total_num_steps,
-                rows_digest=digests[index - 1] if digests else None,
-                reference=model_name(index - 1),
-                policy_init=model_name(index - 1),
-                settings=_settings(block, index),
+                rows_digest=None if step.facts is None else step.facts.digest(),
+                reference=named.get(block.reference) or source_name({"path": block.reference}),
+                policy_init=named[block.policy_init],
+                settings=step.settings,
+                source_rows=step.source_rows,
             )
         )
     return Plan(str(cfg.base_model), tuple(plans), tuple(heldout), block.export_steps)
 
 
-def _settings(block: SDPOConfig, index: int) -> dict[str, Any]:
-    overrides = block.steps[index - 1].overrides() if block.steps else {}
-    if "test_datasets" in overrides:
-        overrides["test_datasets"] = [source_name(entry) for entry in overrides["test_datasets"]]
-    return overrides
+def row_facts(dataset: Dataset) -> RowFacts:
+    """Keys and lengths of all rows, in one pass over the memory-mapped columns."""
+    parts = []
+    for batch in dataset.select_columns(IDS).with_format("arrow").iter(1000):
+        columns = [batch.column(name).combine_chunks() for name in IDS]
+        parts.append(
+            facts_of([(_integers(column.flatten()), _integers(pc.list_value_length(column))) for column in columns])
+        )
+    return join(parts)
 
 
-def rows_of(dataset: Dataset) -> tuple[str, NDArray[np.int64]]:
-    """SHA-256 over the token ids of all rows in order, and the length in tokens of the longer side of each row."""
-    digest = hashlib.sha256()
-    lengths = []
-    for batch in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]).with_format("arrow").iter(1000):
-        columns = [batch.column(name).combine_chunks() for name in batch.column_names]
-        counts = [pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64) for column in columns]
-        for column, count in zip(columns, counts, strict=True):
-            digest.update(count.tobytes())
-            digest.update(column.flatten().to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
-        prompt, chosen, rejected = counts
-        lengths.append(prompt + np.maximum(chosen, rejected))
-    return digest.hexdigest(), np.concatenate(lengths)
+def _integers(array: pa.Array) -> NDArray[np.int64]:
+    values: NDArray[np.int64] = array.to_numpy(zero_copy_only=False).astype(np.int64)
+    return values
 
 
 def with_reference(dataset: Dataset, table: ReferenceTable) -> Dataset:

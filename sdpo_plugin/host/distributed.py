@@ -53,20 +53,20 @@ def release(trainer: Trainer) -> None:
 
 
 @contextmanager
-def scoring_model(trainer: Trainer) -> Iterator[torch.nn.Module]:
-    """The policy as it stands, in evaluation mode, ready for forward passes on every rank.
+def scoring_model(trainer: Trainer, other: torch.nn.Module | None = None) -> Iterator[torch.nn.Module]:
+    """The policy as it stands, or ``other``, in evaluation mode, ready for forward passes on every rank.
 
     Under DeepSpeed a live training engine serves as it is (the host's final save needs it alive); without one the
     model is wrapped in an engine that has no optimizer, for the time of the pass.
     """
-    live_engine = trainer.is_deepspeed_enabled and trainer.model_wrapped is not trainer.model
+    live_engine = other is None and trainer.is_deepspeed_enabled and trainer.model_wrapped is not trainer.model
     if live_engine:
         model = trainer.model_wrapped
     elif trainer.is_deepspeed_enabled:
-        model = _inference_engine(trainer)
+        model = _inference_engine(trainer, other or trainer.model)
     else:
         release(trainer)
-        model = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
+        model = trainer.accelerator.prepare_model(other or trainer.model, evaluation_mode=True)
     model.eval()
     try:
         yield model
@@ -79,7 +79,7 @@ def scoring_model(trainer: Trainer) -> Iterator[torch.nn.Module]:
             release(trainer)
 
 
-def _inference_engine(trainer: Trainer) -> Any:
+def _inference_engine(trainer: Trainer, model: torch.nn.Module) -> Any:
     import deepspeed  # imported late: it starts a launcher probe that plain runs do not need
 
     config = deepcopy(trainer.accelerator.state.deepspeed_plugin.deepspeed_config)
@@ -87,5 +87,5 @@ def _inference_engine(trainer: Trainer) -> Any:
         config.pop(section, None)
     if config["zero_optimization"]["stage"] != 3:
         config["zero_optimization"] = {"stage": 0}  # below 3 parameters are whole; there is nothing to shard
-    engine, *_ = deepspeed.initialize(model=trainer.model, config=config)
+    engine, *_ = deepspeed.initialize(model=model, config=config)
     return engine

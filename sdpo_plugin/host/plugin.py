@@ -15,8 +15,10 @@ from sdpo_plugin.conflicts import TRAINER_CLS, TRAINING_CONFLICTS, check_conflic
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.host import compat
 from sdpo_plugin.host.best_model import keep_best_model
-from sdpo_plugin.host.datasets import StepData, flatten_steps, load_steps, make_plan, source_name, together
-from sdpo_plugin.host.trainer import Chain, StepwiseDPOTrainer, tokenize_chain
+from sdpo_plugin.host.datasets import StepData, flatten_steps, load_steps, source_name, together
+from sdpo_plugin.host.external import require_same_tokenizer
+from sdpo_plugin.host.pool import preview
+from sdpo_plugin.host.trainer import Chain, StepwiseDPOTrainer, tokenize
 from sdpo_plugin.ledger import RunDir, require_fresh
 
 # Named below "axolotl", whose level and handlers the host sets.
@@ -55,7 +57,7 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
             return
         block = parse_block(cfg.get("sdpo"))
         check_conflicts(cfg)
-        check_data_sources(cfg, has_steps=block.steps is not None)
+        check_data_sources(cfg, has_steps=block.steps is not None, cuts_rows=_cuts_rows(block))
         flatten_steps(cfg, block)
         if not inference:
             cfg["rl"] = "dpo"
@@ -76,9 +78,11 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         if not preprocess:
             require_fresh(RunDir(Path(cfg.output_dir)))
         block = _block(cfg)
+        if block.reference not in ("previous", "base"):
+            require_same_tokenizer(cfg, block.reference)
         self._steps = load_steps(cfg, block)
+        plan = preview(cfg, block, self._steps)  # on every rank: a pool that is too small ends them all
         if is_main_process():
-            plan = make_plan(cfg, block, self._steps, digests=None)
             LOG.info("stepwise DPO (sDPO), %d steps\n%s", len(plan.steps), plan.table())
         first = self._steps[0]
         return TrainDatasetMeta(first.train, together(list(first.heldout.values())), first.total_num_steps)
@@ -90,16 +94,21 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         assert isinstance(trainer, StepwiseDPOTrainer)
         assert self._steps, "the host loads the data before it builds the trainer"
         keep_best_model(cfg, trainer, self._steps)
-        steps, heldout, digests = tokenize_chain(trainer, self._steps)
-        plan = make_plan(cfg, _block(cfg), steps, digests)
+        sources, heldout = tokenize(trainer, self._steps)
         trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
-        trainer.attach(Chain(plan, RunDir(Path(cfg.output_dir)), steps, heldout))
+        trainer.attach(Chain(cfg, _block(cfg), RunDir(Path(cfg.output_dir)), sources, heldout))
 
     def post_train_unload(self, cfg: DictDefault) -> None:
         """Training is done: leave no patch and no data behind."""
         if compat.is_sdpo(cfg):
             compat.undo_patch_reference_model()
             self._steps = []
+
+
+def _cuts_rows(block: SDPOConfig) -> bool:
+    """Whether one entry of `datasets:` can become several steps."""
+    args = block.partition
+    return args is not None and args.strategy != "natural" and (args.strategy != "easy_to_hard" or args.unit == "row")
 
 
 def _block(cfg: DictDefault) -> SDPOConfig:

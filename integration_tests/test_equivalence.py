@@ -55,8 +55,8 @@ def test_adamw_equals_separate_runs_to_the_bit(host: Host, model: Path, tmp_path
     """Three steps over rows of one length: nothing is padded, so nothing may differ."""
     sets = [even_set(tmp_path / f"d{n}.jsonl", rows, n) for n, rows in ((1, 24), (2, 32), (3, 20))]
     run = compare(host, base_config(model, sets, tmp_path, **ADAMW), sets)
-    # Measured: 0.0 in all three, after 18, 24 and 15 updates that moved weights by 9e-3 to 2e-2. One rounding
-    # error anywhere would show: AdamW makes 1e-6 to 1e-4 of it on ragged rows.
+    # Measured: 0.0 in all three, after 18, 24 and 15 updates that moved weights by 8e-3 to 1.3e-2. One rounding
+    # error anywhere would show: AdamW makes up to 1e-4 of it on ragged rows.
     for mine, by_hand in zip(run.steps, run.chain, strict=True):
         assert apart(host, mine, by_hand) == 0.0
     assert apart(host, model, run.steps[0]) > 1e-3
@@ -72,8 +72,9 @@ def test_adamw_is_as_near_as_the_host_to_itself(
     for mine, live, other in zip(adamw.steps, adamw.chain, precomputed, strict=True):
         noise = apart(host, live, other, "mean")
         # Both distances are draws of one noise, and either may be the larger. Measured over 5 seeds, mean absolute
-        # difference in units of the host's own (2e-9 to 3e-8): 1.0 to 1.5 (largest difference: 0.9 to 2.7).
-        assert 0 < apart(host, mine, live, "mean") <= 5 * noise
+        # difference in units of the host's own (2e-9 to 3e-8): 1.0 to 1.5 (largest difference: 0.9 to 2.7); at a
+        # tenth of the learning rate once 4 (16). One update more or less would be 1e-4.
+        assert apart(host, mine, live, "mean") <= 10 * noise
         assert apart(host, mine, model, "mean") > 10_000 * noise
 
 

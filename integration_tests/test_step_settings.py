@@ -25,6 +25,7 @@ EVERYTHING: dict[str, Any] = {
     "lr_scheduler": "cosine",
     "warmup_steps": None,
     "warmup_ratio": 0.3,
+    "accelerator_config": {"use_seedable_sampler": False},  # rows are shuffled by the process's random numbers
 }
 STEPS: list[dict[str, Any]] = [
     {"learning_rate": 2.0e-2, "num_epochs": 2, "rl_beta": 0.2, "dpo_label_smoothing": 0.1},
@@ -47,15 +48,20 @@ def everything(host: Host, model: Path, two_sets: list[Config], tmp_path_factory
     return compare(host, config, two_sets, STEPS)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file with an object in it."""
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
 def histories(folder: Path) -> dict[str, list[dict[str, float]]]:
     """What the host's trainer logged up to each checkpoint of a run or a step."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return {path.name: json.loads((path / "trainer_state.json").read_text())["log_history"] for path in found}
+    return {path.name: read_json(path / "trainer_state.json")["log_history"] for path in found}
 
 
 def test_everything_equals_separate_runs(host: Host, model: Path, everything: Compared) -> None:
     """Accumulation, held-out rows, evaluation, warm-up, schedules, and steps with settings of their own."""
-    # Measured: M_1 0.0, M_2 6.0e-8, where the weights moved by 2.7e-3 and by another 4.7e-3.
+    # Measured: M_1 and M_2 1.2e-7, where the weights moved by 3.1e-3 and by another 5.1e-3.
     for mine, by_hand in zip(everything.steps, everything.chain, strict=True):
         assert apart(host, mine, by_hand) <= 1e-6
     assert apart(host, model, everything.steps[0]) > 1e-3
@@ -80,6 +86,16 @@ def test_schedule_and_losses_are_those_of_the_separate_run(everything: Compared,
     rates = [row["learning_rate"] for row in list(mine.values())[-1] if "learning_rate" in row]
     assert max(rates) == pytest.approx([2.0e-2, 1.0e-2][number])
     assert rates[0] == 0.0
+
+
+def test_held_out_rows_of_each_step_are_scored_by_every_model(everything: Compared) -> None:
+    """A quarter of 24 and of 32 rows; what the cells hold is compared in test_heldout.py."""
+    report, plan = read_report(everything.out), read_json(everything.out / "sdpo" / "plan.json")
+    assert [(step["num_rows"], step["num_heldout"]) for step in plan["steps"]] == [(18, 6), (24, 8)]
+    assert report["eval_sets"] == ["step-1", "step-2"]
+    for matrix in (report["eval_gamma"], report["eval_reward_accuracy"]):
+        assert [len(row) for row in matrix] == [2, 2, 2]
+        assert all(isinstance(value, float) for row in matrix for value in row)
 
 
 def test_max_steps(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def alone(host: Host, model: Path, two_sets: list[Config], folder: Path) -> list
 
 @pytest.fixture(scope="module")
 def full(host: Host, model: Path, two_sets: list[Config], folder: Path, two_ranks: dict[str, Any]) -> Path:
-    """On two ranks; nothing is prepared beforehand, so that one rank makes the sets and the other loads them."""
+    """On two ranks, into a folder where nothing is prepared yet: one rank makes the sets, the other loads them."""
     return run_sdpo(host, base_config(model, two_sets, folder / "full", **FULL | two_ranks), ranks=2)
 
 
@@ -114,7 +114,10 @@ def test_tables_are_those_of_the_exported_models(host: Host, full: Path, retrain
 def test_rows_that_do_not_share_out_evenly(
     host: Host, model: Path, folder: Path, two_ranks: dict[str, Any], tmp_path: Path
 ) -> None:
-    """25 and 7 rows over two ranks with 2 each: in the last round of D_1 one rank has a row and the other none."""
+    """25 and 7 rows over two ranks with 2 each: in the last round of D_1 one rank has a row and the other none.
+
+    No run has seen these rows before, so that nothing comes from a cache of the host's libraries either.
+    """
     sets = [chat_set(tmp_path / "d1.jsonl", 25, 3), intel_set(tmp_path / "d2.jsonl", 7, 4)]
     config = base_config(model, sets, tmp_path, **FULL | two_ranks)
     out = run_sdpo(host, config, ranks=2)
@@ -123,3 +126,16 @@ def test_rows_that_do_not_share_out_evenly(
     assert off(read_table(out, "step-1"), base) <= 1e-4  # measured: 3.1e-5
     assert off(read_table(out, "step-2"), first) <= 1e-4  # measured: 1.5e-5
     assert [step["num_optimizer_steps"] for step in read_report(out)["steps"]] == [13, 4]
+
+
+def test_the_hosts_own_zero3_config_is_taken(
+    host: Host, model: Path, two_sets: list[Config], folder: Path, two_ranks: dict[str, Any]
+) -> None:
+    """Axolotl's ZeRO-3 configs spell the gather key in DeepSpeed's newer way, without `stage3_`."""
+    names = {"stage3_gather_16bit_weights_on_model_save": False, "gather_16bit_weights_on_model_save": True}
+    own = write_zero3(folder / "host-zero3.json", **names)
+    config = base_config(
+        model, two_sets, folder / "host-zero3", **FULL | two_ranks | {"deepspeed": str(own), "max_steps": 1}
+    )
+    out = run_sdpo(host, config, ranks=2)
+    assert host.python("integration_tests.harness.probes:load_ok", out / "step-2")

@@ -128,7 +128,7 @@ class PartitionArgs(BaseModel):
     fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] | None = Field(
         None, description="Share of the pool of each step, instead of num_steps; they sum to 1."
     )
-    seed: int | None = Field(None, description="Seed of random and stratified. Default: 42.")
+    seed: Annotated[int, Field(ge=0)] | None = Field(None, description="Seed of random and stratified. Default: 42.")
 
     @model_validator(mode="after")
     def _keys_fit_the_strategy(self) -> "PartitionArgs":
@@ -154,7 +154,7 @@ class PartitionArgs(BaseModel):
     @classmethod
     def _fractions_sum_to_one(cls, fractions: list[float] | None) -> list[float] | None:
         if fractions is not None and abs(sum(fractions) - 1) > FRACTION_SLACK:
-            raise ValueError(f"fractions: {fractions} sum to {sum(fractions):.4g}, not to 1; set shares that do")
+            raise ValueError(f"{fractions} sum to {sum(fractions):.4g}, not to 1; set shares that do")
         return fractions
 
     def shares(self) -> list[float]:
@@ -257,5 +257,8 @@ def _explain(item: dict[str, Any]) -> str:
         prefix = "" if path == "sdpo" else f"{path}: "
         return f"{prefix}{item['ctx']['error']}."
     if item["type"] == "missing":
-        return f"{path} is missing; set it to a value, e.g. a list of host dataset entries."
+        remedy = "a value, e.g. a list of host dataset entries"
+        if location[-1] == "strategy":
+            remedy = "natural, easy_to_hard, random or stratified"
+        return f"{path} is missing; set it to {remedy}."
     return f"{path}: {item['input']!r} is not valid: {item['msg']}."

@@ -125,6 +125,25 @@ def check_conflicts(cfg: Mapping[str, Any], conflicts: tuple[Conflict, ...] = CO
         raise ConfigError("\n".join(found))
 
 
+def check_losses(step: str, cfg: Mapping[str, Any]) -> None:
+    """Refuse losses of a step that the trainer would stumble over only when the step begins.
+
+    Raises:
+        ConfigError: as many weights as losses, or a smoothing for exo_pair, are missing.
+    """
+    losses, weights = cfg.get("dpo_loss_type") or ["sigmoid"], cfg.get("dpo_loss_weights")
+    if weights is not None and len(weights) != len(losses):
+        raise ConfigError(
+            f"{step}: dpo_loss_type: {losses} has {len(losses)} losses and dpo_loss_weights: {weights} has "
+            f"{len(weights)} weights; give each loss one weight."
+        )
+    if "exo_pair" in losses and not cfg.get("dpo_label_smoothing"):
+        raise ConfigError(
+            f"{step}: dpo_loss_type: {losses} needs dpo_label_smoothing above 0, and it is "
+            f"{cfg.get('dpo_label_smoothing')!r}; set e.g. 1.0e-3."
+        )
+
+
 def check_data_sources(cfg: Mapping[str, Any], has_steps: bool, cuts_rows: bool = False) -> None:
     """The steps come from `datasets:` (two entries or more) or from `sdpo.steps`, and not from both.
 

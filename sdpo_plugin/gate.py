@@ -61,8 +61,10 @@ def start_loss(
 
 def _start_of(name: str, beta: float, smoothing: float) -> StartLoss | None:
     match name:
-        case "sigmoid" | "robust" | "aot" | "aot_unpaired" | "sigmoid_norm":
+        case "sigmoid" | "aot" | "aot_unpaired" | "sigmoid_norm":
             return StartLoss(LN2, beta / 2)  # −log σ(0); arXiv 2305.18290 Eq. 7 and its kin
+        case "robust":
+            return StartLoss(LN2, beta / (2 - 4 * smoothing))  # ln 2 · (1 − 2ε)/(1 − 2ε), arXiv 2403.00409
         case "hinge":
             return StartLoss(1.0, beta)  # max(0, 1 − 0), arXiv 2305.10425
         case "ipo":

@@ -31,6 +31,11 @@ class RunDir:
     def report(self) -> Path:
         return self.root / "sdpo" / "report.json"
 
+    @property
+    def tables(self) -> tuple[Path, ...]:
+        """The folders that hold tables of log-probs."""
+        return tuple(self.root / "sdpo" / name for name in ("reference", "scores", "heldout"))
+
     def reference(self, step: StepPlan) -> Path:
         """The reference table of D_t."""
         return self.root / "sdpo" / "reference" / f"{step.name}.safetensors"

@@ -56,29 +56,31 @@ def random(num_rows: int, fractions: Sequence[float], seed: int) -> Partition:
 def stratified(source_sizes: Sequence[int], fractions: Sequence[float], seed: int) -> Partition:
     """Every step holds the same share of every source (arXiv 2403.19270 v2, `sDPO Strat.`).
 
-    Sources are cut one by one with ``step_sizes``; what rounding leaves over is steered so that the steps as a whole
-    keep their shares too, also with many sources of one row.
+    The steps have the sizes of ``step_sizes``, and after each source every step holds its share of the pool so far,
+    rounded up or down; so of each source it holds its share within 2 rows, however many sources and steps there are.
 
     Raises:
         ConfigError: a step would get no row.
     """
-    totals = np.asarray(step_sizes(sum(source_sizes), fractions), dtype=np.int64)
+    num_rows = sum(source_sizes)
+    totals = np.asarray(step_sizes(num_rows, fractions), dtype=np.int64)
     generator = np.random.default_rng(seed)
     steps: list[list[Rows]] = [[] for _ in fractions]
-    given = np.zeros(len(totals), dtype=np.int64)
-    shares = np.asarray(fractions, dtype=np.float64)
-    first = 0
-    for number, size in enumerate(source_sizes):
+    given, first = np.zeros(len(totals), dtype=np.int64), 0
+    for size in source_sizes:
         seen = first + size
-        last = number == len(source_sizes) - 1
-        # What each step should hold after this source, less what it holds: errors do not pile up over sources.
-        wanted = (totals if last else shares * seen) - given
-        sizes = _round_to(np.maximum(wanted, 0.0), size)
+        # Whole numbers: each step's next row falls due where its share of the pool so far reaches it. What is due is
+        # given, then what is due soonest among the steps below their share. Such a schedule always works out
+        # (R. Tijdeman, "The chairman assignment problem", Discrete Math. 32, 1980).
+        least = np.maximum(totals * seen // num_rows, given)
+        may_have_more = np.flatnonzero(least * num_rows < totals * seen)
+        due = (least[may_have_more] + 1) / totals[may_have_more]
+        held = least.copy()
+        held[may_have_more[np.argsort(due, kind="stable")[: seen - int(least.sum())]]] += 1
         order = first + generator.permutation(size).astype(np.int64)
-        for step, rows in zip(steps, _cut(order, sizes.tolist()), strict=True):
+        for step, rows in zip(steps, _cut(order, (held - given).tolist()), strict=True):
             step.append(rows)
-        given += sizes
-        first = seen
+        given, first = held, seen
     return tuple(np.sort(np.concatenate(parts)) for parts in steps)
 
 
@@ -123,15 +125,6 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> Interval:
 def rows_also_in(prompts: NDArray[np.uint64], others: NDArray[np.uint64]) -> int:
     """How many rows have a prompt that stands among ``others``; prompts are given by their hashes."""
     return int(np.isin(prompts, others).sum())
-
-
-def _round_to(exact: NDArray[np.floating], total: int) -> Rows:
-    """Whole numbers near ``exact`` that sum to ``total``, by largest remainder."""
-    scaled = exact * (total / exact.sum()) if exact.sum() > 0 else np.full(len(exact), total / len(exact))
-    sizes = np.floor(scaled + 1e-9).astype(np.int64)
-    left = total - int(sizes.sum())
-    sizes[np.argsort(-(scaled - sizes), kind="stable")[:left]] += 1
-    return sizes
 
 
 def _cut(order: Rows, sizes: Sequence[int]) -> Partition:

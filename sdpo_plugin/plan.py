@@ -113,7 +113,7 @@ class Plan:
         """
         try:
             return cls._read(value)
-        except (KeyError, TypeError, AssertionError) as error:
+        except (KeyError, TypeError, AttributeError, AssertionError) as error:
             raise ValueError(f"not a plan of schema version {SCHEMA_VERSION}: {error!r}") from error
 
     @classmethod

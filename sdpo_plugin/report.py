@@ -133,9 +133,13 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _extra_scores(run: RunDir, plan: Plan, models: Sequence[str]) -> dict[tuple[str, int], ReferenceTable]:
-    """Tables of D_t under models that were not its reference, as far as a run has made them."""
+    """Tables of D_t under models that were not its reference, as far as a run has made them.
+
+    The ledger does not vouch for them: one that a dead run left in this directory is of other rows, and passed over.
+    """
     files = {(model, step.index): run.score(model, step) for model in models for step in plan.steps}
-    return {at: ReferenceTable.load(path) for at, path in files.items() if path.exists()}
+    tables = {at: ReferenceTable.load(path) for at, path in files.items() if path.exists()}
+    return {at: table for at, table in tables.items() if table.rows_digest == plan.steps[at[1] - 1].rows_digest}
 
 
 def _cells(

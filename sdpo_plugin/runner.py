@@ -127,6 +127,7 @@ class _Log:
     def __init__(self, plan: Plan, host: StepHost, run: RunDir) -> None:
         self.ledger = Ledger.begin(plan)
         self._host, self._run = host, run
+        host.on_rank_0(lambda: _clear(run))
         host.on_rank_0(lambda: write_json(run.plan, plan.to_json()))
         self._write()
 
@@ -151,6 +152,13 @@ class _Log:
 
     def _write(self) -> None:
         self._host.on_rank_0(lambda: self.ledger.save(self._run.ledger))
+
+
+def _clear(run: RunDir) -> None:
+    """Remove tables that a run which finished no step has left here: no record vouches for them."""
+    for folder in run.tables:
+        for path in folder.glob("*.safetensors"):
+            path.unlink()
 
 
 def _heldout_files(plan: Plan, run: RunDir, model: str, tables: Tables) -> dict[Path, ReferenceTable]:

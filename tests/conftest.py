@@ -13,7 +13,7 @@ import sdpo_plugin
 from sdpo_plugin.ledger import RunDir
 
 # No deadline: how long an example takes is up to who else uses the machine.
-settings.register_profile("core", deadline=None, max_examples=50)
+settings.register_profile("core", deadline=None, max_examples=30)
 settings.load_profile("core")
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]

@@ -5,13 +5,17 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from sdpo_plugin.args import OVERRIDES, SDPOArgs, SDPOConfig, StepArgs, parse_block, step_names
+from sdpo_plugin.args import OVERRIDES, PartitionArgs, SDPOArgs, SDPOConfig, StepArgs, parse_block, step_names
 from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.partition import step_sizes
 
 DATA = [{"path": "pairs.jsonl", "type": "chatml.intel"}]
-BLOCK_KEYS = ["steps", "reference", "policy_init", "export_steps"]
+BLOCK_KEYS = ["steps", "partition", "reference", "policy_init", "export_steps"]
+PARTITION_KEYS = ["strategy", "unit", "score", "num_steps", "fractions", "seed"]
 STEP_KEYS = [
     "name",
     "datasets",
@@ -50,7 +54,9 @@ def refusal(block: Any) -> str:
 
 
 def test_option_list_is_frozen() -> None:
-    assert (list(SDPOConfig.model_fields), list(StepArgs.model_fields)) == (BLOCK_KEYS, STEP_KEYS)
+    assert list(SDPOConfig.model_fields) == BLOCK_KEYS
+    assert list(StepArgs.model_fields) == STEP_KEYS
+    assert list(PartitionArgs.model_fields) == PARTITION_KEYS
 
 
 def test_a_step_overrides_everything_but_its_name_and_data() -> None:
@@ -61,7 +67,7 @@ def test_a_step_overrides_everything_but_its_name_and_data() -> None:
     ("model", "name"),
     [
         pytest.param(model, name, id=f"{model.__name__}.{name}")
-        for model in (SDPOArgs, SDPOConfig, StepArgs)
+        for model in (SDPOArgs, SDPOConfig, StepArgs, PartitionArgs)
         for name in model.model_fields
     ],
 )
@@ -73,6 +79,7 @@ def test_every_option_is_described(model: type[BaseModel], name: str) -> None:
 def test_defaults(block: dict[str, Any] | None) -> None:
     assert parse_block(block).model_dump() == {
         "steps": None,
+        "partition": None,
         "reference": "previous",
         "policy_init": "previous",
         "export_steps": "all",
@@ -99,8 +106,9 @@ def test_everything_that_is_written_is_kept() -> None:
                 "test_datasets": [{"path": "heldout.jsonl"}],
             }
         ],
-        "reference": "previous",
-        "policy_init": "previous",
+        "partition": None,
+        "reference": "org/model",
+        "policy_init": "base",
         "export_steps": "last",
     }
     assert parse_block(written).model_dump() == written
@@ -148,7 +156,8 @@ def test_unknown_key_of_a_step_names_key_value_and_what_was_meant(key: str, valu
     [
         pytest.param(
             {"seed": 42},
-            "sdpo.seed: 42 is set, but there is no such key; Keys here: steps, reference, policy_init, export_steps.",
+            "sdpo.seed: 42 is set, but there is no such key; "
+            "Keys here: steps, partition, reference, policy_init, export_steps.",
             id="block",
         ),
         pytest.param(
@@ -174,7 +183,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     ("key", "value", "why"),
     [
         ("learning_rate", 0, "Input should be greater than 0"),
-        ("learning_rate", math.nan, "Input should be greater than 0"),
+        ("learning_rate", math.nan, "Input should be a finite number"),
         ("num_epochs", -1, "Input should be greater than 0"),
         ("max_steps", 0, "Input should be greater than 0"),
         ("max_steps", "many", "Input should be a valid integer, unable to parse string as an integer"),
@@ -209,11 +218,16 @@ def test_wrong_value_of_a_step(key: str, value: object, why: str) -> None:
             id="export_steps",
         ),
         pytest.param(
-            {"reference": "base"}, "sdpo.reference: 'base' is not valid: Input should be 'previous'.", id="reference"
+            {"reference": ""},
+            "sdpo.reference: '' is not valid: String should have at least 1 character.",
+            id="reference-empty",
         ),
         pytest.param(
-            {"policy_init": "base"},
-            "sdpo.policy_init: 'base' is not valid: Input should be 'previous'.",
+            {"reference": False}, "sdpo.reference: False is not valid: Input should be a valid string.", id="reference"
+        ),
+        pytest.param(
+            {"policy_init": "last"},
+            "sdpo.policy_init: 'last' is not valid: Input should be 'previous' or 'base'.",
             id="policy_init",
         ),
         pytest.param(
@@ -281,7 +295,6 @@ def test_name_that_cannot_be_a_directory_of_its_own(name: str) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="core: taken names are compared with case, steps' names without")
 @pytest.mark.parametrize("name", ["SDPO", "Runs", "Checkpoint-3"])
 def test_name_that_is_taken_in_another_case(name: str) -> None:
     assert f"{name!r} cannot be one" in refusal({"steps": [step(name=name)]})
@@ -351,7 +364,271 @@ def test_step_without_overrides() -> None:
     assert parse_step().overrides() == {}
 
 
-@pytest.mark.xfail(strict=True, reason="core: infinity passes gt=0 and then breaks the plan's fingerprint")
 @pytest.mark.parametrize("key", ["learning_rate", "num_epochs", "rl_beta", "weight_decay"])
 def test_infinity_is_refused(key: str) -> None:
-    assert f"sdpo.steps[0].{key}: inf is not valid" in refusal({"steps": [step(**{key: math.inf})]})
+    assert refusal({"steps": [step(**{key: math.inf})]}) == (
+        f"sdpo.steps[0].{key}: inf is not valid: Input should be a finite number."
+    )
+
+
+# --- partition ---
+
+
+def parse_partition(**keys: Any) -> PartitionArgs:
+    args = parse_block({"partition": keys}).partition
+    assert args is not None
+    return args
+
+
+ROW = {"strategy": "easy_to_hard", "unit": "row"}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"strategy": "natural"},
+        {"strategy": "easy_to_hard"},
+        {"strategy": "easy_to_hard", "unit": "source", "score": "log_ratio_per_token"},
+        {**ROW, "num_steps": 3},
+        {**ROW, "fractions": [0.25, 0.75], "score": "log_ratio"},
+        {"strategy": "random", "num_steps": 2},
+        {"strategy": "random", "fractions": [0.1667, 0.8333], "seed": 0},
+        {"strategy": "stratified", "num_steps": 5, "seed": 7},
+        {"strategy": "stratified", "fractions": [1.0]},
+    ],
+    ids=lambda keys: "-".join(str(value) for value in keys.values()),
+)
+def test_partition_that_is_taken(keys: dict[str, Any]) -> None:
+    assert parse_partition(**keys).model_dump(exclude_none=True) == keys
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        pytest.param(
+            {"strategy": "natural", "unit": "row"},
+            "sdpo.partition: unit: 'row' belongs to easy_to_hard, not to strategy: natural; remove unit.",
+            id="unit-natural",
+        ),
+        pytest.param(
+            {"strategy": "random", "num_steps": 2, "unit": "source"},
+            "sdpo.partition: unit: 'source' belongs to easy_to_hard, not to strategy: random; remove unit.",
+            id="unit-random",
+        ),
+        pytest.param(
+            {"strategy": "stratified", "num_steps": 2, "score": "log_ratio"},
+            "sdpo.partition: score: 'log_ratio' belongs to easy_to_hard, not to strategy: stratified; remove score.",
+            id="score-stratified",
+        ),
+        pytest.param(
+            {"strategy": "natural", "score": "log_ratio_per_token"},
+            "sdpo.partition: score: 'log_ratio_per_token' belongs to easy_to_hard, not to strategy: natural; "
+            "remove score.",
+            id="score-natural",
+        ),
+        pytest.param(
+            {"strategy": "natural", "seed": 0},
+            "sdpo.partition: seed: 0 belongs to random and stratified, not to strategy: natural; remove seed.",
+            id="seed-natural",
+        ),
+        pytest.param(
+            {"strategy": "easy_to_hard", "seed": 1},
+            "sdpo.partition: seed: 1 belongs to random and stratified, not to strategy: easy_to_hard by source; "
+            "remove seed.",
+            id="seed-by-source",
+        ),
+        pytest.param(
+            {**ROW, "num_steps": 2, "seed": 1},
+            "sdpo.partition: seed: 1 belongs to random and stratified, not to strategy: easy_to_hard; remove seed.",
+            id="seed-by-row",
+        ),
+        pytest.param(
+            {"strategy": "natural", "num_steps": 2},
+            "sdpo.partition: num_steps: 2 has no use with strategy: natural, where each source is a step; remove it.",
+            id="num_steps-natural",
+        ),
+        pytest.param(
+            {"strategy": "natural", "fractions": [0.5, 0.5]},
+            "sdpo.partition: fractions: [0.5, 0.5] has no use with strategy: natural, where each source is a step; "
+            "remove it.",
+            id="fractions-natural",
+        ),
+        pytest.param(
+            {"strategy": "easy_to_hard", "num_steps": 3},
+            "sdpo.partition: num_steps: 3 has no use with strategy: easy_to_hard by source, where each source is a "
+            "step; set unit: row, or remove it.",
+            id="num_steps-by-source",
+        ),
+        pytest.param(
+            {"strategy": "easy_to_hard", "unit": "source", "fractions": [1.0]},
+            "sdpo.partition: fractions: [1.0] has no use with strategy: easy_to_hard by source, where each source is "
+            "a step; set unit: row, or remove it.",
+            id="fractions-by-source",
+        ),
+        pytest.param(
+            {"strategy": "random"},
+            "sdpo.partition: strategy: random needs num_steps or fractions: they are both missing; "
+            "set one, e.g. num_steps: 2.",
+            id="neither-random",
+        ),
+        pytest.param(
+            ROW,
+            "sdpo.partition: strategy: easy_to_hard needs num_steps or fractions: they are both missing; "
+            "set one, e.g. num_steps: 2.",
+            id="neither-by-row",
+        ),
+        pytest.param(
+            {"strategy": "stratified", "num_steps": 2, "fractions": [0.5, 0.5]},
+            "sdpo.partition: strategy: stratified needs num_steps or fractions: they are both set; keep one.",
+            id="both-stratified",
+        ),
+        pytest.param(
+            {**ROW, "num_steps": 2, "fractions": [0.5, 0.5]},
+            "sdpo.partition: strategy: easy_to_hard needs num_steps or fractions: they are both set; keep one.",
+            id="both-by-row",
+        ),
+        pytest.param(
+            {"strategy": "random", "fractions": [0.5, 0.4]},
+            "sdpo.partition.fractions: [0.5, 0.4] sum to 0.9, not to 1; set shares that do.",
+            id="fractions-below-1",
+        ),
+        pytest.param(
+            {"strategy": "random", "fractions": [0.6, 0.5, 0.2]},
+            "sdpo.partition.fractions: [0.6, 0.5, 0.2] sum to 1.3, not to 1; set shares that do.",
+            id="fractions-above-1",
+        ),
+        pytest.param(
+            {"strategy": "random", "fractions": [0.5, 0.502]},
+            "sdpo.partition.fractions: [0.5, 0.502] sum to 1.002, not to 1; set shares that do.",
+            id="fractions-not-by-rounding",
+        ),
+        pytest.param(
+            {"strategy": "random", "fractions": []},
+            "sdpo.partition.fractions: [] is not valid: List should have at least 1 item after validation, not 0.",
+            id="no-fractions",
+        ),
+        pytest.param(
+            {"strategy": "random", "fractions": [1.0, 0.0]},
+            "sdpo.partition.fractions[1]: 0.0 is not valid: Input should be greater than 0.",
+            id="fraction-of-0",
+        ),
+        pytest.param(
+            {"strategy": "random", "fractions": [1.5, -0.5]},
+            "sdpo.partition.fractions[0]: 1.5 is not valid: Input should be less than or equal to 1.\n"
+            "sdpo.partition.fractions[1]: -0.5 is not valid: Input should be greater than 0.",
+            id="fractions-outside",
+        ),
+        pytest.param(
+            {"strategy": "random", "fractions": 0.5},
+            "sdpo.partition.fractions: 0.5 is not valid: Input should be a valid list.",
+            id="fraction-alone",
+        ),
+        pytest.param(
+            {"strategy": "random", "num_steps": 0},
+            "sdpo.partition.num_steps: 0 is not valid: Input should be greater than or equal to 1.",
+            id="no-steps",
+        ),
+        pytest.param(
+            {"strategy": "random", "num_steps": 2.5},
+            "sdpo.partition.num_steps: 2.5 is not valid: "
+            "Input should be a valid integer, got a number with a fractional part.",
+            id="half-a-step",
+        ),
+        pytest.param(
+            {"strategy": "random", "num_steps": 2, "seed": -1},
+            "sdpo.partition.seed: -1 is not valid: Input should be greater than or equal to 0.",
+            id="seed-that-numpy-refuses",
+        ),
+        pytest.param(
+            {"strategy": "hard_to_easy"},
+            "sdpo.partition.strategy: 'hard_to_easy' is not valid: "
+            "Input should be 'natural', 'easy_to_hard', 'random' or 'stratified'.",
+            id="strategy",
+        ),
+        pytest.param(
+            {**ROW, "unit": "token", "num_steps": 2},
+            "sdpo.partition.unit: 'token' is not valid: Input should be 'source' or 'row'.",
+            id="unit",
+        ),
+        pytest.param(
+            {**ROW, "score": "loss", "num_steps": 2},
+            "sdpo.partition.score: 'loss' is not valid: Input should be 'log_ratio' or 'log_ratio_per_token'.",
+            id="score",
+        ),
+        pytest.param(
+            {},
+            "sdpo.partition.strategy is missing; set it to natural, easy_to_hard, random or stratified.",
+            id="no-strategy",
+        ),
+        pytest.param(
+            {"strategy": "random", "num_step": 2},
+            "sdpo.partition.num_step: 2 is set, but there is no such key; did you mean 'num_steps'? "
+            "Keys here: strategy, unit, score, num_steps, fractions, seed.",
+            id="unknown-key",
+        ),
+        pytest.param(
+            {"strategy": "natural", "startegy": "random"},
+            "sdpo.partition.startegy: 'random' is set, but there is no such key; did you mean 'strategy'? "
+            "Keys here: strategy, unit, score, num_steps, fractions, seed.",
+            id="key-misspelt",
+        ),
+        pytest.param(
+            {"strategy": "natural", "reference": "base"},
+            "sdpo.partition.reference: 'base' is set, but there is no such key; "
+            "Keys here: strategy, unit, score, num_steps, fractions, seed.",
+            id="key-of-the-block",
+        ),
+    ],
+)
+def test_partition_that_is_refused(keys: dict[str, Any], message: str) -> None:
+    assert refusal({"partition": keys}) == message
+
+
+def test_partition_written_as_its_strategy_is_refused() -> None:
+    assert refusal({"partition": "random"}).startswith("sdpo.partition: 'random' is not valid: ")
+
+
+def test_partition_and_steps_exclude_each_other() -> None:
+    assert refusal({"partition": {"strategy": "natural"}, "steps": [step(), step()]}) == (
+        "sdpo.partition (strategy: natural) and sdpo.steps (2 steps) are both set; keep sdpo.steps, or put all data "
+        "under datasets: and keep sdpo.partition."
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "shares"),
+    [
+        pytest.param({"num_steps": 4}, [0.25, 0.25, 0.25, 0.25], id="num_steps"),
+        pytest.param({"num_steps": 1}, [1.0], id="one-step"),
+        pytest.param({"fractions": [0.1667, 0.8333]}, [0.1667, 0.8333], id="paper"),
+        # three thirds written short sum to 0.999: each becomes 0.333/0.999
+        pytest.param({"fractions": [0.333, 0.333, 0.333]}, [1 / 3, 1 / 3, 1 / 3], id="thirds-written-short"),
+        pytest.param({"fractions": [0.5005, 0.5005]}, [0.5, 0.5], id="a-little-too-much"),
+    ],
+)
+def test_shares_sum_to_1(keys: dict[str, Any], shares: list[float]) -> None:
+    found = parse_partition(strategy="random", **keys).shares()
+    assert found == pytest.approx(shares, rel=1e-12)
+    assert sum(found) == pytest.approx(1.0, abs=1e-15)
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=50))
+def test_shares_as_anyone_may_write_them_cut_any_pool(parts: list[int]) -> None:
+    """Rounded to ten places, they sum to 1 well enough for sizes that sum to the pool."""
+    written = [round(part / sum(parts), 10) for part in parts]
+    assume(min(written) > 0)
+    num_rows = 10**9
+    assert sum(step_sizes(num_rows, parse_partition(strategy="random", fractions=written).shares())) == num_rows
+
+
+# --- reference and start ---
+
+
+@pytest.mark.parametrize("reference", ["previous", "base", "org/model", "./out/model", "/models/a b"])
+def test_reference_is_a_word_or_any_path(reference: str) -> None:
+    assert parse_block({"reference": reference}).reference == reference
+
+
+@pytest.mark.parametrize("policy_init", ["previous", "base"])
+def test_start_of_the_policy(policy_init: str) -> None:
+    assert parse_block({"policy_init": policy_init}).policy_init == policy_init

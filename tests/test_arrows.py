@@ -17,12 +17,14 @@ ALLOWED = {
     "conflicts": {"errors"},
     "crash": {"errors"},
     "gate": {"errors"},
+    "partition": {"errors"},
     "plan": {"files"},
     "reference": {"errors", "files"},
+    "rows": set(),
     "ledger": {"errors", "files", "plan"},
     "runner": {"files", "ledger", "plan", "reference"},
     "diagnostics": {"reference"},
-    "report": {"diagnostics", "files", "ledger", "plan", "reference"},
+    "report": {"diagnostics", "errors", "files", "ledger", "plan", "reference"},
 }
 CORE = {"sdpo_plugin"} | {f"sdpo_plugin.{name}" for name in ALLOWED if name != "__init__"}
 

@@ -11,6 +11,7 @@ from sdpo_plugin.conflicts import (
     Conflict,
     check_conflicts,
     check_data_sources,
+    check_losses,
 )
 from sdpo_plugin.errors import ConfigError
 
@@ -124,15 +125,35 @@ def test_still_reference_of_the_host_passes(trl: dict[str, Any] | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("datasets", "has_steps"),
+    ("datasets", "has_steps", "cuts_rows"),
     [
-        pytest.param([{"path": "a"}, {"path": "b"}], False, id="an-entry-per-step"),
-        pytest.param(None, True, id="steps"),
-        pytest.param([], True, id="steps-and-an-empty-list"),
+        pytest.param([{"path": "a"}, {"path": "b"}], False, False, id="an-entry-per-step"),
+        pytest.param(None, True, False, id="steps"),
+        pytest.param([], True, False, id="steps-and-an-empty-list"),
+        pytest.param([{"path": "a"}], False, True, id="one-entry-cut-by-rows"),
+        pytest.param([{"path": "a"}, {"path": "b"}], False, True, id="two-entries-cut-by-rows"),
     ],
 )
-def test_data_sources_that_pass(datasets: list[dict[str, Any]] | None, has_steps: bool) -> None:
-    check_data_sources({"datasets": datasets}, has_steps)
+def test_data_sources_that_pass(datasets: list[dict[str, Any]] | None, has_steps: bool, cuts_rows: bool) -> None:
+    check_data_sources({"datasets": datasets}, has_steps, cuts_rows)
+
+
+def test_nothing_cannot_be_cut_by_rows() -> None:
+    with pytest.raises(ConfigError, match="rl: sdpo has no data: set datasets: with one entry per step"):
+        check_data_sources({}, has_steps=False, cuts_rows=True)
+
+
+@pytest.mark.parametrize("nothing", ["", [], {}, 0], ids=repr)
+def test_value_that_says_no_passes(nothing: object) -> None:
+    """What a user writes to switch a feature off is no conflict."""
+    numbers = {"context_parallel_size", "tensor_parallel_size"}
+    check_conflicts({key: nothing for key in CLASHES if key not in numbers}, ALL)
+
+
+@pytest.mark.parametrize(("size", "clashes"), [(None, False), (0, False), (1, False), (2, True), ("2", True)], ids=repr)
+def test_number_of_parallel_parts(size: object, clashes: bool) -> None:
+    conflicts = [conflict for conflict in ALL if conflict.key.endswith("_parallel_size")]
+    assert [conflict.clashes(size) for conflict in conflicts] == [clashes] * 2
 
 
 @pytest.mark.parametrize(
@@ -155,6 +176,7 @@ def test_data_sources_that_pass(datasets: list[dict[str, Any]] | None, has_steps
             [{"path": "a.jsonl"}],
             False,
             "rl: sdpo with one entry in datasets: (path: 'a.jsonl') would be a single step; add an entry per step, "
+            "or cut it by rows with sdpo.partition (e.g. strategy: easy_to_hard, unit: row, num_steps: 2), "
             "or, to mean one step, write it under sdpo.steps; for plain DPO set rl: dpo.",
             id="one-entry",
         ),
@@ -164,3 +186,39 @@ def test_data_sources_that_are_refused(datasets: list[dict[str, Any]] | None, ha
     with pytest.raises(ConfigError) as caught:
         check_data_sources({"datasets": datasets}, has_steps)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        (
+            {"dpo_loss_type": ["sigmoid", "hinge"], "dpo_loss_weights": [1.0]},
+            "step orca: dpo_loss_type: ['sigmoid', 'hinge'] has 2 losses and dpo_loss_weights: [1.0] has 1 weights; "
+            "give each loss one weight.",
+        ),
+        (
+            {"dpo_loss_type": ["exo_pair"]},
+            "step orca: dpo_loss_type: ['exo_pair'] needs dpo_label_smoothing above 0, and it is None; "
+            "set e.g. 1.0e-3.",
+        ),
+    ],
+    ids=["weights", "exo_pair"],
+)
+def test_losses_that_a_step_would_stumble_over(cfg: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_losses("step orca", cfg)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {},
+        {"dpo_loss_type": ["ipo"]},
+        {"dpo_loss_type": ["sigmoid", "sft"], "dpo_loss_weights": [1.0, 0.1]},
+        {"dpo_loss_type": ["exo_pair"], "dpo_label_smoothing": 0.001},
+    ],
+    ids=["default", "ipo", "two", "exo_pair"],
+)
+def test_losses_that_are_fine(cfg: dict[str, object]) -> None:
+    check_losses("step orca", cfg)

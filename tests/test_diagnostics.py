@@ -1,9 +1,11 @@
 """γ, its statistics and reward accuracy, by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from sdpo_plugin.diagnostics import gamma, gamma_per_token, gamma_stats, reward_accuracy
+from sdpo_plugin.diagnostics import gamma, gamma_per_token, gamma_stats, improvement, reward_accuracy
 from sdpo_plugin.reference import ReferenceTable
 
 
@@ -58,6 +60,17 @@ def test_gamma_stats(name: str, value: float) -> None:
 
 def test_gamma_stats_are_plain_floats() -> None:
     assert {type(value) for value in vars(gamma_stats(THREE)).values()} == {float}
+
+
+def test_improvement_is_the_share_of_rows_with_more_gamma_than_under_the_base_model() -> None:
+    # γ −2, 0, 3 against −3, 0, 4: above, equal, below
+    base = table([-7, -9, -1], [-4, -9, -5], [2, 3, 1], [4, 1, 2])
+    assert improvement(THREE, base) == 1 / 3
+
+
+def test_improvement_compares_the_same_rows() -> None:
+    with pytest.raises(AssertionError):
+        improvement(THREE, dataclasses.replace(THREE, rows_digest="other"))
 
 
 def test_reward_accuracy_counts_a_tie_as_wrong() -> None:

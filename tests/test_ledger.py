@@ -37,10 +37,11 @@ def save_states(run: RunDir, *states: str) -> None:
         (lambda run, step: run.ledger, "sdpo/ledger.json"),
         (lambda run, step: run.report, "sdpo/report.json"),
         (lambda run, step: run.reference(step), "sdpo/reference/step-2.safetensors"),
+        (lambda run, step: run.score("M_0", step), "sdpo/scores/M_0-step-2.safetensors"),
         (lambda run, step: run.heldout("M_1", 0), "sdpo/heldout/M_1-1.safetensors"),
         (lambda run, step: run.step(step), "step-2"),
     ],
-    ids=["plan", "ledger", "report", "reference", "heldout", "step"],
+    ids=["plan", "ledger", "report", "reference", "score", "heldout", "step"],
 )
 def test_layout(path: Any, expected: str) -> None:
     assert path(RunDir(Path("out")), make_plan().steps[1]) == Path("out") / expected
@@ -107,6 +108,15 @@ def test_ledger_cut_anywhere_is_refused(tmp_path: Path) -> None:
         pytest.param({"steps": [{"index": 1}]}, "required positional argument: 'name'", id="step-without-name"),
         pytest.param({"steps": [{"index": 1, "name": "a", "x": 1}]}, "unexpected keyword argument 'x'", id="step-key"),
         pytest.param({"steps": None}, "'NoneType' object is not iterable", id="no-steps"),
+        pytest.param(
+            {"steps": [{"index": 1, "name": "a", "state": "done"}, {"index": 2, "name": "b", "state": "scored"}]},
+            "unknown state ['done']",
+            id="unknown-state",
+        ),
+        pytest.param({"steps": [{"index": 1, "name": "a", "state": None}]}, "unknown state [None]", id="no-state"),
+        pytest.param(
+            {"steps": [{"index": 1, "name": "a", "state": []}]}, "unhashable type: 'list'", id="state-of-a-kind"
+        ),
     ],
 )
 def test_foreign_ledger_is_refused_with_the_reason(tmp_path: Path, change: dict[str, Any], why: str) -> None:

@@ -9,12 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo_plugin.plan import Plan, StepPlan, host_total_steps, model_name, text_table
+from sdpo_plugin.plan import Overlap, Plan, SourceRank, StepPlan, host_total_steps, model_name, text_table
 from tests.fakes import make_plan
 
 TEXT = st.text(max_size=10)
 COUNT = st.integers(0, 10**9)
+SHARE = st.floats(0, 1)
 SETTING = st.none() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+
+
+RANK = SourceRank("a", num_rows=10, accuracy=0.8, low=0.49, high=0.94)
+OVERLAP = Overlap("step-1", "held-out val", 3)
 
 
 @st.composite
@@ -32,10 +37,19 @@ def plans(draw: st.DrawFn) -> Plan:
             reference=draw(TEXT),
             policy_init=draw(TEXT),
             settings=draw(st.dictionaries(TEXT, SETTING | st.lists(SETTING, max_size=2), max_size=3)),
+            source_rows=tuple(draw(st.lists(COUNT, max_size=3))),
         )
         for index in range(1, draw(st.integers(0, 3)) + 1)
     )
-    return Plan(draw(TEXT), steps, tuple(draw(st.lists(TEXT, max_size=2))), draw(st.sampled_from(["all", "last"])))
+    return Plan(
+        base_model=draw(TEXT),
+        steps=steps,
+        heldout=tuple(draw(st.lists(TEXT, max_size=2))),
+        export_steps=draw(st.sampled_from(["all", "last"])),
+        partition=draw(st.dictionaries(TEXT, SETTING | st.lists(SHARE, max_size=2), max_size=3)),
+        ordering=tuple(draw(st.lists(st.builds(SourceRank, TEXT, COUNT, SHARE, SHARE, SHARE), max_size=2))),
+        overlaps=tuple(draw(st.lists(st.builds(Overlap, TEXT, TEXT, COUNT), max_size=2))),
+    )
 
 
 @given(plans())
@@ -44,9 +58,22 @@ def test_plan_survives_its_file(plan: Plan) -> None:
 
 
 def test_keys_of_the_file_are_frozen() -> None:
-    written = make_plan().to_json()
-    assert list(written) == ["schema_version", "fingerprint", "base_model", "steps", "heldout", "export_steps"]
+    plan = dataclasses.replace(make_plan(), ordering=(RANK,), overlaps=(OVERLAP,))
+    written = json.loads(json.dumps(plan.to_json()))
+    assert list(written) == [
+        "schema_version",
+        "fingerprint",
+        "base_model",
+        "steps",
+        "heldout",
+        "export_steps",
+        "partition",
+        "ordering",
+        "overlaps",
+    ]
     assert written["schema_version"] == 1
+    assert written["ordering"] == [{"source": "a", "num_rows": 10, "accuracy": 0.8, "low": 0.49, "high": 0.94}]
+    assert written["overlaps"] == [{"step": "step-1", "other": "held-out val", "num_rows": 3}]
     assert list(written["steps"][0]) == [
         "index",
         "name",
@@ -59,6 +86,7 @@ def test_keys_of_the_file_are_frozen() -> None:
         "reference",
         "policy_init",
         "settings",
+        "source_rows",
     ]
 
 
@@ -75,6 +103,7 @@ def test_keys_of_the_file_are_frozen() -> None:
         ("reference", "M_9"),
         ("policy_init", "M_9"),
         ("settings", {"learning_rate": 1e-6}),
+        ("source_rows", (4,)),
     ],
     ids=lambda part: str(part)[:20],
 )
@@ -86,7 +115,15 @@ def test_any_change_of_a_step_changes_the_fingerprint(key: str, value: object) -
 
 @pytest.mark.parametrize(
     "change",
-    [{"base_model": "other"}, {"heldout": ("val",)}, {"export_steps": "last"}, {"steps": make_plan().steps[:1]}],
+    [
+        {"base_model": "other"},
+        {"heldout": ("val",)},
+        {"export_steps": "last"},
+        {"steps": make_plan().steps[:1]},
+        {"partition": {"strategy": "random", "seed": 1}},
+        {"ordering": (RANK,)},
+        {"overlaps": (OVERLAP,)},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_any_change_of_the_chain_changes_the_fingerprint(change: dict[str, Any]) -> None:
@@ -131,15 +168,28 @@ def add_key(value: dict[str, Any]) -> None:
     value["steps"][0]["colour"] = "red"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(AssertionError, KeyError, TypeError),
-    reason="core: Plan.from_json promises a ValueError, and lets AssertionError, KeyError and TypeError out",
-)
-@pytest.mark.parametrize("change", [swap_steps, drop_heldout, add_key])
+def drop_sources(value: dict[str, Any]) -> None:
+    del value["steps"][0]["sources"]
+
+
+def drop_rank(value: dict[str, Any]) -> None:
+    value["ordering"] = [{"source": "a"}]
+
+
+def no_steps(value: dict[str, Any]) -> None:
+    value["steps"] = None
+
+
+@pytest.mark.parametrize("change", [swap_steps, drop_heldout, add_key, drop_sources, drop_rank, no_steps])
 def test_misshapen_file_is_refused(change: Any) -> None:
     value = make_plan().to_json()
     change(value)
+    with pytest.raises(ValueError, match=r"^not a plan of schema version 1: \w+Error\("):
+        Plan.from_json(value)
+
+
+@pytest.mark.parametrize("value", [[], None, "plan", 3, {}], ids=repr)
+def test_json_that_is_no_plan_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="plan"):
         Plan.from_json(value)
 
@@ -174,24 +224,64 @@ def test_table_of_the_plan() -> None:
         "base",
         (
             dataclasses.replace(first, name="orca", num_rows=12859, num_dropped=None, num_optimizer_steps=1608),
-            dataclasses.replace(second, sources=("a", "b"), num_heldout=1000),
+            dataclasses.replace(second, sources=("a", "b"), num_heldout=1000, source_rows=(1, 3)),
         ),
     )
     assert plan.table().splitlines() == [
-        "step      sources        rows    dropped  held out  optimizer steps  reference  starts from",
+        "step      sources          rows  dropped  held out  optimizer steps  reference  starts from",
         "--------  -------------  ------  -------  --------  ---------------  ---------  -----------",
-        "1 orca    pairs-1.jsonl  12,859  ?               0            1,608  M_0        M_0",
-        "2 step-2  a, b                4        0     1,000                4  M_1        M_1",
+        "1 orca    pairs-1.jsonl  12,859        –         0            1,608  M_0        M_0",
+        "2 step-2  a (1), b (3)        4        0     1,000                4  M_1        M_1",
     ]
 
 
-def test_text_table_sets_numbers_to_the_right_and_words_to_the_left() -> None:
-    rows = [("name", "value"), ("a", "-1.50"), ("longer", "+12"), ("b", "n/a"), ("c", "1,000,000")]
+@pytest.mark.parametrize(
+    ("sources", "source_rows", "text"),
+    [
+        pytest.param(("a",), (), "a", id="one"),
+        pytest.param(("a",), (1200,), "a", id="one-counted"),
+        pytest.param(("a", "b"), (), "a, b", id="merged-by-the-host"),
+        pytest.param(("a", "b"), (2000, 10002), "a (2,000), b (10,002)", id="counted"),
+        pytest.param(("a", "b", "c"), (5, 0, 7), "a (5), c (7)", id="one-without-rows"),
+    ],
+)
+def test_sources_of_a_step(sources: tuple[str, ...], source_rows: tuple[int, ...], text: str) -> None:
+    step = dataclasses.replace(make_plan().steps[0], sources=sources, source_rows=source_rows)
+    assert step.describe_sources() == text
+
+
+@pytest.mark.parametrize(
+    ("reference", "policy_init", "gates"),
+    [
+        pytest.param("previous", "previous", [True, True, True], id="stepwise"),
+        pytest.param("base", "previous", [True, False, False], id="reference-base"),
+        pytest.param("previous", "base", [True, False, False], id="start-base"),
+        pytest.param("base", "base", [True, True, True], id="both-base"),
+        pytest.param("org/model", "previous", [False, False, False], id="external"),
+    ],
+)
+def test_ln_2_gate_holds_where_a_step_starts_at_its_reference(
+    reference: str, policy_init: str, gates: list[bool]
+) -> None:
+    plan = make_plan([[1.0]] * 3, reference=reference, policy_init=policy_init)
+    assert [step.starts_at_reference for step in plan.steps] == gates
+
+
+def test_text_table_sets_columns_of_numbers_to_the_right_with_their_heading() -> None:
+    rows = [
+        ("name", "value", "mixed", "known"),
+        ("a", "-1.50", "7", "–"),
+        ("longer", "+12", "n/a", ""),
+        ("b", "1,000,000", "1,000,000", "0.5"),
+    ]
     assert text_table(rows).splitlines() == [
-        "name    value",
-        "------  ---------",
-        "a           -1.50",
-        "longer        +12",
-        "b       n/a",
-        "c       1,000,000",
+        "name        value  mixed      known",
+        "------  ---------  ---------  -----",
+        "a           -1.50  7              –",
+        "longer        +12  n/a",
+        "b       1,000,000  1,000,000    0.5",
     ]
+
+
+def test_text_table_of_a_heading_alone() -> None:
+    assert text_table([("step", "rows")]).splitlines() == ["step  rows", "----  ----"]

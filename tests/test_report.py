@@ -1,5 +1,6 @@
 """The report: what stands in it, of a finished run and of a dead one."""
 
+import dataclasses
 import json
 import math
 import re
@@ -10,14 +11,14 @@ import pytest
 
 from sdpo_plugin.errors import OutputError, ReferenceTableError
 from sdpo_plugin.ledger import RunDir
-from sdpo_plugin.plan import Plan
+from sdpo_plugin.plan import Overlap, Plan, SourceRank
 from sdpo_plugin.report import build_report, load_report, main, markdown, summary_table, write_report
 from sdpo_plugin.runner import run_steps
-from tests.fakes import FakeHost, HostDiedError, make_plan
+from tests.fakes import D_1, EXTERNAL, FakeHost, HostDiedError, make_plan
 
 
-def finish(run: RunDir, plan: Plan | None = None) -> dict[str, Any]:
-    host = FakeHost()
+def finish(run: RunDir, plan: Plan | None = None, host: FakeHost | None = None) -> dict[str, Any]:
+    host = host or FakeHost()
     run_steps(plan or make_plan(), host, run, host.progress)
     return build_report(run)
 
@@ -50,10 +51,15 @@ def test_keys_of_the_report_are_frozen(report: dict[str, Any]) -> None:
         "finished",
         "base_model",
         "models",
+        "partition",
+        "ordering",
+        "overlaps",
+        "warnings",
         "steps",
         "gamma",
         "reward_accuracy",
         "eval_sets",
+        "eval_improvement",
         "eval_gamma",
         "eval_reward_accuracy",
     ]
@@ -71,6 +77,7 @@ def test_keys_of_a_step_are_frozen(report: dict[str, Any]) -> None:
             "num_optimizer_steps",
             "reference",
             "policy_init",
+            "source_rows",
             "gamma_ref",
             "first_loss",
             "final_loss",
@@ -107,6 +114,7 @@ def test_what_a_step_was(report: dict[str, Any]) -> None:
         "num_optimizer_steps": 3,  # made; 4 were planned
         "reference": "M_1",
         "policy_init": "M_1",
+        "source_rows": [],
         "first_loss": math.log(2),
         "final_loss": 0.7 - 0.1 * 2,
     }
@@ -147,6 +155,8 @@ def test_gamma_ref(report: dict[str, Any], name: str, value: float) -> None:
         # test = −4: −8θ
         pytest.param("eval_gamma", [[-2.0, 8.0], [2.0, -8.0], [6.0, -24.0]], id="eval_gamma"),
         pytest.param("eval_reward_accuracy", [[0.25, 1.0], [0.75, 0.0], [0.75, 0.0]], id="eval_reward_accuracy"),
+        # 2θx above −2x wherever x is positive; against itself M_0 has none
+        pytest.param("eval_improvement", [[None, None], [0.75, 0.0], [0.75, 0.0]], id="eval_improvement"),
     ],
 )
 def test_matrices_of_a_finished_run(report: dict[str, Any], name: str, matrix: list[list[float | None]]) -> None:
@@ -155,7 +165,8 @@ def test_matrices_of_a_finished_run(report: dict[str, Any], name: str, matrix: l
 
 def test_matrices_without_held_out_sets_have_rows_and_no_columns(run_dir: RunDir) -> None:
     report = finish(run_dir, make_plan(heldout={}))
-    assert (report["eval_sets"], report["eval_gamma"], report["eval_reward_accuracy"]) == ([], [[]] * 3, [[]] * 3)
+    assert report["eval_sets"] == []
+    assert [report[key] for key in ("eval_gamma", "eval_reward_accuracy", "eval_improvement")] == [[[]] * 3] * 3
 
 
 def test_step_that_was_not_exported_has_no_directory(run_dir: RunDir) -> None:
@@ -214,9 +225,143 @@ def test_trained_step_that_was_not_exported_has_its_losses(run_dir: RunDir) -> N
     assert (step["state"], step["first_loss"], step["model_dir"]) == ("trained", math.log(2), None)
 
 
-@pytest.mark.xfail(strict=True, reason="core: the report gives the planned number where no update was made")
-def test_step_that_was_never_begun_made_no_updates(run_dir: RunDir) -> None:
-    assert die(run_dir, "train M_0 on D_1")["steps"][1]["num_optimizer_steps"] in (None, 0)
+@pytest.mark.parametrize(
+    ("call", "updates"),
+    [("train M_0 on D_1", [None, None]), ("train M_1 on D_2", [2, None])],
+    ids=["first", "second"],
+)
+def test_updates_are_those_made_and_not_those_planned(run_dir: RunDir, call: str, updates: list[int | None]) -> None:
+    assert [step["num_optimizer_steps"] for step in die(run_dir, call)["steps"]] == updates
+
+
+# --- partitions, references, warnings ---
+
+
+def test_scores_that_ordered_the_data_fill_the_row_of_the_base_model(run_dir: RunDir) -> None:
+    report = finish(run_dir, host=FakeHost(early=["M_0"]))
+    # D_2 = 1, −1, 2, 6 under M_0, γ = −2x: mean −4, above 0 for −1 alone
+    assert report["gamma"] == [[-4.0, -4.0], [None, 4.0], [None, None]]
+    assert report["reward_accuracy"] == [[0.0, 0.25], [None, 0.75], [None, None]]
+    assert [step["gamma_ref"]["mean"] for step in report["steps"]] == [-4.0, 4.0]
+
+
+def test_scores_of_a_run_that_died_fill_the_row_too(run_dir: RunDir) -> None:
+    with pytest.raises(HostDiedError):
+        finish(run_dir, host=FakeHost(early=["M_0"], dies_in="train M_0 on D_1"))
+    assert build_report(run_dir)["gamma"] == [[-4.0, -4.0], [None, None], [None, None]]
+
+
+def test_fixed_base_reference_fills_the_row_of_the_base_model(run_dir: RunDir) -> None:
+    report = finish(run_dir, make_plan(reference="base"), FakeHost(early=["M_0"]))
+    assert report["gamma"] == [[-4.0, -4.0], [None, None], [None, None]]
+    assert [step["reference"] for step in report["steps"]] == ["M_0", "M_0"]
+
+
+def test_external_reference_has_no_row_and_its_gamma_stands_with_the_steps(run_dir: RunDir) -> None:
+    report = finish(run_dir, make_plan(reference=EXTERNAL), FakeHost(early=[EXTERNAL]))
+    assert report["models"] == ["M_0", "M_1", "M_2"]
+    assert report["gamma"] == [[None, None]] * 3
+    assert [(step["reference"], step["gamma_ref"]["mean"]) for step in report["steps"]] == [(EXTERNAL, 2.0)] * 2
+
+
+def test_scores_stand_beside_an_external_reference(run_dir: RunDir) -> None:
+    report = finish(run_dir, make_plan(reference=EXTERNAL), FakeHost(early=["M_0", EXTERNAL]))
+    assert report["gamma"] == [[-4.0, -4.0], [None, None], [None, None]]
+    assert [step["gamma_ref"]["mean"] for step in report["steps"]] == [2.0, 2.0]
+
+
+def test_scores_of_other_rows_are_not_reported(run_dir: RunDir) -> None:
+    """An earlier run died in this directory before it had finished a step; this one cuts the pool otherwise."""
+    other = [[5.0, 5.0], [6.0]]
+    with pytest.raises(HostDiedError):
+        finish(run_dir, make_plan(other), FakeHost(other, early=["M_0"], dies_in="train M_0 on D_1"))
+    assert run_dir.score("M_0", make_plan().steps[1]).exists()
+    assert finish(run_dir)["gamma"] == [[-4.0, None], [None, 4.0], [None, None]]
+
+
+def test_damaged_scores_are_told_by_their_path(run_dir: RunDir) -> None:
+    finish(run_dir, host=FakeHost(early=["M_0"]))
+    path = run_dir.score("M_0", make_plan().steps[1])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ReferenceTableError, match=re.escape(f"cannot read the reference table {path}: ")):
+        build_report(run_dir)
+
+
+def test_plan_s_own_words_stand_in_the_report(run_dir: RunDir) -> None:
+    plan = dataclasses.replace(
+        make_plan(),
+        partition={"strategy": "easy_to_hard", "unit": "source"},
+        ordering=(SourceRank("a", 10, 0.8, 0.49, 0.94),),
+        overlaps=(Overlap("step-1", "held-out val", 3),),
+    )
+    report = finish(run_dir, plan)
+    assert report["partition"] == {"strategy": "easy_to_hard", "unit": "source"}
+    assert report["ordering"] == [{"source": "a", "num_rows": 10, "accuracy": 0.8, "low": 0.49, "high": 0.94}]
+    assert report["overlaps"] == [{"step": "step-1", "other": "held-out val", "num_rows": 3}]
+
+
+def test_report_of_an_ordinary_run_warns_of_nothing(report: dict[str, Any]) -> None:
+    assert report["warnings"] == []
+
+
+def warnings_of(run: RunDir, **changes: Any) -> list[str]:
+    found: list[str] = finish(run, dataclasses.replace(make_plan(), **changes))["warnings"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "warns"),
+    [
+        pytest.param(0.31, 0.69, True, id="intervals-overlap"),
+        pytest.param(0.31, 0.6, True, id="intervals-touch"),
+        pytest.param(0.31, 0.599, False, id="intervals-apart"),
+    ],
+)
+def test_order_within_noise_is_told(run_dir: RunDir, low: float, high: float, warns: bool) -> None:
+    ordering = (SourceRank("easy", 100, 0.7, 0.6, 0.78), SourceRank("hard", 25, 0.5, low, high))
+    expected = (
+        f"the order of easy (0.700, 95 % 0.600 to 0.780) before hard (0.500, {low:.3f} to {high:.3f}) lies within noise"
+    )
+    assert warnings_of(run_dir, ordering=ordering) == ([expected] if warns else [])
+
+
+def test_order_is_judged_between_neighbours(run_dir: RunDir) -> None:
+    ranks = [("a", 0.9, 0.8, 0.95), ("b", 0.7, 0.65, 0.75), ("c", 0.68, 0.6, 0.7)]
+    ordering = tuple(SourceRank(name, 100, *numbers) for name, *numbers in ranks)
+    told = warnings_of(run_dir, ordering=ordering)
+    assert [warning.split(" (")[0] for warning in told] == ["the order of b"]
+
+
+def test_reference_that_has_probably_seen_the_data_is_told_with_the_paper_s_numbers(run_dir: RunDir) -> None:
+    # γ = x: D_1 = 1, 2, 3 is above 0 in all rows, D_2 = 1, −1, 2, 6 in three of four
+    report = finish(run_dir, make_plan(reference=EXTERNAL), FakeHost(early=[EXTERNAL]))
+    assert report["warnings"] == [
+        "the reference org/reference prefers the chosen answer in 100.0% of the rows of step step-1 "
+        "(mean γ_ref +2.00): it has probably been trained on them. In the paper mean γ_ref was -38.60 under the base "
+        "model and +84.35 under the model trained on that data (arXiv 2403.19270, Fig. 2)"
+    ]
+
+
+@pytest.mark.parametrize(("wrong", "warns"), [(0, True), (1, True), (2, False)], ids=["10", "9", "8"])
+def test_reference_is_suspected_from_nine_rows_of_ten(run_dir: RunDir, wrong: int, warns: bool) -> None:
+    rows = [[1.0] * (10 - wrong) + [-1.0] * wrong]
+    report = finish(run_dir, make_plan(rows, reference=EXTERNAL), FakeHost(rows, early=[EXTERNAL]))
+    assert bool(report["warnings"]) is warns
+
+
+def test_own_model_is_not_suspected(run_dir: RunDir) -> None:
+    """M_{t-1} may well rank D_t rightly: that is what stepwise DPO is for."""
+    rows = [D_1, D_1]
+    report = finish(run_dir, make_plan(rows), FakeHost(rows))
+    assert (report["reward_accuracy"][1][1], report["warnings"]) == (1.0, [])
+
+
+def test_overlaps_are_told(run_dir: RunDir) -> None:
+    overlaps = (Overlap("step-1", "held-out val", 3), Overlap("step-2", "step step-1", 1200))
+    assert warnings_of(run_dir, overlaps=overlaps) == [
+        "3 rows of step step-1 have a prompt that stands in held-out val too",
+        "1,200 rows of step step-2 have a prompt that stands in step step-1 too",
+    ]
 
 
 # --- files ---
@@ -277,20 +422,20 @@ def test_missing_run_is_told_by_its_path(run_dir: RunDir) -> None:
         build_report(run_dir)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="core: build_report promises an OutputError for a torn file")
-def test_torn_plan_is_told_by_its_path(run_dir: RunDir) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b'{"schema_version": 2}', b"\xff"], ids=repr)
+def test_torn_or_foreign_plan_is_told_by_its_path(run_dir: RunDir, content: bytes) -> None:
     finish(run_dir)
-    run_dir.plan.write_text("{")
-    with pytest.raises(OutputError, match=re.escape(str(run_dir.plan))):
+    run_dir.plan.write_bytes(content)
+    with pytest.raises(OutputError, match=f"^{re.escape(str(run_dir.plan))} cannot be read: "):
         build_report(run_dir)
 
 
-@pytest.mark.xfail(strict=True, reason="core: build_report does not compare ledger.plan_fingerprint with the plan")
 def test_ledger_of_another_plan_is_refused(run_dir: RunDir) -> None:
     """A run that died between writing its plan and its ledger, in the directory of an earlier run."""
     finish(run_dir)
     run_dir.plan.write_text(json.dumps(make_plan(export_steps="last").to_json()))
-    with pytest.raises(OutputError, match="fingerprint"):
+    expected = f"{run_dir.ledger} belongs to another plan than {run_dir.plan}: two runs shared this directory"
+    with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
         build_report(run_dir)
 
 
@@ -343,6 +488,36 @@ def test_markdown_shows_held_out_gamma_of_every_model(report: dict[str, Any]) ->
         ["M_1", "+2.00", "-8.00"],
         ["M_2", "+6.00", "-24.00"],
     ]
+
+
+def test_markdown_shows_the_share_of_held_out_rows_that_moved_up(report: dict[str, Any]) -> None:
+    block = markdown(report).split("```")[5].strip().splitlines()
+    assert [line.split() for line in block[2:]] == [
+        ["M_0", "–", "–"],
+        ["M_1", "0.750", "0.000"],
+        ["M_2", "0.750", "0.000"],
+    ]
+
+
+def test_markdown_shows_sources_easy_to_hard_and_notes(run_dir: RunDir) -> None:
+    ordering = (SourceRank("orca", 12859, 0.7, 0.6, 0.78), SourceRank("ultrafeedback", 25, 0.5, 0.31, 0.69))
+    plan = dataclasses.replace(make_plan(), ordering=ordering, overlaps=(Overlap("step-1", "held-out val", 3),))
+    text = markdown(finish(run_dir, plan))
+    assert text.split("```")[3].strip().splitlines() == [
+        "easy to hard     rows  accuracy of M_0  95 %",
+        "-------------  ------  ---------------  --------------",
+        "orca           12,859            0.700  0.600 to 0.780",
+        "ultrafeedback      25            0.500  0.310 to 0.690",
+    ]
+    assert [line for line in text.splitlines() if line.startswith("Note: ")] == [
+        "Note: the order of orca (0.700, 95 % 0.600 to 0.780) before ultrafeedback (0.500, 0.310 to 0.690) "
+        "lies within noise.",
+        "Note: 3 rows of step step-1 have a prompt that stands in held-out val too.",
+    ]
+
+
+def test_markdown_of_an_ordinary_run_has_no_notes(report: dict[str, Any]) -> None:
+    assert "Note: " not in markdown(report)
 
 
 def test_markdown_without_held_out_sets_has_one_table(run_dir: RunDir) -> None:

@@ -24,19 +24,20 @@ SETS = {  # file name -> (difficulty, rows); the held-out sets end in _test
 
 
 def stamp_of(settings: SFTSettings) -> dict[str, Any]:
-    """Return, as JSON types, everything that the result depends on."""
-    stamp = {
+    """Return, as JSON types, the settings that the result depends on."""
+    settings_of_run = {
         "sft": asdict(settings),
         "slip_rate": SLIP_RATE,
         "sets": {name: [asdict(kind), rows] for name, (kind, rows) in SETS.items()},
     }
-    return json.loads(json.dumps(stamp))
+    stamp: dict[str, Any] = json.loads(json.dumps(settings_of_run))
+    return stamp
 
 
 def is_built(out: Path, stamp: dict[str, Any]) -> bool:
     """Tell whether `out` already holds what `stamp` describes."""
     path = out / "stamp.json"
-    return path.is_file() and json.loads(path.read_text("utf-8")) == stamp
+    return path.is_file() and bool(json.loads(path.read_text("utf-8")) == stamp)
 
 
 def write_rows(path: Path, rows: list[PreferenceRow]) -> None:

@@ -47,14 +47,14 @@ def encode(tokenizer: Any, row: dict[str, Any], side: str) -> tuple[list[int], l
     return prompt_ids, whole_ids[len(prompt_ids) :]
 
 
-@torch.no_grad()
 def gammas(model: Any, tokenizer: Any, rows: list[dict[str, Any]], batch_size: int = 128) -> torch.Tensor:
     """Return γ of every row under a model."""
     parts = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         pairs = [encode(tokenizer, row, s) for s in ("chosen", "rejected") for row in batch]
-        chosen, rejected = answer_log_probs(model, tokenizer, pairs).chunk(2)
+        with torch.no_grad():
+            chosen, rejected = answer_log_probs(model, tokenizer, pairs).chunk(2)
         parts.append(chosen - rejected)
     return torch.cat(parts)
 

@@ -14,9 +14,10 @@ import random
 from dataclasses import dataclass
 from typing import TypedDict
 
-WORDS = (
+ANIMALS = (
     "ant bear cat dog eel fox goat hare ibis jay koala lynx mole newt owl pig quail rat seal toad urial vole wolf yak"
-).split()
+)
+WORDS = ANIMALS.split()
 SLIP_RATE = {"carefully": 0.35, "quickly": 0.70, "lazily": 0.85}
 
 

@@ -48,6 +48,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
+def read_rows(path: Path) -> list[Row]:
+    """What `write_rows` wrote."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def chat_set(path: Path, rows: int = 12, seed: int = 0, long_rows: int = 0) -> Config:
     """Write a set of `chat_template.default` form; return its `datasets:` entry."""
     write_rows(

@@ -22,28 +22,45 @@ def build_trainer(config: str) -> Any:
     return trainer
 
 
-def compare_with_trl(config: str, batch_sizes: list[int]) -> dict[str, Any]:
-    """How far `score_step` is from TRL's functions: in its own batches, and in file order in batches of other sizes.
+class Scored(Exception):  # noqa: N818 - it ends a run where a test wants it to
+    """Carries the table of D_1 out of a run that was about to train."""
 
-    Runs in the child; the differences are the largest of any row and side, in nats.
-    """
-    from trl import DPOTrainer
 
-    trainer = build_trainer(config)
-    (step, *_), rows = trainer._chain.plan.steps, trainer._chain.steps[0].train
+def score_first_step(trainer: Any) -> tuple[Any, list[list[dict[str, Any]]]]:
+    """Let a run come to where D_1 is scored; return the table, and the rows of each batch that was scored."""
     collate, batches = trainer.data_collator, []
 
     def record(features: list[dict[str, Any]]) -> Any:
         batches.append(features)
         return collate(features)
 
-    trainer.data_collator = record
-    table = trainer.score_step(step)
-    trainer.data_collator = collate
+    def stop(step: Any, reference: Any, heldout: Any) -> None:
+        raise Scored(reference)
+
+    trainer.data_collator, trainer.train_step = record, stop
+    try:
+        trainer.train()
+    except Scored as scored:
+        return scored.args[0], batches
+    finally:
+        trainer.data_collator = collate
+    raise AssertionError("the run ended before its first step")
+
+
+def compare_with_trl(config: str, batch_sizes: list[int]) -> dict[str, Any]:
+    """How far the reference pass is from TRL's functions: in its own batches, and in file order in other batches.
+
+    Runs in the child; the differences are the largest of any row and side, in nats.
+    """
+    from trl import DPOTrainer
+
+    trainer = build_trainer(config)
+    rows = list(trainer.train_dataset)
+    table, batches = score_first_step(trainer)
     scored = np.stack([table.chosen, table.rejected], axis=1).astype(np.float64)
 
     def by_trl(features: list[dict[str, Any]]) -> Logps:
-        inputs = trainer._prepare_inputs(collate(features))
+        inputs = trainer._prepare_inputs(trainer.data_collator(features))
         trainer.model.eval()
         logps = DPOTrainer.compute_ref_log_probs(trainer, trainer.model, inputs)
         return np.stack([side.double().numpy() for side in logps], axis=1)
@@ -51,9 +68,8 @@ def compare_with_trl(config: str, batch_sizes: list[int]) -> dict[str, Any]:
     def whole(parts: list[list[dict[str, Any]]]) -> Logps:
         return np.concatenate([by_trl(part) for part in parts])
 
-    in_order = [rows[number] for number in range(len(rows))]
-    places = [number_of(feature, in_order) for part in batches for feature in part]
-    sizes = {size: [in_order[at : at + size] for at in range(0, len(rows), size)] for size in batch_sizes}
+    places = [number_of(feature, rows) for part in batches for feature in part]
+    sizes = {size: [rows[at : at + size] for at in range(0, len(rows), size)] for size in batch_sizes}
     return {
         "rows": sorted(places) == list(range(len(rows))),
         "batches": [len(part) for part in batches],

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from integration_tests.harness.data import Config, read_rows
 from integration_tests.harness.probes import score
 
 if TYPE_CHECKING:
@@ -37,6 +38,27 @@ def score_prepared(folders: Sequence[str], prepared: str, rows: int) -> list[lis
 def expect_table(host: Host, prepared: Path, rows: int, *models: Path) -> list[Pairs]:
     """What the table of the prepared set of `rows` rows is under each model."""
     scored = host.python("integration_tests.harness.tables:score_prepared", models, prepared, rows)
+    return [np.array(one) for one in scored]
+
+
+def texts(entry: Config) -> list[dict[str, str]]:
+    """The rows of a `chat_set` or `intel_set` file as texts: ChatML, spelled out once more."""
+    made = []
+    for row in read_rows(Path(entry["path"])):
+        chat = "messages" in row
+        question = row["messages"][0]["content"] if chat else row["question"]
+        system = f"<|im_start|>system\n{row['system']}<|im_end|>\n" if row.get("system") else ""
+        answers = {side: row[side]["content"] if chat else row[side] for side in ("chosen", "rejected")}
+        made.append(
+            {"prompt": f"{system}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"}
+            | {side: f"{answer}<|im_end|>" for side, answer in answers.items()}
+        )
+    return made
+
+
+def expect_texts(host: Host, rows: Sequence[dict[str, str]], *models: Path) -> list[Pairs]:
+    """The log-probs of rows of text under each model."""
+    scored = [host.python("integration_tests.harness.probes:score", model, list(rows)) for model in models]
     return [np.array(one) for one in scored]
 
 

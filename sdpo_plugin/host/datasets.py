@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from numpy.typing import NDArray
 
 from sdpo_plugin.args import SDPOConfig, StepArgs, step_names
+from sdpo_plugin.conflicts import check_losses
 from sdpo_plugin.errors import DataError
 from sdpo_plugin.files import write_json
 from sdpo_plugin.host.read_errors import explained
@@ -82,13 +83,13 @@ def load_steps(cfg: DictDefault, block: SDPOConfig) -> list[StepData]:
     tests: TestSets = {}
     for name, step in zip(step_names(steps), steps, strict=True):
         entries = cfg.datasets[first : first + len(step.datasets)]
-        data = _load_step(name, _step_cfg(cfg, step, entries), entries, tests)
+        data = _load_step(name, _step_cfg(name, cfg, step, entries), entries, tests)
         loaded.append(replace(data, settings=describe_settings(step)))
         first += len(entries)
     return loaded
 
 
-def _step_cfg(cfg: DictDefault, step: StepArgs, entries: Sequence[DictDefault]) -> DictDefault:
+def _step_cfg(name: str, cfg: DictDefault, step: StepArgs, entries: Sequence[DictDefault]) -> DictDefault:
     step_cfg = copy.deepcopy(cfg)
     step_cfg.datasets = list(entries)
     overrides = step.overrides()
@@ -103,6 +104,7 @@ def _step_cfg(cfg: DictDefault, step: StepArgs, entries: Sequence[DictDefault]) 
         step_cfg.save_steps = 1.0 / (cfg.saves_per_epoch * step_cfg.num_epochs)
     if "num_epochs" in overrides and cfg.evals_per_epoch:
         step_cfg.eval_steps = 1.0 / (cfg.evals_per_epoch * step_cfg.num_epochs)
+    check_losses(f"step {name}", step_cfg)
     if step_cfg.test_datasets:
         step_cfg.test_datasets = _complete_test_entries(step_cfg.test_datasets, cfg.datasets)
     return step_cfg

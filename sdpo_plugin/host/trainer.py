@@ -33,6 +33,9 @@ from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.report import write_report
 from sdpo_plugin.runner import M_0, EarlyTables, TrainOutcome, run_steps
 
+# DeepSpeed reads both; the host's own ZeRO-3 configs use the second.
+GATHER_KEYS = ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save")
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -91,11 +94,10 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         if plugin is not None and plugin.zero_stage == 3:
             zero = plugin.deepspeed_config["zero_optimization"]
-            if not zero.get("stage3_gather_16bit_weights_on_model_save"):
+            if not any(zero.get(key) for key in GATHER_KEYS):
                 raise ConfigError(
-                    "deepspeed: stage3_gather_16bit_weights_on_model_save is "
-                    f"{zero.get('stage3_gather_16bit_weights_on_model_save')!r}, so M_t could not be written after a "
-                    "step; set it to true in the DeepSpeed config."
+                    f"deepspeed: zero_optimization has {GATHER_KEYS[0]}: {zero.get(GATHER_KEYS[0])!r}, so M_t could "
+                    f"not be written after a step; set {GATHER_KEYS[0]}: true in the DeepSpeed config."
                 )
         self._callback_states = [(cb, copy.deepcopy(cb.state())) for cb in self._stateful_callbacks()]
         scaler = self.accelerator.scaler

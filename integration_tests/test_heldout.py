@@ -1,0 +1,64 @@
+"""Held-out rows: every model from M_0 to M_T is scored on each set, and the report says what a user would find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from integration_tests.harness.data import Config, base_config, chat_set, intel_set
+from integration_tests.harness.launch import Host
+from integration_tests.harness.sdpo import read_report, run_sdpo
+from integration_tests.harness.tables import Pairs, expect_texts, texts
+
+ROWS = (10, 14)
+
+
+@pytest.fixture(scope="module")
+def heldout(tmp_path_factory: pytest.TempPathFactory) -> list[Config]:
+    """`test_datasets:` of two entries, one of each form."""
+    folder = tmp_path_factory.mktemp("heldout")
+    return [chat_set(folder / "easy.jsonl", ROWS[0], 11), intel_set(folder / "hard.jsonl", ROWS[1], 12)]
+
+
+@pytest.fixture(scope="module")
+def out(
+    host: Host, model: Path, two_sets: list[Config], heldout: list[Config], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Two steps that evaluate on both sets."""
+    folder = tmp_path_factory.mktemp("run")
+    config = base_config(
+        model, two_sets, folder, val_set_size=None, test_datasets=heldout, eval_strategy="epoch", learning_rate=3.0e-3
+    )
+    return run_sdpo(host, config)
+
+
+@pytest.fixture(scope="module")
+def expected(host: Host, model: Path, heldout: list[Config], out: Path) -> list[list[Pairs]]:
+    """What M_0, M_1 and M_2, as loaded from disk, find on the rows of each set as they stand in its file."""
+    models = [model, out / "step-1", out]
+    return [
+        list(scored) for scored in zip(*(expect_texts(host, texts(entry), *models) for entry in heldout), strict=True)
+    ]
+
+
+def test_report_equals_an_independent_scorer(out: Path, expected: list[list[Pairs]]) -> None:
+    """A row a model, a column a set."""
+    report = read_report(out)
+    assert report["eval_sets"] == ["easy", "hard"]
+    gammas = [[scored[:, 0] - scored[:, 1] for scored in row] for row in expected]
+    accuracies = [[float((gamma > 0).mean()) for gamma in row] for row in gammas]
+    means = [[float(gamma.mean()) for gamma in row] for row in gammas]
+    # A row with γ within rounding of 0 could fall on either side; here none is.
+    assert min(float(np.abs(gamma).min()) for row in gammas for gamma in row) > 1e-3
+    assert report["eval_reward_accuracy"] == accuracies
+    assert np.array(report["eval_gamma"]) == pytest.approx(np.array(means), abs=1e-4)  # measured: 6e-6
+    assert len({tuple(row) for row in report["eval_gamma"]}) == 3
+
+
+def test_markdown_shows_both_sets(out: Path) -> None:
+    """The table for reading has the same columns."""
+    text = (out / "sdpo" / "report.md").read_text(encoding="utf-8")
+    assert "acc easy" in text
+    assert "acc hard" in text

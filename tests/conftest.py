@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import sdpo_plugin
 from sdpo_plugin.ledger import RunDir
 
 # No deadline: how long an example takes is up to who else uses the machine.
-settings.register_profile("core", deadline=None, max_examples=30)
+settings.register_profile("core", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("core")
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]

@@ -14,6 +14,9 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from score import read_rows, score
+from transformers.utils import logging
+
+logging.disable_progress_bar()
 
 BUILD = Path("example_configs/quickstart/build")
 

@@ -31,13 +31,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
     Raises:
         OutputError, ReferenceTableError, OSError: a file of the run is missing or torn.
     """
-    try:
-        plan = Plan.from_json(json.loads(run.plan.read_bytes()))
-    except ValueError as error:
-        raise OutputError(f"{run.plan} cannot be read: {error}") from error
-    ledger = Ledger.load(run.ledger)
-    if ledger.plan_fingerprint != plan.fingerprint():
-        raise OutputError(f"{run.ledger} belongs to another plan than {run.plan}: two runs shared this directory")
+    plan, ledger = _load(run)
     models = [model_name(index) for index in range(len(plan.steps) + 1)]
     scored = [step for step, record in zip(plan.steps, ledger.steps, strict=True) if record.state != "planned"]
     references = {step.index: ReferenceTable.load(run.reference(step)) for step in scored}
@@ -72,6 +66,17 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "eval_gamma": _matrix(eval_shape, {at: diagnostics.gamma_stats(t).mean for at, t in heldout.items()}),
         "eval_reward_accuracy": _matrix(eval_shape, {at: diagnostics.reward_accuracy(t) for at, t in heldout.items()}),
     }
+
+
+def _load(run: RunDir) -> tuple[Plan, Ledger]:
+    try:
+        plan = Plan.from_json(json.loads(run.plan.read_bytes()))
+    except ValueError as error:
+        raise OutputError(f"{run.plan} cannot be read: {error}") from error
+    ledger = Ledger.load(run.ledger)
+    if ledger.plan_fingerprint != plan.fingerprint():
+        raise OutputError(f"{run.ledger} belongs to another plan than {run.plan}: two runs shared this directory")
+    return plan, ledger
 
 
 def write_report(run: RunDir) -> None:

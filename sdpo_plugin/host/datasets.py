@@ -23,7 +23,6 @@ from sdpo_plugin.conflicts import check_losses
 from sdpo_plugin.errors import DataError
 from sdpo_plugin.files import write_json
 from sdpo_plugin.host.read_errors import explained
-from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.rows import RowFacts, facts_of, join
 
@@ -205,33 +204,6 @@ def source_name(entry: Any) -> str:
         path = urlunsplit((parts.scheme, parts.hostname or "", parts.path, "", ""))
     extras = [str(entry[key]) for key in ("name", "split") if entry.get(key)]
     return ":".join([path, *extras])
-
-
-def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[StepData]) -> Plan:
-    """The plan of these steps."""
-    heldout: dict[str, None] = {}
-    plans = []
-    for index, step in enumerate(steps, 1):
-        heldout.update(dict.fromkeys(step.heldout))
-        previous = model_name(index - 1)
-        named = {"previous": previous, "base": model_name(0)}
-        plans.append(
-            StepPlan(
-                index=index,
-                name=step.name,
-                sources=tuple(source_name(entry) for entry in step.cfg.datasets),
-                num_rows=len(step.train),
-                num_dropped=step.num_dropped,
-                num_heldout=sum(len(rows) for rows in step.heldout.values()),
-                num_optimizer_steps=step.cfg.max_steps or step.total_num_steps,
-                rows_digest=None if step.facts is None else step.facts.digest(),
-                reference=named.get(block.reference) or source_name({"path": block.reference}),
-                policy_init=named[block.policy_init],
-                settings=step.settings,
-                source_rows=step.source_rows,
-            )
-        )
-    return Plan(str(cfg.base_model), tuple(plans), tuple(heldout), block.export_steps)
 
 
 def row_facts(dataset: Dataset) -> RowFacts:

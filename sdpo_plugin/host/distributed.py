@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import Trainer
 
-from sdpo_plugin.errors import SDPOError
+from sdpo_plugin.errors import ConfigError, SDPOError
 
 T = TypeVar("T")
 
@@ -34,6 +34,26 @@ def on_rank_0(action: Callable[[], None]) -> None:
 def gather(mine: list[T]) -> list[T]:
     """The items of all ranks, on every rank, in the order of the ranks."""
     return cast(list[T], gather_object(mine)) if PartialState().num_processes > 1 else mine
+
+
+# DeepSpeed reads both; the host's own ZeRO-3 configs use the second.
+GATHER_KEYS = ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save")
+
+
+def require_gather(trainer: Trainer) -> None:
+    """Refuse a ZeRO-3 config under which M_t could not be written, before hours are spent.
+
+    Raises:
+        ConfigError: it does not gather the weights when a model is saved.
+    """
+    if not trainer.is_deepspeed_enabled or trainer.accelerator.state.deepspeed_plugin.zero_stage != 3:
+        return
+    zero = trainer.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    if not any(zero.get(key) for key in GATHER_KEYS):
+        raise ConfigError(
+            f"deepspeed: zero_optimization has {GATHER_KEYS[0]}: {zero.get(GATHER_KEYS[0])!r}, so M_t could not be "
+            f"written after a step; set {GATHER_KEYS[0]}: true in the DeepSpeed config."
+        )
 
 
 def release(trainer: Trainer) -> None:

@@ -15,10 +15,11 @@ from sdpo_plugin.conflicts import TRAINER_CLS, TRAINING_CONFLICTS, check_conflic
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.host import compat
 from sdpo_plugin.host.best_model import keep_best_model
+from sdpo_plugin.host.chain import Chain, tokenize
 from sdpo_plugin.host.datasets import StepData, flatten_steps, load_steps, source_name, together
 from sdpo_plugin.host.external import require_same_tokenizer
 from sdpo_plugin.host.pool import preview
-from sdpo_plugin.host.trainer import Chain, StepwiseDPOTrainer, tokenize
+from sdpo_plugin.host.trainer import StepwiseDPOTrainer
 from sdpo_plugin.ledger import RunDir, require_fresh
 
 # Named below "axolotl", whose level and handlers the host sets.

@@ -9,8 +9,8 @@ from datasets import Dataset, concatenate_datasets
 
 from sdpo_plugin import diagnostics, partition
 from sdpo_plugin.args import PartitionArgs, SDPOConfig
-from sdpo_plugin.host.datasets import IDS, StepData, make_plan, row_facts, source_name
-from sdpo_plugin.plan import Overlap, Plan, SourceRank, host_total_steps
+from sdpo_plugin.host.datasets import IDS, StepData, row_facts, source_name
+from sdpo_plugin.plan import Overlap, Plan, SourceRank, StepPlan, host_total_steps, model_name
 from sdpo_plugin.reference import ReferenceTable, concatenate
 from sdpo_plugin.rows import join
 
@@ -155,3 +155,30 @@ def _overlaps(steps: Sequence[StepData], heldout: Mapping[str, Dataset]) -> list
             if count:
                 found.append(Overlap(step.name, name, count))
     return found
+
+
+def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[StepData]) -> Plan:
+    """The plan of these steps."""
+    heldout: dict[str, None] = {}
+    plans = []
+    for index, step in enumerate(steps, 1):
+        heldout.update(dict.fromkeys(step.heldout))
+        previous = model_name(index - 1)
+        named = {"previous": previous, "base": model_name(0)}
+        plans.append(
+            StepPlan(
+                index=index,
+                name=step.name,
+                sources=tuple(source_name(entry) for entry in step.cfg.datasets),
+                num_rows=len(step.train),
+                num_dropped=step.num_dropped,
+                num_heldout=sum(len(rows) for rows in step.heldout.values()),
+                num_optimizer_steps=step.cfg.max_steps or step.total_num_steps,
+                rows_digest=None if step.facts is None else step.facts.digest(),
+                reference=named.get(block.reference) or source_name({"path": block.reference}),
+                policy_init=named[block.policy_init],
+                settings=step.settings,
+                source_rows=step.source_rows,
+            )
+        )
+    return Plan(str(cfg.base_model), tuple(plans), tuple(heldout), block.export_steps)

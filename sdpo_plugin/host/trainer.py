@@ -2,58 +2,34 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
-from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from transformers import TrainerControl, set_seed
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
 from sdpo_plugin import gate
-from sdpo_plugin.args import SDPOConfig
-from sdpo_plugin.errors import ConfigError, DataError, TrainingError
+from sdpo_plugin.errors import TrainingError
 from sdpo_plugin.host import distributed
-from sdpo_plugin.host.datasets import StepData, row_facts, together, with_reference
+from sdpo_plugin.host.chain import Chain
+from sdpo_plugin.host.datasets import StepData, together, with_reference
+from sdpo_plugin.host.dropout import disable_functional_dropout
 from sdpo_plugin.host.external import free_memory, load_reference
 from sdpo_plugin.host.pool import Layout, lay_out, needs_scores
 from sdpo_plugin.host.progress import StepProgress, restart_loggers
 from sdpo_plugin.host.scoring import score
 from sdpo_plugin.host.step_args import step_args
 from sdpo_plugin.host.weights import Snapshot
-from sdpo_plugin.ledger import RunDir
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.report import write_report
 from sdpo_plugin.runner import M_0, EarlyTables, TrainOutcome, run_steps
-
-# DeepSpeed reads both; the host's own ZeRO-3 configs use the second.
-GATHER_KEYS = ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save")
-
-
-@dataclass(frozen=True)
-class Chain:
-    """What the trainer needs beyond one data set.
-
-    Attributes:
-        cfg: the host's config.
-        block: the `sdpo:` block.
-        run: where the run writes.
-        sources: data of each entry of `datasets:`, or of each of `sdpo.steps`, tokenized.
-        heldout: the held-out sets by name, tokenized.
-    """
-
-    cfg: DictDefault
-    block: SDPOConfig
-    run: RunDir
-    sources: Sequence[StepData]
-    heldout: Mapping[str, Dataset]
 
 
 class StepwiseDPOTrainer(AxolotlDPOTrainer):
@@ -80,25 +56,13 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         self._progress = StepProgress(self.callback_handler.callbacks)
         self.add_callback(self._progress)
 
-    def prepare(self, dataset: Dataset, what: str) -> Dataset:
-        """Tokenize a data set as the constructor did with the first one."""
-        prepared = self._prepare_dataset(dataset, self.processing_class, self.args, what)
-        return prepared.flatten_indices() if prepared._indices is not None else prepared
-
     def attach(self, chain: Chain) -> None:
         """Hand over the chain that ``train()`` will run.
 
         Raises:
             ConfigError: a DeepSpeed config under which M_t could not be written.
         """
-        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
-        if plugin is not None and plugin.zero_stage == 3:
-            zero = plugin.deepspeed_config["zero_optimization"]
-            if not any(zero.get(key) for key in GATHER_KEYS):
-                raise ConfigError(
-                    f"deepspeed: zero_optimization has {GATHER_KEYS[0]}: {zero.get(GATHER_KEYS[0])!r}, so M_t could "
-                    f"not be written after a step; set {GATHER_KEYS[0]}: true in the DeepSpeed config."
-                )
+        distributed.require_gather(self)
         self._callback_states = [(cb, copy.deepcopy(cb.state())) for cb in self._stateful_callbacks()]
         scaler = self.accelerator.scaler
         self._scaler_state = None if scaler is None else copy.deepcopy(scaler.state_dict())
@@ -282,32 +246,3 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         half = {torch.bfloat16, torch.float16}
         dtypes = {parameter.dtype for parameter in self.model.parameters()}
         return bool(self.args.bf16 or self.args.fp16 or self.args.tf32 or dtypes & half)
-
-
-def disable_functional_dropout(model: torch.nn.Module) -> None:
-    """Finish what TRL's ``disable_dropout`` begins: it sets `nn.Dropout` modules to 0, but OPT, BLOOM, Llama's
-    attention and others keep a probability as an attribute and call ``F.dropout``. With it on, a step would not begin
-    at its reference."""
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
-                setattr(module, name, 0.0)
-
-
-def tokenize(trainer: StepwiseDPOTrainer, sources: Sequence[StepData]) -> tuple[list[StepData], dict[str, Dataset]]:
-    """Tokenize all sources and held-out sets before the first step trains, so that bad data ends the run early."""
-    heldout: dict[str, Dataset] = {}
-    tokenized = []
-    for index, source in enumerate(sources):
-        train = trainer.train_dataset if index == 0 else source.train
-        train = trainer.prepare(train, f"source {index + 1}")
-        if not len(train):
-            raise DataError(
-                f"{source.name}: no row has a prompt shorter than sequence_len: {trainer.args.max_length} in tokens; "
-                "set a larger sequence_len or another source."
-            )
-        tokenized.append(replace(source, train=train, facts=row_facts(train)))
-        for name, rows in source.heldout.items():
-            if name not in heldout:
-                heldout[name] = trainer.prepare(rows, f"held-out {name}")
-    return tokenized, heldout

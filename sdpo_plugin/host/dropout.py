@@ -1,0 +1,13 @@
+"""Dropout that TRL does not reach."""
+
+import torch
+
+
+def disable_functional_dropout(model: torch.nn.Module) -> None:
+    """Finish what TRL's ``disable_dropout`` begins: it sets `nn.Dropout` modules to 0, but OPT, BLOOM, Llama's
+    attention and others keep a probability as an attribute and call ``F.dropout``. With it on, a step would not begin
+    at its reference."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
+                setattr(module, name, 0.0)

@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("outputs/reproduce"))
     args = parser.parse_args()
+    gc.collect()
+    gc.freeze()  # the host's plain DPO collects garbage after every batch; without what is imported that is cheap
     base = [score(str(BUILD / "base"), read_rows(BUILD / f"{name}.jsonl")) for name in TESTS]
     start = {f"{n} {what}": v for n, (g, a) in zip(TESTS, base, strict=True) for what, v in (("accuracy", a), ("γ", g))}
     results: dict[str, list[dict[str, float]]] = {"S, the base model": [start]}

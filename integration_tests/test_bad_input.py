@@ -195,15 +195,20 @@ def test_sdpo_without_the_plugin(bench: Bench, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("what", ["config", "data", "gather"])
+@pytest.mark.parametrize("what", ["config", "data", "gather", "optimizer", "scheduler"])
 def test_two_ranks_end_together_and_say_it_once(bench: Bench, tmp_path: Path, what: str) -> None:
     """No rank waits for another, and one of them speaks."""
     overrides, parts = {
         "config": ({"sdpo": {"refrence": "base"}}, ("sdpo.refrence: 'base'",)),
         "data": (bench.second(path="/nope/x.jsonl"), ("step step-2: /nope/x.jsonl:train",)),
-        "gather": ({}, ("stage3_gather_16bit_weights_on_model_save is False", "set it to true")),
+        "optimizer": ({}, ("section 'optimizer' (type 'AdamW')", "remove it")),
+        "scheduler": ({}, ("section 'scheduler' (type 'WarmupLR')", "remove it")),
+        "gather": ({}, ("stage3_gather_16bit_weights_on_model_save: False", "so M_t could not be written")),
     }[what]
-    zero3 = write_zero3(tmp_path / "zero3.json", stage3_gather_16bit_weights_on_model_save=what != "gather")
+    types = {"optimizer": "AdamW", "scheduler": "WarmupLR"}
+    own = {what: {"type": types[what], "params": {}}} if what in types else {}
+    gather = {"stage3_gather_16bit_weights_on_model_save": what != "gather"}
+    zero3 = write_zero3(tmp_path / "zero3.json", own, **gather)
     config = bench.config(tmp_path, deepspeed=str(zero3), micro_batch_size=2, **overrides)
     running = bench.host.start(["train", str(config), "--launcher", "python"], tmp_path, ranks=2)
     result = running.wait(60)

@@ -160,3 +160,14 @@ def test_preprocess_shows_the_plan_of_a_partition(
     log = host.run(["preprocess", str(path)], path.parent).check().log_text
     rows = [line.split() for line in log.splitlines() if line.startswith(("1 step-1 ", "2 step-2 "))]
     assert [row[-6:] for row in rows] == [["28", "–", "0", "7", f"M_{n}", f"M_{n}"] for n in (0, 1)]
+
+
+def test_held_out_rows_enter_no_step(host: Host, model: Path, two_sets: list[Config], folder: Path) -> None:
+    """A quarter of each source is held out before the pool is cut: 24 − 6 and 32 − 8 rows are left, and no prompt of
+    them stands among the held-out ones."""
+    config = base_config(model, two_sets, folder / "heldout", val_set_size=0.25, max_steps=1)
+    block = {"partition": {"strategy": "random", "num_steps": 2}}
+    report = read_report(run_sdpo(host, sdpo_config(config, sdpo=block)))
+    assert [sum(rows) for rows in zip(*(step["source_rows"] for step in report["steps"]), strict=True)] == [18, 24]
+    assert report["eval_sets"] == ["step-1", "step-2"]
+    assert report["overlaps"] == []

@@ -37,6 +37,7 @@ def host_env(scratch: Path, extra: Env | None = None) -> dict[str, str]:
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     env["HF_HOME"] = str(scratch / "hf")
+    env["TORCH_EXTENSIONS_DIR"] = str(scratch / "torch_extensions")  # a lock that some other run left is not ours
     for key, value in (extra or {}).items():
         if value is None:
             env.pop(key, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,12 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def write_zero3(path: Path, **zero: Any) -> Path:
-    """Write the DeepSpeed config a run names under `deepspeed:`; `zero` overrides fields of its ZeRO part."""
+def write_zero3(path: Path, sections: Mapping[str, Any] | None = None, **zero: Any) -> Path:
+    """Write the DeepSpeed config a run names under `deepspeed:`; `zero` overrides fields of its ZeRO part.
+
+    `sections` are further top-level sections.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    config = CONFIG | {"zero_optimization": CONFIG["zero_optimization"] | zero}
+    config = CONFIG | {"zero_optimization": CONFIG["zero_optimization"] | zero} | dict(sections or {})
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
     return path

@@ -40,16 +40,25 @@ def gather(mine: list[T]) -> list[T]:
 GATHER_KEYS = ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save")
 
 
-def require_gather(trainer: Trainer) -> None:
-    """Refuse a ZeRO-3 config under which M_t could not be written, before hours are spent.
+def require_usable_deepspeed(trainer: Trainer) -> None:
+    """Refuse a DeepSpeed config that a chain cannot be run under, before hours are spent.
 
     Raises:
-        ConfigError: it does not gather the weights when a model is saved.
+        ConfigError: an optimizer or scheduler of its own, or ZeRO-3 without gathering the weights for a save.
     """
-    if not trainer.is_deepspeed_enabled or trainer.accelerator.state.deepspeed_plugin.zero_stage != 3:
+    if not trainer.is_deepspeed_enabled:
         return
-    zero = trainer.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
-    if not any(zero.get(key) for key in GATHER_KEYS):
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    for section, keys in (("optimizer", "optimizer:, learning_rate:"), ("scheduler", "lr_scheduler:, warmup_steps:")):
+        if section in plugin.deepspeed_config:
+            kind = plugin.deepspeed_config[section].get("type")
+            raise ConfigError(
+                f"deepspeed: the config has a section {section!r} (type {kind!r}), which is filled in once, for the "
+                "first step's length and learning rate, and would be wrong for every later step; remove it: Axolotl's "
+                f"own keys ({keys} …) hold for each step."
+            )
+    zero = plugin.deepspeed_config["zero_optimization"]
+    if plugin.zero_stage == 3 and not any(zero.get(key) for key in GATHER_KEYS):
         raise ConfigError(
             f"deepspeed: zero_optimization has {GATHER_KEYS[0]}: {zero.get(GATHER_KEYS[0])!r}, so M_t could not be "
             f"written after a step; set {GATHER_KEYS[0]}: true in the DeepSpeed config."

@@ -62,7 +62,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         Raises:
             ConfigError: a DeepSpeed config under which M_t could not be written.
         """
-        distributed.require_gather(self)
+        distributed.require_usable_deepspeed(self)
         self._callback_states = [(cb, copy.deepcopy(cb.state())) for cb in self._stateful_callbacks()]
         scaler = self.accelerator.scaler
         self._scaler_state = None if scaler is None else copy.deepcopy(scaler.state_dict())

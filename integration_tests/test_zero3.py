@@ -132,7 +132,7 @@ def test_the_hosts_own_zero3_config_is_taken(
     host: Host, model: Path, two_sets: list[Config], folder: Path, two_ranks: dict[str, Any]
 ) -> None:
     """Axolotl's ZeRO-3 configs spell the gather key in DeepSpeed's newer way, without `stage3_`."""
-    names = {"stage3_gather_16bit_weights_on_model_save": False, "gather_16bit_weights_on_model_save": True}
+    names = {"stage3_gather_16bit_weights_on_model_save": None, "gather_16bit_weights_on_model_save": True}
     own = write_zero3(folder / "host-zero3.json", **names)
     config = base_config(
         model, two_sets, folder / "host-zero3", **FULL | two_ranks | {"deepspeed": str(own), "max_steps": 1}

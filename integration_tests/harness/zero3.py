@@ -31,11 +31,12 @@ CONFIG: dict[str, Any] = {
 
 
 def write_zero3(path: Path, sections: Mapping[str, Any] | None = None, **zero: Any) -> Path:
-    """Write the DeepSpeed config a run names under `deepspeed:`; `zero` overrides fields of its ZeRO part.
+    """Write the DeepSpeed config a run names under `deepspeed:`.
 
-    `sections` are further top-level sections.
+    `zero` overrides fields of its ZeRO part, None takes one out; `sections` are further top-level sections.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    config = CONFIG | {"zero_optimization": CONFIG["zero_optimization"] | zero} | dict(sections or {})
+    fields = {key: value for key, value in (CONFIG["zero_optimization"] | zero).items() if value is not None}
+    config = CONFIG | {"zero_optimization": fields} | dict(sections or {})
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
     return path

@@ -47,7 +47,10 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         """
         compat.undo_patch_reference_model()  # of an earlier config in this process
         listed = any(str(name).startswith(PLUGIN) for name in cfg.get("plugins") or [])
-        if not listed or compat.is_sdpo(cfg):  # the latter: registered before, on the driver of this worker
+        if not listed:
+            return
+        if compat.is_sdpo(cfg):  # registered before: the config has its edits, this process may lack the patch
+            compat.patch_reference_model()
             return
         inference = cfg.get("inference") and cfg.get("rl") is None  # `axolotl inference` takes `rl` out
         if cfg.get("rl") != "sdpo" and not inference:

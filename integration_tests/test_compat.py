@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from integration_tests.harness.launch import Host
+from sdpo_plugin.conflicts import LOSS_TYPES
 
 CONTRACTS = "integration_tests.harness.contracts"
 
@@ -43,3 +44,8 @@ def test_the_patch_and_its_undo(host: Host) -> None:
     for name in ("other signature", "missing"):
         assert "axolotl.train.setup_reference_model(cfg, tokenizer, processor)" in seen.pop(name)
     assert [name for name, held in seen.items() if held is not True] == []
+
+
+def test_losses_are_those_of_trl(host: Host) -> None:
+    """What the config accepts is what the trainer knows."""
+    assert host.python(f"{CONTRACTS}:losses_of_trl") == list(LOSS_TYPES)

@@ -28,6 +28,9 @@ OVERRIDES = (
 FRACTION_SLACK = 1e-3
 """How far fractions may be from summing to 1, so that three thirds can be written as 0.333 each."""
 
+MAX_STEPS = 1000
+"""More steps than anyone trains; a slip of the keyboard must not ask for more shares than there is memory for."""
+
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _RESERVED = {"sdpo", "runs", "merged"}
 
@@ -122,7 +125,7 @@ class PartitionArgs(BaseModel):
         description="easy_to_hard only. log_ratio: γ summed over tokens, in nats, as in the paper. "
         "log_ratio_per_token: each log-prob divided by its tokens first. Default: log_ratio.",
     )
-    num_steps: Annotated[int, Field(ge=1)] | None = Field(
+    num_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = Field(
         None, description="Number of steps of equal size; for random, stratified and easy_to_hard by row."
     )
     fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] | None = Field(
@@ -146,8 +149,9 @@ class PartitionArgs(BaseModel):
             remedy = "set unit: row, or remove it" if orders else "remove it"
             raise ValueError(f"{key}: {value!r} has no use with {what}, where each source is a step; {remedy}")
         if len(cut) != 1 and (draws or (orders and not by_source)):
-            seen = "are both set; keep one" if cut else "are both missing; set one, e.g. num_steps: 2"
-            raise ValueError(f"{what} needs num_steps or fractions: they {seen}")
+            both = " and ".join(f"{key}: {value!r}" for key, value in cut.items())
+            seen = f"{both} are both set; keep one" if cut else "they are both missing; set one, e.g. num_steps: 2"
+            raise ValueError(f"{what} needs num_steps or fractions: {seen}")
         return self
 
     @field_validator("fractions")
@@ -207,9 +211,10 @@ class SDPOConfig(BaseModel):
             # Compared without case: M_t would overwrite M_s on a file system that ignores it.
             earlier = [other.lower() for other in names[:number]]
             if name.lower() in earlier:
+                first = earlier.index(name.lower())
+                both = f"both named {name!r}" if names[first] == name else f"named {name!r} and {names[first]!r}"
                 raise ValueError(
-                    f"sdpo.steps[{number}] and sdpo.steps[{earlier.index(name.lower())}] are both named {name!r}; "
-                    "give each step a name of its own"
+                    f"sdpo.steps[{number}] and sdpo.steps[{first}] are {both}; give each step a name of its own"
                 )
         return self
 
@@ -234,9 +239,16 @@ def parse_block(block: Mapping[str, Any] | None) -> SDPOConfig:
     if block is not None and not isinstance(block, Mapping):
         raise ConfigError(f"sdpo: is {block!r}, but a block of keys is expected; keys: {_known_keys(())}")
     try:
-        return SDPOConfig.model_validate(dict(block or {}))
+        return SDPOConfig.model_validate(_plain(block or {}))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(dict(item)) for item in error.errors())) from None
+
+
+def _plain(value: Any) -> Any:
+    """Dicts and lists only: the host's own kind of dict answers any attribute, and pydantic takes it for a model."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:

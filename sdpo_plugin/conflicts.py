@@ -6,6 +6,11 @@ from typing import Any
 
 from sdpo_plugin.errors import ConfigError
 
+# TRL 1.9 looks a loss up when it computes it: a typo in the last step would end the run after all steps before it.
+LOSS_TYPES = (
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+)
 TRAINER_CLS = "sdpo_plugin.host.trainer.StepwiseDPOTrainer"
 
 
@@ -14,7 +19,10 @@ def _is_set(value: Any) -> bool:
 
 
 def _more_than_one(value: Any) -> bool:
-    return value is not None and int(value) > 1
+    try:
+        return value is not None and int(value) > 1
+    except (TypeError, ValueError, OverflowError):  # no number: the host would end with a traceback of its own
+        return True
 
 
 @dataclass(frozen=True)
@@ -92,16 +100,6 @@ TRAINING_CONFLICTS = (
         "the host does not load an adapter to go on from under preference training",
         "merge it first (axolotl merge-lora), set base_model to the merged model, and remove lora_model_dir",
     ),
-    Conflict(
-        "resume_from_checkpoint",
-        "a chain cannot be resumed yet",
-        "remove resume_from_checkpoint and train into an empty output_dir",
-    ),
-    Conflict(
-        "auto_resume_from_checkpoints",
-        "a chain cannot be resumed yet",
-        "remove auto_resume_from_checkpoints and train into an empty output_dir",
-    ),
 )
 
 
@@ -116,7 +114,8 @@ def check_conflicts(cfg: Mapping[str, Any], conflicts: tuple[Conflict, ...] = CO
         for c in conflicts
         if c.clashes(cfg.get(c.key))
     ]
-    if (cfg.get("trl") or {}).get("sync_ref_model"):
+    trl = cfg.get("trl")
+    if isinstance(trl, Mapping) and trl.get("sync_ref_model"):  # what is no block is the host's to refuse
         found.append(
             "rl: sdpo conflicts with trl.sync_ref_model: True: the reference moves between steps, not within one; "
             "remove trl.sync_ref_model."
@@ -129,9 +128,14 @@ def check_losses(step: str, cfg: Mapping[str, Any]) -> None:
     """Refuse losses of a step that the trainer would stumble over only when the step begins.
 
     Raises:
-        ConfigError: as many weights as losses, or a smoothing for exo_pair, are missing.
+        ConfigError: a loss is unknown; as many weights as losses, or a smoothing for exo_pair, are missing.
     """
     losses, weights = cfg.get("dpo_loss_type") or ["sigmoid"], cfg.get("dpo_loss_weights")
+    unknown = [name for name in losses if name not in LOSS_TYPES]
+    if unknown:
+        raise ConfigError(
+            f"{step}: dpo_loss_type: {unknown[0]!r} is no loss of TRL's; set one or more of {', '.join(LOSS_TYPES)}."
+        )
     if weights is not None and len(weights) != len(losses):
         raise ConfigError(
             f"{step}: dpo_loss_type: {losses} has {len(losses)} losses and dpo_loss_weights: {weights} has "
@@ -153,8 +157,10 @@ def check_data_sources(cfg: Mapping[str, Any], has_steps: bool, cuts_rows: bool 
         cuts_rows: a partition makes steps of rows, so that one entry can be several steps.
 
     Raises:
-        ConfigError: both, neither, or a pool of one entry.
+        ConfigError: both, neither, a pool of one entry, or what is no list of entries.
     """
+    for key in ("datasets", "test_datasets"):
+        _require_entries(key, cfg.get(key))
     datasets = cfg.get("datasets") or []
     if has_steps and datasets:
         raise ConfigError(
@@ -172,3 +178,14 @@ def check_data_sources(cfg: Mapping[str, Any], has_steps: bool, cuts_rows: bool 
             "or cut it by rows with sdpo.partition (e.g. strategy: easy_to_hard, unit: row, num_steps: 2), or, to mean "
             "one step, write it under sdpo.steps; for plain DPO set rl: dpo."
         )
+
+
+def _require_entries(key: str, entries: Any) -> None:
+    """The host takes the shape of data sets on trust, and would end with a traceback of its own."""
+    if entries is None:
+        return
+    if not isinstance(entries, list):
+        raise ConfigError(f"{key}: {entries!r} is not a list; write a list of entries, each with path: and type:.")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, Mapping) or not all(isinstance(name, str) for name in entry):
+            raise ConfigError(f"{key}[{number}]: {entry!r} is not a block of keys; write path: and type: under it.")

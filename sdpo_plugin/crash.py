@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 from types import TracebackType
@@ -10,6 +11,10 @@ from sdpo_plugin.errors import SDPOError
 
 # Long enough for rank 0, which may still be importing, to meet the same error and say it first.
 SECONDS_FOR_RANK_0 = 20.0
+# Long enough for the rank that failed to say why, and for the launcher to end this one.
+SECONDS_FOR_THE_CAUSE = 5.0
+# What gloo and NCCL say when the other side of a collective is gone.
+PEER_IS_GONE = re.compile(r"closed by peer|reset by peer|broken pipe|nccl\w*error|remote process exited", re.IGNORECASE)
 
 
 def install() -> None:
@@ -28,6 +33,15 @@ def uninstall() -> None:
 
 def _say_it_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the message on rank 0. Another rank waits for its launcher to end it, and speaks only if it was alone."""
+    if _is_consequence(error):
+        time.sleep(SECONDS_FOR_THE_CAUSE)
+        first = str(error).splitlines()[0]
+        print(
+            f"\nsdpo_plugin: rank {os.environ['RANK']} ends because another rank did: {first}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return
     if not isinstance(error, SDPOError):
         _say_it_once.previous(kind, error, trace)  # type: ignore[attr-defined]
         return
@@ -40,3 +54,9 @@ def _say_it_once(kind: type[BaseException], error: BaseException, trace: Traceba
     lines = [f"sdpo_plugin: {line}" for line in str(error).splitlines()]
     where = "" if rank == 0 else f" on rank {rank}"
     print(f"\n{kind.__name__}{where}\n" + "\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _is_consequence(error: BaseException) -> bool:
+    """Whether this rank only met the end of another one, whose own message says more than a traceback from here."""
+    ranks = int(os.environ.get("WORLD_SIZE") or "1")
+    return ranks > 1 and isinstance(error, RuntimeError) and bool(PEER_IS_GONE.search(str(error)))

@@ -29,6 +29,10 @@ class TrainingError(SDPOError, RuntimeError):
     """Training a step went wrong in a way that must not reach the next one."""
 
 
+class RankZeroError(SDPOError, RuntimeError):
+    """Rank 0 met an error that it could not share; this rank ends because of it."""
+
+
 class UnsupportedHostError(SDPOError, RuntimeError):
     """The installed host is outside the supported range, or has not what this package relies on.
 

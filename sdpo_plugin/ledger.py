@@ -1,16 +1,49 @@
 """What a run has done so far, and where it keeps it: one record a step, written after the data it vouches for."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.files import write_json
+from sdpo_plugin.files import fingerprint, write_json
 from sdpo_plugin.plan import Plan, StepPlan
 
 SCHEMA_VERSION = 1
 State = Literal["planned", "scored", "training", "trained", "exported"]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step has done.
+
+    Attributes:
+        state: the last thing that is finished and on disk.
+        reference, policy_init: as in the plan.
+        first_loss: mean loss of the first batch, before the first update.
+        final_loss: the last training loss that the host logged.
+        num_optimizer_steps: updates made.
+        score_seconds, train_seconds, export_seconds: wall time, without what a dead run lost.
+        settings: the hyper-parameters that the step began to train with.
+        kept: whether M_t is still there; `export_steps: last` keeps only what a resumed run would need.
+    """
+
+    index: int
+    name: str
+    reference: str
+    policy_init: str
+    state: State = "planned"
+    first_loss: float | None = None
+    final_loss: float | None = None
+    num_optimizer_steps: int | None = None
+    score_seconds: float | None = None
+    train_seconds: float | None = None
+    export_seconds: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -28,15 +61,33 @@ class RunDir:
         return self.root / "sdpo" / "ledger.json"
 
     @property
+    def lock(self) -> Path:
+        return self.root / "sdpo" / "lock"
+
+    @property
     def report(self) -> Path:
         return self.root / "sdpo" / "report.json"
 
     @property
+    def start(self) -> Path:
+        """M_0 where the base model alone does not make it: the adapter as it was initialised."""
+        return self.root / "sdpo" / "start"
+
+    @property
+    def staging(self) -> Path:
+        """Where a model is written before it gets its name."""
+        return self.root / "sdpo" / "staging"
+
+    @property
     def tables(self) -> tuple[Path, ...]:
         """The folders that hold tables of log-probs."""
-        return tuple(self.root / "sdpo" / name for name in ("reference", "scores", "heldout"))
+        return tuple(self.root / "sdpo" / name for name in ("pool", "reference", "scores", "heldout"))
 
-    def reference(self, step: StepPlan) -> Path:
+    def pool(self, number: int) -> Path:
+        """The log-probs of source ``number`` (from 1) under M_0, where they lay out the steps."""
+        return self.root / "sdpo" / "pool" / f"source-{number}.safetensors"
+
+    def reference(self, step: StepPlan | StepRecord) -> Path:
         """The reference table of D_t."""
         return self.root / "sdpo" / "reference" / f"{step.name}.safetensors"
 
@@ -45,49 +96,48 @@ class RunDir:
         return self.root / "sdpo" / "scores" / f"{model}-{step.name}.safetensors"
 
     def heldout(self, model: str, column: int) -> Path:
-        """The log-probs of held-out set number ``column`` (from 0) under ``model``."""
+        """The log-probs of held-out set number ``column`` (from 0) under M_t, or under "reference", an external one."""
         return self.root / "sdpo" / "heldout" / f"{model}-{column + 1}.safetensors"
 
-    def step(self, step: StepPlan) -> Path:
+    def step(self, step: StepPlan | StepRecord) -> Path:
         """M_t and the host's checkpoints of step t."""
         return self.root / step.name
 
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What one step has done.
-
-    Attributes:
-        state: the last thing that is finished and on disk.
-        first_loss: mean loss of the first batch, before the first update.
-        final_loss: the last training loss that the host logged.
-        num_optimizer_steps: updates made.
-        score_seconds, train_seconds, export_seconds: wall time.
-    """
-
-    index: int
-    name: str
-    state: State = "planned"
-    first_loss: float | None = None
-    final_loss: float | None = None
-    num_optimizer_steps: int | None = None
-    score_seconds: float | None = None
-    train_seconds: float | None = None
-    export_seconds: float | None = None
+    def key(self, path: Path) -> str:
+        """How the ledger calls a file."""
+        return path.relative_to(self.root).as_posix()
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The records of all steps of one plan."""
+    """The records of all steps of one plan.
 
+    Attributes:
+        run: a random name; what another run has left is told by it.
+        plan_fingerprint: of the plan as it stands.
+        identity: what must be the same when the run goes on.
+        prepared: everything that is scored before step 1 is on disk.
+        tables: checksum of each table of log-probs, by its path.
+        exports: digest of the seal of each model, "M_0" (an adapter) … "M_T".
+        finished: all steps are trained and the last model is scored.
+        saved: the host has written the final model.
+    """
+
+    run: str
     plan_fingerprint: str
+    identity: dict[str, Any]
     steps: tuple[StepRecord, ...]
+    prepared: bool = False
+    tables: dict[str, str] = field(default_factory=dict)
+    exports: dict[str, str] = field(default_factory=dict)
     finished: bool = False
+    saved: bool = False
 
     @classmethod
-    def begin(cls, plan: Plan) -> "Ledger":
-        """Nothing is done yet."""
-        return cls(plan.fingerprint(), tuple(StepRecord(step.index, step.name) for step in plan.steps))
+    def begin(cls, plan: Plan, identity: Mapping[str, Any], tables: Mapping[str, str] | None = None) -> "Ledger":
+        """Nothing is done yet; ``tables`` are those that the plan was made with."""
+        steps = tuple(StepRecord(step.index, step.name, step.reference, step.policy_init) for step in plan.steps)
+        return cls(secrets.token_hex(8), plan.fingerprint(), dict(identity), steps, tables=dict(tables or {}))
 
     def record(self, index: int, **facts: Any) -> "Ledger":
         """A ledger in which step ``index`` (from 1) has these facts; the rest is as it was."""
@@ -96,42 +146,43 @@ class Ledger:
 
     def save(self, path: Path) -> None:
         """Write the ledger, atomically."""
-        write_json(path, {"schema_version": SCHEMA_VERSION, **asdict(self)})
+        content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        write_json(path, {**content, "checksum": fingerprint(content)})
 
     @classmethod
     def load(cls, path: Path) -> "Ledger":
         """Read what ``save`` wrote.
 
         Raises:
-            OutputError: the file is torn or of another schema version.
+            OutputError: the file is torn, changed or of another schema version.
         """
         try:
             value = json.loads(path.read_bytes())
-            if value.pop("schema_version") != SCHEMA_VERSION:
+            checksum = value.pop("checksum")
+            if value["schema_version"] != SCHEMA_VERSION:
                 raise ValueError("another schema version")
-            steps = tuple(StepRecord(**step) for step in value.pop("steps"))
-            unknown = {step.state for step in steps} - set(get_args(State))
-            if unknown:
-                raise ValueError(f"unknown state {sorted(unknown)}")
-            return cls(steps=steps, **value)
+            if fingerprint(value) != checksum:
+                raise ValueError("its content does not fit its checksum")
+            del value["schema_version"]
+            ledger = cls(steps=tuple(StepRecord(**step) for step in value.pop("steps")), **value)
+            ledger._require_order()
+            return ledger
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise OutputError(
                 f"{path} is not a ledger of schema version {SCHEMA_VERSION} ({error}); "
-                "move the output directory away or set another output_dir."
+                "restore it, or move the output directory away, or set another output_dir."
             ) from error
 
-
-def require_fresh(run: RunDir) -> None:
-    """Refuse an output directory in which an earlier run has finished a step.
-
-    Raises:
-        OutputError: it holds trained steps; nothing is touched.
-    """
-    if not run.ledger.exists():
-        return
-    done = [step.name for step in Ledger.load(run.ledger).steps if step.state in ("trained", "exported")]
-    if done:
-        raise OutputError(
-            f"output_dir: {str(run.root)!r} holds finished steps of an earlier run ({', '.join(done)}), "
-            "and training would overwrite them; set another output_dir, or move or delete this one."
-        )
+    def _require_order(self) -> None:
+        """Steps are done one after the other: exported ones, at most one under way, planned ones."""
+        states = [step.state for step in self.steps]
+        unknown = set(states) - set(get_args(State))
+        if unknown:
+            raise ValueError(f"unknown state {sorted(unknown)}")
+        done = len(list(takewhile(lambda state: state == "exported", states)))
+        in_turn = all(state == "planned" for state in states[done + 1 :])
+        begun = states != ["planned"] * len(states)
+        if not states or not in_turn or (begun and not self.prepared):
+            raise ValueError(f"states in an order that no run takes: {states}, prepared: {self.prepared}")
+        if (self.finished and done < len(states)) or (self.saved and not self.finished):
+            raise ValueError(f"finished: {self.finished}, saved: {self.saved} with states {states}")

@@ -1,12 +1,11 @@
 """What a run will do, fixed before it starts: steps, sources, rows, optimizer steps, reference, start."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sdpo_plugin.files import canonical_json
+from sdpo_plugin.files import fingerprint
 
 SCHEMA_VERSION = 1
 
@@ -50,6 +49,19 @@ class StepPlan:
             return ", ".join(self.sources)
         parts = zip(self.sources, self.source_rows, strict=True)
         return ", ".join(f"{source} ({rows:,})" for source, rows in parts if rows)
+
+    def name_row(self, row: int) -> str:
+        """Which row of D_t one is: step, source, number in that source's part of the step, all as prepared, from 0."""
+        here = f"row {row} of D_{self.index} (counted from 0; step {self.name}"
+        if len(self.sources) == 1:
+            return f"{here}, source {self.sources[0]})"
+        if not self.source_rows:
+            return f"{here}, one of the sources {', '.join(self.sources)})"
+        for source, rows in zip(self.sources, self.source_rows, strict=True):
+            if row < rows:
+                return f"{here}, row {row} of those from source {source})"
+            row -= rows
+        raise AssertionError("a row beyond the end of the step")
 
     @property
     def starts_at_reference(self) -> bool:
@@ -136,7 +148,7 @@ class Plan:
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that the plan says."""
-        return hashlib.sha256(canonical_json(asdict(self))).hexdigest()
+        return fingerprint(asdict(self))
 
     def table(self) -> str:
         """The plan as a table of text, one row a step; what `axolotl preprocess` prints."""

@@ -4,7 +4,7 @@ Knows nothing of models. The digest ties a table to its rows, so that it cannot 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,11 +85,11 @@ class ReferenceTable:
             "schema_version": str(SCHEMA_VERSION),
             "model": self.model,
             "rows_digest": self.rows_digest,
-            "checksum": self._checksum(),
+            "checksum": self.checksum(),
         }
         write_bytes(path, save(arrays, metadata=about))
 
-    def _checksum(self) -> str:
+    def checksum(self) -> str:
         """SHA-256 of the numbers and of what they belong to: safetensors itself does not notice a flipped bit."""
         digest = hashlib.sha256(f"{self.model}\n{self.rows_digest}\n".encode())
         for column in (self.chosen, self.rejected, self.chosen_tokens, self.rejected_tokens):
@@ -116,7 +116,7 @@ class ReferenceTable:
         if len({array.shape for array in arrays.values()}) != 1 or arrays["chosen"].ndim != 1:
             raise ReferenceTableError(f"{path}: the columns of the reference table have different lengths")
         table = cls(**arrays, model=about["model"], rows_digest=about["rows_digest"])
-        if table._checksum() != about["checksum"]:
+        if table.checksum() != about["checksum"]:
             raise ReferenceTableError(f"{path}: the reference table does not fit its checksum; the file is damaged")
         _require_finite(table.chosen, table.rejected, f"{path}")
         return table
@@ -165,13 +165,16 @@ class TableBuilder:
         self._logps[:, index] = logps
         self._tokens[:, index] = tokens
 
-    def finish(self, model: str, rows_digest: str, what: str) -> ReferenceTable:
+    def finish(
+        self, model: str, rows_digest: str, what: str, name_row: Callable[[int], str] | None = None
+    ) -> ReferenceTable:
         """The whole table.
 
         Args:
             model: whose log-probs these are.
             rows_digest: digest of the rows.
             what: name of the data set, for the error.
+            name_row: says which row one is, for the error; its number without it.
 
         Raises:
             ReferenceTableError: rows are missing, or a log-prob is not finite.
@@ -182,18 +185,19 @@ class TableBuilder:
                 f"the reference table of {what} misses {len(missing)} of {len(self._seen)} rows, "
                 f"first 10: {missing[:10]}"
             )
-        _require_finite(self._logps[0], self._logps[1], what)
+        _require_finite(self._logps[0], self._logps[1], what, name_row)
         return ReferenceTable(
             self._logps[0], self._logps[1], self._tokens[0], self._tokens[1], model=model, rows_digest=rows_digest
         )
 
 
-def _require_finite(chosen: Float, rejected: Float, what: str) -> None:
+def _require_finite(chosen: Float, rejected: Float, what: str, name_row: Callable[[int], str] | None = None) -> None:
     for side, values in (("chosen", chosen), ("rejected", rejected)):
         bad = np.flatnonzero(~np.isfinite(values)).tolist()
         if bad:
+            first = name_row(bad[0]) if name_row else f"row {bad[0]}"
             raise ReferenceTableError(
                 f"{what}: the reference log-prob of the {side} answer is not finite in {len(bad)} rows, "
-                f"first: row {bad[0]} with {values[bad[0]]}. The model overflows on these rows: "
+                f"first: {first} with {values[bad[0]]}. The model overflows on these rows: "
                 "train in bf16 or fp32 instead of fp16, or remove them."
             )

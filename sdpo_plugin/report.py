@@ -40,7 +40,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
         (row, column): ReferenceTable.load(run.heldout(model, column))
         for row, model in enumerate(models)
         for column in range(len(plan.heldout))
-        if _is_recorded(ledger, row)
+        if _is_recorded(ledger, row) and run.heldout(model, column).exists()  # a damaged one that was deleted: no cell
     }
     shape, eval_shape = (len(models), len(plan.steps)), (len(models), len(plan.heldout))
     return {
@@ -61,7 +61,11 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "eval_sets": list(plan.heldout),
         "eval_improvement": _matrix(
             eval_shape,
-            {(row, col): diagnostics.improvement(t, heldout[0, col]) for (row, col), t in heldout.items() if row},
+            {
+                (row, col): diagnostics.improvement(t, heldout[0, col])
+                for (row, col), t in heldout.items()
+                if row and (0, col) in heldout
+            },
         ),
         "eval_gamma": _matrix(eval_shape, {at: diagnostics.gamma_stats(t).mean for at, t in heldout.items()}),
         "eval_reward_accuracy": _matrix(eval_shape, {at: diagnostics.reward_accuracy(t) for at, t in heldout.items()}),
@@ -75,7 +79,10 @@ def _load(run: RunDir) -> tuple[Plan, Ledger]:
         raise OutputError(f"{run.plan} cannot be read: {error}") from error
     ledger = Ledger.load(run.ledger)
     if ledger.plan_fingerprint != plan.fingerprint():
-        raise OutputError(f"{run.ledger} belongs to another plan than {run.plan}: two runs shared this directory")
+        raise OutputError(
+            f"{run.ledger} belongs to another plan than {run.plan}: the run died while "
+            "it wrote them, and resuming it writes both; or one of them was changed by hand"
+        )
     return plan, ledger
 
 
@@ -155,7 +162,7 @@ def _cells(
 
 
 def _step(step: StepPlan, record: StepRecord, table: ReferenceTable | None) -> dict[str, Any]:
-    exported = record.state == "exported"
+    exported = record.state == "exported" and record.kept
     facts = asdict(record)
     return {
         "index": step.index,

@@ -3,31 +3,34 @@
 For t = 1 … T: the policy as it stands, M_{t-1}, scores D_t and so is the reference; then it is trained on D_t
 from where it stands and becomes M_t. With another `reference:` the same table is filled before step 1; with
 `policy_init: base` the policy goes back to M_0 first. The runner knows neither models nor trainers: a ``StepHost``
-does the work.
+does the work. After each action the ledger says what is done, and the next action follows from the ledger alone, so
+that a run that died goes on by the same path that a fresh one takes.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from sdpo_plugin.files import write_json
 from sdpo_plugin.ledger import Ledger, RunDir
+from sdpo_plugin.log import Log
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
+from sdpo_plugin.resume import FRESH, M_0, Start, about_checkpoint, next_action
 
+T = TypeVar("T")
 Tables = Mapping[str, ReferenceTable]
-M_0 = model_name(0)
 
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What training one step gave: losses in nats, updates made."""
+    """What training one step gave: losses in nats, updates made, seconds that went into it before it was resumed."""
 
     first_loss: float
     final_loss: float
     num_optimizer_steps: int
+    earlier_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,23 @@ class EarlyTables:
 
     steps: Sequence[tuple[StepPlan, ReferenceTable]] = ()
     heldout: Mapping[str, Tables] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a step is trained with.
+
+    Attributes:
+        reference: table of D_t.
+        heldout: the held-out sets under the same reference, for the host's evaluations within the step.
+        about: what the seal of each checkpoint has to say.
+        checkpoint: where a half-trained step goes on; None: from the policy as it stands.
+    """
+
+    reference: ReferenceTable
+    heldout: Tables
+    about: Mapping[str, str]
+    checkpoint: Path | None = None
 
 
 class StepHost(Protocol):
@@ -58,27 +78,45 @@ class StepHost(Protocol):
     def restart_policy(self) -> None:
         """Make the policy M_0 again: the base weights, or the adapter as it was initialised."""
 
-    def train_step(self, step: StepPlan, reference: ReferenceTable, heldout: Tables) -> TrainOutcome:
+    def load_policy(self, model: str, directory: Path) -> None:
+        """Make the policy ``model`` as it was exported to ``directory``, in a process that goes on with a run."""
+
+    def settings(self, step: StepPlan) -> dict[str, Any]:
+        """The hyper-parameters that the step trains with, as JSON."""
+
+    def train_step(self, step: StepPlan, training: Training) -> TrainOutcome:
         """Train the policy on D_t against this reference, with a fresh optimizer, schedule and seed.
 
-        ``heldout`` are the held-out sets under the same reference, for the host's evaluations within the step.
+        Every checkpoint is sealed with ``training.about`` when it is whole.
         """
+
+    def export_start(self, directory: Path) -> bool:
+        """Write what makes M_0 besides the base model: a fresh adapter. False where there is nothing."""
 
     def export_step(self, step: StepPlan, directory: Path) -> None:
         """Write the policy as it stands as a loadable model with its tokenizer."""
 
-    def on_rank_0(self, action: Callable[[], None]) -> None:
-        """Run ``action`` on rank 0; an error there is raised on every rank."""
+    def on_rank_0(self, action: Callable[[], T]) -> T:
+        """Run ``action`` on rank 0; its result, or the error that it raised, is every rank's."""
 
 
-def run_steps(plan: Plan, host: StepHost, run: RunDir, on_progress: Callable[[], None]) -> Ledger:
-    """Train the whole chain and leave in ``run`` what it did.
+def run_steps(
+    plan: Plan,
+    host: StepHost,
+    run: RunDir,
+    ledger: Ledger,
+    on_progress: Callable[[], None],
+    start: Start = FRESH,
+) -> Ledger:
+    """Train the whole chain, or what is left of it, and leave in ``run`` what it did.
 
     Args:
         plan: the steps.
         host: does the work.
         run: where plan, ledger and tables go.
+        ledger: a new one, or that of the run that goes on.
         on_progress: called on rank 0 after every step, when ledger and tables are on disk.
+        start: where a run goes on.
 
     Returns:
         The ledger of the finished chain.
@@ -87,82 +125,100 @@ def run_steps(plan: Plan, host: StepHost, run: RunDir, on_progress: Callable[[],
         ReferenceTableError: a step's table is not whole or belongs to other rows; the step has not begun.
         StartGateError: a step did not begin at its reference.
     """
-    log = _Log(plan, host, run)
-    early = host.score_before(plan)
-    log.save({run.score(t.model, step): t for step, t in early.steps if t.model != step.reference})
-    references = {step.index: t for step, t in early.steps if t.model == step.reference}
-    heldout: dict[str, Tables] = dict(early.heldout)
+    chain = _Chain(plan, host, run, Log(plan, host, run, ledger), start.checkpoint)
+    if plan.export_steps == "last":
+        chain.log.drop_superseded()
+    if start.model_dir is not None:
+        host.load_policy(start.action.model, start.model_dir)
+    while (action := next_action(chain.log.ledger)).kind not in ("save", "nothing"):
+        step = plan.steps[action.step - 1] if action.step else None
+        if action.kind == "prepare":
+            chain.prepare()
+        elif action.kind == "score":
+            assert step is not None
+            chain.score(step)
+        elif action.kind == "train":
+            assert step is not None
+            chain.train(step)
+            host.on_rank_0(on_progress)
+        else:
+            chain.finish()
+            host.on_rank_0(on_progress)
+    return chain.log.ledger
 
-    for step in plan.steps:
+
+@dataclass
+class _Chain:
+    """The actions. What each vouches for is on disk before its record."""
+
+    plan: Plan
+    host: StepHost
+    run: RunDir
+    log: Log
+    checkpoint: Path | None
+
+    def prepare(self) -> None:
+        early = self.host.score_before(self.plan)
+        files = {}
+        for step, table in early.steps:
+            is_reference = table.model == step.reference
+            files[self.run.reference(step) if is_reference else self.run.score(table.model, step)] = table
+        for tables in early.heldout.values():
+            files |= self._heldout_files("reference", tables)
+        if self.host.export_start(self.run.staging):
+            self.log.publish(M_0, self.run.start)
+        self.log.save(files)
+        self.log.set(prepared=True)
+
+    def score(self, step: StepPlan) -> None:
         policy, clock = model_name(step.index - 1), _Clock()
-        reference = references.pop(step.index, None) or host.score_step(step)
+        files = {}
+        if not self.log.has(self.run.reference(step)):
+            reference = self.host.score_step(step)
+            if step.rows_digest is not None:
+                reference.require_rows(step.num_rows, step.rows_digest)
+            files[self.run.reference(step)] = reference
+        self.log.save(files | self._heldout_files(policy, self.host.score_heldout(policy)))
+        self.log.record(step, state="scored", score_seconds=clock.lap())
+
+    def train(self, step: StepPlan) -> None:
+        clock = _Clock()
+        reference = self.log.read(self.run.reference(step))
         assert reference.model == step.reference
-        heldout[policy] = host.score_heldout(policy)
         if step.rows_digest is not None:
             reference.require_rows(step.num_rows, step.rows_digest)
-        log.save({run.reference(step): reference} | _heldout_files(plan, run, policy, heldout[policy]))
-        log.record(step, state="scored", score_seconds=clock.lap())
-
-        log.record(step, state="training")
+        checkpoint, self.checkpoint = self.checkpoint, None
+        self.log.record(step, state="training", settings=self.host.settings(step))
         if step.policy_init == M_0 and step.index > 1:
-            host.restart_policy()
-        outcome = host.train_step(step, reference, heldout[step.reference])
-        log.record(step, state="trained", train_seconds=clock.lap(), **vars(outcome))
-
-        if plan.export_steps == "all":
-            host.export_step(step, run.step(step))
-            log.record(step, state="exported", export_seconds=clock.lap())
-        host.on_rank_0(on_progress)
-
-    last = model_name(len(plan.steps))
-    log.save(_heldout_files(plan, run, last, host.score_heldout(last)))
-    log.finish()
-    host.on_rank_0(on_progress)
-    return log.ledger
-
-
-class _Log:
-    """Plan, tables and ledger on disk, by rank 0; what a record vouches for is saved before the record."""
-
-    def __init__(self, plan: Plan, host: StepHost, run: RunDir) -> None:
-        self.ledger = Ledger.begin(plan)
-        self._host, self._run = host, run
-        host.on_rank_0(lambda: _clear(run))
-        host.on_rank_0(lambda: write_json(run.plan, plan.to_json()))
-        self._write()
-
-    def save(self, files: Mapping[Path, ReferenceTable]) -> None:
-        """Write tables."""
-
-        def write() -> None:
-            for path, table in files.items():
-                table.save(path)
-
-        self._host.on_rank_0(write)
-
-    def record(self, step: StepPlan, **facts: Any) -> None:
-        """Write what a step has done."""
-        self.ledger = self.ledger.record(step.index, **facts)
-        self._write()
+            self.host.restart_policy()
+        about = about_checkpoint(self.run, self.log.ledger, self.log.ledger.steps[step.index - 1])
+        outcome = self.host.train_step(step, Training(reference, self._heldout(step), about, checkpoint))
+        self.log.record(
+            step,
+            state="trained",
+            train_seconds=clock.lap() + outcome.earlier_seconds,
+            first_loss=outcome.first_loss,
+            final_loss=outcome.final_loss,
+            num_optimizer_steps=outcome.num_optimizer_steps,
+        )
+        self.host.export_step(step, self.run.staging)
+        self.log.publish(model_name(step.index), self.run.step(step))
+        self.log.record(step, state="exported", export_seconds=clock.lap())
+        if self.plan.export_steps == "last":
+            self.log.drop_superseded()
 
     def finish(self) -> None:
-        """Write that all steps are done."""
-        self.ledger = replace(self.ledger, finished=True)
-        self._write()
+        last = model_name(len(self.plan.steps))
+        self.log.save(self._heldout_files(last, self.host.score_heldout(last)))
+        self.log.set(finished=True)
 
-    def _write(self) -> None:
-        self._host.on_rank_0(lambda: self.ledger.save(self._run.ledger))
+    def _heldout(self, step: StepPlan) -> dict[str, ReferenceTable]:
+        models = [model_name(index) for index in range(len(self.plan.steps))]
+        owner = step.reference if step.reference in models else "reference"
+        return {name: self.log.read(self.run.heldout(owner, col)) for col, name in enumerate(self.plan.heldout)}
 
-
-def _clear(run: RunDir) -> None:
-    """Remove tables that a run which finished no step has left here: no record vouches for them."""
-    for folder in run.tables:
-        for path in folder.glob("*.safetensors"):
-            path.unlink()
-
-
-def _heldout_files(plan: Plan, run: RunDir, model: str, tables: Tables) -> dict[Path, ReferenceTable]:
-    return {run.heldout(model, column): tables[name] for column, name in enumerate(plan.heldout)}
+    def _heldout_files(self, owner: str, tables: Tables) -> dict[Path, ReferenceTable]:
+        return {self.run.heldout(owner, column): tables[name] for column, name in enumerate(self.plan.heldout)}
 
 
 class _Clock:

@@ -5,21 +5,51 @@ number x, and log π(y_w) = −10 + θx over 2 tokens, log π(y_l) = −10 − �
 An external reference has θ = 0.5, hence γ = x.
 """
 
+import dataclasses
 import hashlib
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
+from sdpo_plugin.ledger import Ledger, RunDir
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
-from sdpo_plugin.runner import EarlyTables, Tables, TrainOutcome
+from sdpo_plugin.runner import EarlyTables, Tables, Training, TrainOutcome, run_steps
+
+T = TypeVar("T")
 
 D_1, D_2 = (1.0, 2.0, 3.0), (1.0, -1.0, 2.0, 6.0)
 HELDOUT = {"val": (1.0, 2.0, -1.0, 2.0), "test": (-4.0,)}
 EXTERNAL = "org/reference"
 THETA_0, THETA_EXTERNAL = -1.0, 0.5
+WEIGHTS = "weights.json"
+IDENTITY = {"base_model": {"content of the model": "b" * 64}}
+
+
+# What a host of two steps is asked, from beginning to end.
+CALLS = [
+    "score before step 1",
+    "export the start",
+    "score D_1 by M_0",
+    "score held-out by M_0, called M_0",
+    "settings of step-1",
+    "train M_0 on D_1",
+    "export M_1 to staging",
+    "progress",
+    "score D_2 by M_1",
+    "score held-out by M_1, called M_1",
+    "settings of step-2",
+    "train M_1 on D_2",
+    "export M_2 to staging",
+    "progress",
+    "score held-out by M_2, called M_2",
+    "progress",
+]
 
 
 class HostDiedError(Exception):
@@ -34,6 +64,8 @@ class FakeHost:
         rank: of this process.
         dies_in: the call in which the host dies.
         early: models that score every D_t before step 1, "M_0" or ``EXTERNAL``, which scores the held-out sets too.
+        adapter: M_0 is more than the base model: a fresh adapter, which has to be kept.
+        rank_0: the host of rank 0, which has run already, and whose answers this rank is told.
     """
 
     def __init__(
@@ -42,16 +74,18 @@ class FakeHost:
         rank: int = 0,
         dies_in: str = "",
         early: Sequence[str] = (),
+        adapter: bool = False,
+        rank_0: "FakeHost | None" = None,
     ) -> None:
-        self.rows, self.rank, self.dies_in, self.early = rows, rank, dies_in, early
+        self.rows, self.rank, self.dies_in, self.early, self.adapter = rows, rank, dies_in, early, adapter
         self.theta, self.model = THETA_0, model_name(0)
         self.calls: list[str] = []
+        self.answers: list[Any] = []  # of rank 0, in order: what it tells the other ranks
+        self._told = iter(rank_0.answers if rank_0 is not None else [])
         self.rank_0_actions = 0
-        self.trained_with: list[ReferenceTable] = []
+        self.trainings: list[Training] = []
         self.scored: list[ReferenceTable] = []
         self.scored_early: dict[tuple[str, int], ReferenceTable] = {}
-        self.exported_to: list[Path] = []
-        self.eval_tables: list[Tables] = []
         self.watch: Callable[[str], None] = lambda call: None
         self.after_action: Callable[[], None] = lambda: None
 
@@ -79,23 +113,56 @@ class FakeHost:
         self._called(f"restart from {self.model}")
         self.theta, self.model = THETA_0, model_name(0)
 
-    def train_step(self, step: StepPlan, reference: ReferenceTable, heldout: Tables) -> TrainOutcome:
+    @property
+    def trained_with(self) -> list[ReferenceTable]:
+        return [training.reference for training in self.trainings]
+
+    @property
+    def eval_tables(self) -> list[Tables]:
+        return [training.heldout for training in self.trainings]
+
+    def load_policy(self, model: str, directory: Path) -> None:
+        self._called(f"load {model} from {directory.name}")
+        self.theta = float(json.loads((directory / WEIGHTS).read_text()))
+        self.model = model
+
+    def settings(self, step: StepPlan) -> dict[str, Any]:
+        self._called(f"settings of {step.name}")
+        return {"num_epochs": step.index}
+
+    def train_step(self, step: StepPlan, training: Training) -> TrainOutcome:
         self._called(f"train {self.model} on D_{step.index}")
-        self.trained_with.append(reference)
-        self.eval_tables.append(heldout)
+        self.trainings.append(training)
         self.theta, self.model = self.theta + 2.0, model_name(step.index)
         # One update fewer than planned, as with early stopping: what was made differs from what was planned.
-        return TrainOutcome(math.log(2), 0.7 - 0.1 * step.index, step.num_optimizer_steps - 1)
+        earlier = 0.0 if training.checkpoint is None else 1000.0
+        return TrainOutcome(math.log(2), 0.7 - 0.1 * step.index, step.num_optimizer_steps - 1, earlier)
+
+    def export_start(self, directory: Path) -> bool:
+        self._called("export the start")
+        if self.adapter:
+            self._write(directory, "adapter_config.json")
+        return self.adapter
 
     def export_step(self, step: StepPlan, directory: Path) -> None:
         self._called(f"export {self.model} to {directory.name}")
-        self.exported_to.append(directory)
+        self._write(directory, "config.json")
 
-    def on_rank_0(self, action: Callable[[], None]) -> None:
+    def on_rank_0(self, action: Callable[[], T]) -> T:
         self.rank_0_actions += 1
+        if self.rank != 0:
+            answer: T = next(self._told)
+            return answer
+        self.answers.append(action())
+        self.after_action()
+        result: T = self.answers[-1]
+        return result
+
+    def _write(self, directory: Path, marker: str) -> None:
         if self.rank == 0:
-            action()
-            self.after_action()
+            directory.mkdir(parents=True)
+            (directory / WEIGHTS).write_text(json.dumps(self.theta))
+            (directory / marker).write_text(json.dumps({"model": self.model}))
 
     def progress(self) -> None:
         self._called("progress")
@@ -124,6 +191,12 @@ def make_table(
         model=model,
         rows_digest=digest(rows),
     )
+
+
+def content(table: ReferenceTable) -> tuple[object, ...]:
+    """Everything that a table says, to compare it bit for bit."""
+    columns = (table.chosen, table.rejected, table.chosen_tokens, table.rejected_tokens)
+    return (*((column.dtype, column.tobytes()) for column in columns), table.model, table.rows_digest)
 
 
 def digest(rows: Sequence[float]) -> str:
@@ -155,3 +228,32 @@ def make_plan(
         for index, values in enumerate(rows, 1)
     )
     return Plan("base/model", steps, tuple(HELDOUT if heldout is None else heldout), export_steps)
+
+
+def of_other_rows(plan: Plan, **changes: object) -> Plan:
+    return dataclasses.replace(plan, steps=(plan.steps[0], dataclasses.replace(plan.steps[1], **changes)))
+
+
+def run(host: FakeHost, run_dir: RunDir, plan: Plan | None = None) -> Ledger:
+    """Let a new run go to its end."""
+    plan = plan or make_plan()
+    return run_steps(plan, host, run_dir, Ledger.begin(plan, IDENTITY), host.progress)
+
+
+def each_flipped_bit(path: Path) -> Iterator[bytes]:
+    """Flip one bit of a file after the other, in place; what the file holds meanwhile."""
+    whole = path.read_bytes()
+    with path.open("r+b", buffering=0) as file:
+        for bit in range(8 * len(whole)):
+            data = bytearray(whole)
+            data[bit // 8] ^= 1 << bit % 8
+            os.pwrite(file.fileno(), data[bit // 8 : bit // 8 + 1], bit // 8)
+            yield bytes(data)
+            os.pwrite(file.fileno(), whole[bit // 8 : bit // 8 + 1], bit // 8)
+
+
+def each_cut(path: Path) -> Iterator[int]:
+    """Cut a JSON file one byte shorter at a time, from its last brace on; its size meanwhile."""
+    for size in reversed(range(len(path.read_bytes().rstrip()))):
+        os.truncate(path, size)
+        yield size

@@ -314,9 +314,11 @@ def test_steps_without_a_name_are_numbered_by_position() -> None:
     ("names", "message"),
     [
         pytest.param(["a", "b", "a"], "sdpo.steps[2] and sdpo.steps[0] are both named 'a'", id="same"),
-        pytest.param(["Orca", "orca"], "sdpo.steps[1] and sdpo.steps[0] are both named 'orca'", id="other-case"),
+        pytest.param(["Orca", "orca"], "sdpo.steps[1] and sdpo.steps[0] are named 'orca' and 'Orca'", id="other-case"),
         pytest.param(["step-2", None], "sdpo.steps[1] and sdpo.steps[0] are both named 'step-2'", id="default"),
-        pytest.param([None, "Step-1"], "sdpo.steps[1] and sdpo.steps[0] are both named 'Step-1'", id="default-case"),
+        pytest.param(
+            [None, "Step-1"], "sdpo.steps[1] and sdpo.steps[0] are named 'Step-1' and 'step-1'", id="default-case"
+        ),
     ],
 )
 def test_two_steps_of_one_name(names: list[str | None], message: str) -> None:
@@ -479,12 +481,14 @@ def test_partition_that_is_taken(keys: dict[str, Any]) -> None:
         ),
         pytest.param(
             {"strategy": "stratified", "num_steps": 2, "fractions": [0.5, 0.5]},
-            "sdpo.partition: strategy: stratified needs num_steps or fractions: they are both set; keep one.",
+            "sdpo.partition: strategy: stratified needs num_steps or fractions: num_steps: 2 and fractions: [0.5, 0.5] "
+            "are both set; keep one.",
             id="both-stratified",
         ),
         pytest.param(
             {**ROW, "num_steps": 2, "fractions": [0.5, 0.5]},
-            "sdpo.partition: strategy: easy_to_hard needs num_steps or fractions: they are both set; keep one.",
+            "sdpo.partition: strategy: easy_to_hard needs num_steps or fractions: num_steps: 2 and "
+            "fractions: [0.5, 0.5] are both set; keep one.",
             id="both-by-row",
         ),
         pytest.param(
@@ -540,6 +544,11 @@ def test_partition_that_is_taken(keys: dict[str, Any]) -> None:
             id="seed-that-numpy-refuses",
         ),
         pytest.param(
+            {"strategy": "random", "num_steps": 10**12},
+            "sdpo.partition.num_steps: 1000000000000 is not valid: Input should be less than or equal to 1000.",
+            id="more-steps-than-memory-for-their-shares",
+        ),
+        pytest.param(
             {"strategy": "hard_to_easy"},
             "sdpo.partition.strategy: 'hard_to_easy' is not valid: "
             "Input should be 'natural', 'easy_to_hard', 'random' or 'stratified'.",
@@ -582,6 +591,23 @@ def test_partition_that_is_taken(keys: dict[str, Any]) -> None:
 )
 def test_partition_that_is_refused(keys: dict[str, Any], message: str) -> None:
     assert refusal({"partition": keys}) == message
+
+
+class AnswersAnything(dict[str, Any]):
+    """Like the host's own dict, which answers any attribute with None."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def test_nested_blocks_of_the_host_can_be_written_again() -> None:
+    """An entry with a `type:` of its own fields, which pydantic would take for a model without a serializer."""
+    entry = {"path": "pairs.jsonl", "type": {"field_prompt": "q"}, "splits": [{"name": "train"}]}
+    hosts = AnswersAnything(
+        {**entry, "type": AnswersAnything(entry["type"]), "splits": [AnswersAnything(name="train")]}
+    )
+    block = parse_block({"steps": [{"datasets": [hosts]}]})
+    assert block.model_dump(exclude_none=True)["steps"] == [{"datasets": [entry]}]
 
 
 def test_partition_written_as_its_strategy_is_refused() -> None:

@@ -38,11 +38,6 @@ CLASHES: dict[str, tuple[Any, str]] = {
         "out/sft",
         "merge it first (axolotl merge-lora), set base_model to the merged model, and remove lora_model_dir",
     ),
-    "resume_from_checkpoint": ("out/c-1", "remove resume_from_checkpoint and train into an empty output_dir"),
-    "auto_resume_from_checkpoints": (
-        True,
-        "remove auto_resume_from_checkpoints and train into an empty output_dir",
-    ),
 }
 ALL = CONFLICTS + TRAINING_CONFLICTS
 EACH = pytest.mark.parametrize("conflict", ALL, ids=lambda conflict: conflict.key)
@@ -100,7 +95,15 @@ def test_harmless_values_together_pass() -> None:
 
 
 def test_conflicts_of_training_are_not_looked_at_elsewhere() -> None:
-    check_conflicts({key: CLASHES[key][0] for key in ("lora_model_dir", "resume_from_checkpoint")})
+    assert [conflict.key for conflict in TRAINING_CONFLICTS] == ["lora_model_dir"]
+    check_conflicts({"lora_model_dir": CLASHES["lora_model_dir"][0]})
+
+
+@pytest.mark.parametrize(
+    "cfg", [{"resume_from_checkpoint": "out/c-1"}, {"auto_resume_from_checkpoints": True}], ids=str
+)
+def test_run_may_go_on(cfg: dict[str, object]) -> None:
+    check_conflicts(cfg, ALL)
 
 
 def test_several_conflicts_are_told_in_one_message() -> None:
@@ -222,3 +225,39 @@ def test_losses_that_a_step_would_stumble_over(cfg: dict[str, object], message: 
 )
 def test_losses_that_are_fine(cfg: dict[str, object]) -> None:
     check_losses("step orca", cfg)
+
+
+def test_loss_that_trl_does_not_have_is_refused_before_the_first_step() -> None:
+    with pytest.raises(
+        ConfigError, match=r"step orca: dpo_loss_type: 'sigmod' is no loss of TRL's; set one or more of si"
+    ):
+        check_losses("step orca", {"dpo_loss_type": ["ipo", "sigmod"], "dpo_loss_weights": [1, 1]})
+
+
+@pytest.mark.parametrize("value", ["many", [2], {}, float("inf"), 2])
+def test_split_sequences_and_layers_are_refused_whatever_their_number_looks_like(value: object) -> None:
+    for key in ("context_parallel_size", "tensor_parallel_size"):
+        with pytest.raises(ConfigError, match=f"rl: sdpo conflicts with {key}: "):
+            check_conflicts({key: value})
+
+
+@pytest.mark.parametrize("value", [1, "on", [True]])
+def test_trl_block_that_is_no_block_is_left_to_the_host(value: object) -> None:
+    check_conflicts({"trl": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, r"datasets: 3 is not a list"),
+        ("x.jsonl", r"datasets: 'x.jsonl' is not a list"),
+        ({"path": "x"}, r"datasets: \{'path': 'x'\} is not a list"),
+        ([{"path": "x"}, None], r"datasets\[1\]: None is not a block"),
+        ([{1: "x"}], r"datasets\[0\]: \{1: 'x'\} is not a block"),
+    ],
+)
+def test_data_sets_of_another_shape_are_refused(value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_data_sources({"datasets": value}, has_steps=False)
+    with pytest.raises(ConfigError, match="test_" + message):
+        check_data_sources({"datasets": [{"path": "x"}] * 2, "test_datasets": value}, has_steps=False)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.ledger import Ledger, RunDir, require_fresh
-from tests.fakes import make_plan
+from sdpo_plugin.files import fingerprint
+from sdpo_plugin.ledger import Ledger, RunDir, StepRecord
+from tests.fakes import IDENTITY, each_cut, each_flipped_bit, make_plan
 
-FACTS = {
+STEP = {"index": 1, "name": "a", "reference": "M_0", "policy_init": "M_0"}
+FACTS: dict[str, Any] = {
     "state": "exported",
     "first_loss": 0.6931471805599453,
     "final_loss": 0.1 + 0.2,
@@ -20,14 +22,26 @@ FACTS = {
     "score_seconds": 1.5,
     "train_seconds": 2.5,
     "export_seconds": 3.5,
+    "settings": {"learning_rate": 1e-06, "optimizer": "adamw_é"},
+    "kept": False,
 }
 
 
-def save_states(run: RunDir, *states: str) -> None:
-    ledger = Ledger.begin(make_plan())
-    for index, state in enumerate(states, 1):
-        ledger = ledger.record(index, state=state)
-    ledger.save(run.ledger)
+def begin() -> Ledger:
+    return Ledger.begin(make_plan(), IDENTITY)
+
+
+def full() -> Ledger:
+    """A ledger in which nothing is as it was at the beginning."""
+    ledger = begin().record(1, **FACTS).record(2, **FACTS)
+    tables, exports = {"sdpo/reference/step-1.safetensors": "c" * 64}, {"M_0": "d" * 64}
+    return dataclasses.replace(ledger, tables=tables, exports=exports, prepared=True, finished=True, saved=True)
+
+
+def seal(content: dict[str, Any]) -> str:
+    """A ledger file with this content whose checksum fits."""
+    content = {key: value for key, value in content.items() if key != "checksum"}
+    return json.dumps({**content, "checksum": fingerprint(content)})
 
 
 @pytest.mark.parametrize(
@@ -35,53 +49,98 @@ def save_states(run: RunDir, *states: str) -> None:
     [
         (lambda run, step: run.plan, "sdpo/plan.json"),
         (lambda run, step: run.ledger, "sdpo/ledger.json"),
+        (lambda run, step: run.lock, "sdpo/lock"),
         (lambda run, step: run.report, "sdpo/report.json"),
+        (lambda run, step: run.start, "sdpo/start"),
+        (lambda run, step: run.staging, "sdpo/staging"),
+        (lambda run, step: run.pool(1), "sdpo/pool/source-1.safetensors"),
         (lambda run, step: run.reference(step), "sdpo/reference/step-2.safetensors"),
         (lambda run, step: run.score("M_0", step), "sdpo/scores/M_0-step-2.safetensors"),
         (lambda run, step: run.heldout("M_1", 0), "sdpo/heldout/M_1-1.safetensors"),
         (lambda run, step: run.step(step), "step-2"),
     ],
-    ids=["plan", "ledger", "report", "reference", "score", "heldout", "step"],
+    ids=["plan", "ledger", "lock", "report", "start", "staging", "pool", "reference", "score", "heldout", "step"],
 )
 def test_layout(path: Any, expected: str) -> None:
     assert path(RunDir(Path("out")), make_plan().steps[1]) == Path("out") / expected
 
 
+def test_tables_lie_in_the_folders_that_hold_tables(run_dir: RunDir) -> None:
+    step = make_plan().steps[0]
+    paths = (run_dir.pool(1), run_dir.reference(step), run_dir.score("M_0", step), run_dir.heldout("M_0", 0))
+    assert tuple(path.parent for path in paths) == run_dir.tables
+
+
+def test_ledger_calls_a_file_by_its_path_below_the_output_directory(run_dir: RunDir) -> None:
+    assert run_dir.key(run_dir.reference(make_plan().steps[1])) == "sdpo/reference/step-2.safetensors"
+
+
 def test_ledger_begins_with_nothing_done() -> None:
-    ledger = Ledger.begin(make_plan())
-    assert (ledger.plan_fingerprint, ledger.finished) == (make_plan().fingerprint(), False)
-    assert [(step.index, step.name, step.state) for step in ledger.steps] == [
-        (1, "step-1", "planned"),
-        (2, "step-2", "planned"),
-    ]
-    assert all(value is None for step in ledger.steps for value in dataclasses.astuple(step)[3:])
+    plan = make_plan(policy_init="base")
+    ledger = Ledger.begin(plan, IDENTITY)
+    assert (ledger.plan_fingerprint, ledger.identity) == (plan.fingerprint(), IDENTITY)
+    assert (ledger.prepared, ledger.finished, ledger.saved, ledger.tables, ledger.exports) == (
+        *(False, False, False),
+        *({}, {}),
+    )
+    assert ledger.steps == (
+        StepRecord(1, "step-1", "M_0", "M_0", "planned"),
+        StepRecord(2, "step-2", "M_1", "M_0", "planned"),
+    )
+    nothing = (None, None, None, None, None, None, {}, True)
+    assert [dataclasses.astuple(step)[5:] for step in ledger.steps] == [nothing, nothing]
+
+
+def test_ledger_begins_with_the_tables_that_the_plan_was_made_with() -> None:
+    tables = {"sdpo/pool/source-1.safetensors": "c" * 64}
+    assert Ledger.begin(make_plan(), IDENTITY, tables).tables == tables
+
+
+def test_every_run_has_a_name_of_its_own() -> None:
+    names = {begin().run for _ in range(20)}
+    assert len(names) == 20
+    assert all(re.fullmatch("[0-9a-f]{16}", name) for name in names)
 
 
 def test_record_changes_one_step_and_those_facts() -> None:
-    before = Ledger.begin(make_plan()).record(2, score_seconds=4.0)
+    before = begin().record(2, score_seconds=4.0)
     after = before.record(2, state="training")
     assert after.steps[0] == before.steps[0]
     assert after.steps[1] == dataclasses.replace(before.steps[1], state="training")
 
 
 def test_record_leaves_the_earlier_ledger_alone() -> None:
-    before = Ledger.begin(make_plan())
+    before = begin()
+    copy = dataclasses.replace(before)
     before.record(1, state="training")
-    assert before == Ledger.begin(make_plan())
+    assert before == copy
 
 
 def test_ledger_survives_its_file(run_dir: RunDir) -> None:
-    ledger = dataclasses.replace(Ledger.begin(make_plan()).record(1, **FACTS), finished=True)
+    ledger = full()
     ledger.save(run_dir.ledger)
     assert Ledger.load(run_dir.ledger) == ledger
+    assert ledger.steps[0] == StepRecord(1, "step-1", "M_0", "M_0", **FACTS)
 
 
 def test_keys_of_the_file_are_frozen(run_dir: RunDir) -> None:
-    Ledger.begin(make_plan()).save(run_dir.ledger)
+    begin().save(run_dir.ledger)
     written = json.loads(run_dir.ledger.read_text())
-    assert list(written) == ["schema_version", "plan_fingerprint", "steps", "finished"]
+    assert list(written) == [
+        "schema_version",
+        "run",
+        "plan_fingerprint",
+        "identity",
+        "steps",
+        "prepared",
+        "tables",
+        "exports",
+        "finished",
+        "saved",
+        "checksum",
+    ]
     assert written["schema_version"] == 1
-    assert list(written["steps"][0]) == ["index", "name", *FACTS]
+    assert list(written["steps"][0]) == ["index", "name", "reference", "policy_init", *FACTS]
 
 
 def refusal(path: Path, content: str) -> str:
@@ -93,10 +152,31 @@ def refusal(path: Path, content: str) -> str:
 
 def test_ledger_cut_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.json"
-    Ledger.begin(make_plan()).save(path)
-    whole = path.read_text().removesuffix("\n")
-    for size in [*range(0, len(whole), 9), len(whole) - 1]:
-        assert refusal(path, whole[:size]).startswith(f"{path} is not a ledger of schema version 1 (")
+    begin().save(path)
+    for size in each_cut(path):
+        with pytest.raises(OutputError) as caught:
+            Ledger.load(path)
+        assert str(caught.value).startswith(f"{path} is not a ledger of schema version 1 ("), size
+
+
+def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    """What changes nothing are other ways to write the same number or letter in JSON."""
+    path, ledger = tmp_path / "ledger.json", dataclasses.replace(full(), steps=full().steps[:1])
+    ledger.save(path)
+    whole, harmless = path.read_bytes(), set()
+    for data in each_flipped_bit(path):
+        try:
+            loaded = Ledger.load(path)
+        except OutputError:
+            continue
+        assert loaded == ledger
+        at = next(at for at, (old, new) in enumerate(zip(whole, data, strict=True)) if old != new)
+        line = whole.rfind(b"\n", 0, at) + 1
+        harmless.add(data[line : data.index(b"\n", line)].strip().decode())
+    assert harmless == {
+        *('"final_loss": 0.30000000000000005,', '"final_loss": 0.30000000000000006,'),
+        *('"learning_rate": 1E-06,', '"optimizer": "adamw_\\u00E9"'),
+    }
 
 
 @pytest.mark.parametrize(
@@ -105,28 +185,59 @@ def test_ledger_cut_anywhere_is_refused(tmp_path: Path) -> None:
         pytest.param({"schema_version": 2}, "another schema version", id="newer-version"),
         pytest.param({"schema_version": None}, "another schema version", id="no-version"),
         pytest.param({"colour": "red"}, "unexpected keyword argument 'colour'", id="unknown-key"),
-        pytest.param({"steps": [{"index": 1}]}, "required positional argument: 'name'", id="step-without-name"),
-        pytest.param({"steps": [{"index": 1, "name": "a", "x": 1}]}, "unexpected keyword argument 'x'", id="step-key"),
+        pytest.param({"steps": [{"index": 1}]}, "required positional arguments: 'name'", id="step-without-name"),
+        pytest.param({"steps": [{**STEP, "x": 1}]}, "unexpected keyword argument 'x'", id="step-key"),
         pytest.param({"steps": None}, "'NoneType' object is not iterable", id="no-steps"),
+        pytest.param({"steps": []}, "states in an order that no run takes: [], prepared: False", id="empty"),
+        pytest.param({"steps": [{**STEP, "state": "done"}, STEP]}, "unknown state ['done']", id="unknown-state"),
+        pytest.param({"steps": [{**STEP, "state": None}]}, "unknown state [None]", id="no-state"),
+        pytest.param({"steps": [{**STEP, "state": []}]}, "unhashable type: 'list'", id="state-of-a-kind"),
         pytest.param(
-            {"steps": [{"index": 1, "name": "a", "state": "done"}, {"index": 2, "name": "b", "state": "scored"}]},
-            "unknown state ['done']",
-            id="unknown-state",
+            {"steps": [STEP, {**STEP, "state": "scored"}], "prepared": True},
+            "states in an order that no run takes: ['planned', 'scored'], prepared: True",
+            id="order",
         ),
-        pytest.param({"steps": [{"index": 1, "name": "a", "state": None}]}, "unknown state [None]", id="no-state"),
         pytest.param(
-            {"steps": [{"index": 1, "name": "a", "state": []}]}, "unhashable type: 'list'", id="state-of-a-kind"
+            {"steps": [{**STEP, "state": "scored"}]},
+            "states in an order that no run takes: ['scored'], prepared: False",
+            id="not-prepared",
+        ),
+        pytest.param(
+            {"steps": [STEP], "prepared": True, "finished": True},
+            "finished: True, saved: False with states ['planned']",
+            id="finished-with-nothing",
+        ),
+        pytest.param(
+            {"steps": [{**STEP, "state": "exported"}], "prepared": True, "saved": True},
+            "finished: False, saved: True with states ['exported']",
+            id="saved-before-it-was-finished",
         ),
     ],
 )
 def test_foreign_ledger_is_refused_with_the_reason(tmp_path: Path, change: dict[str, Any], why: str) -> None:
     path = tmp_path / "ledger.json"
-    Ledger.begin(make_plan()).save(path)
-    message = refusal(path, json.dumps({**json.loads(path.read_text()), **change}))
+    begin().save(path)
+    message = refusal(path, seal({**json.loads(path.read_text()), **change}))
     assert re.fullmatch(
-        rf"{re.escape(str(path))} is not a ledger of schema version 1 \(.*{re.escape(why)}\); "
-        r"move the output directory away or set another output_dir\.",
+        rf"{re.escape(str(path))} is not a ledger of schema version 1 \(.*{re.escape(why)}.*\); "
+        r"restore it, or move the output directory away, or set another output_dir\.",
         message,
+    )
+
+
+def test_ledger_without_a_checksum_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    begin().save(path)
+    written = json.loads(path.read_text())
+    del written["checksum"]
+    assert "('checksum')" in refusal(path, json.dumps(written))
+
+
+def test_ledger_that_was_edited_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    begin().save(path)
+    assert "(its content does not fit its checksum)" in refusal(
+        path, path.read_text().replace('"prepared": false', '"prepared": true')
     )
 
 
@@ -134,41 +245,3 @@ def test_foreign_ledger_is_refused_with_the_reason(tmp_path: Path, change: dict[
 def test_json_that_is_no_ledger_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "ledger.json"
     assert refusal(path, content).startswith(f"{path} is not a ledger of schema version 1 (")
-
-
-def test_output_directory_without_a_ledger_is_fresh(run_dir: RunDir) -> None:
-    require_fresh(run_dir)
-    assert not run_dir.root.exists()
-
-
-@pytest.mark.parametrize("state", ["planned", "scored", "training"])
-def test_output_directory_without_a_finished_step_is_fresh(run_dir: RunDir, state: str) -> None:
-    save_states(run_dir, state)
-    require_fresh(run_dir)
-
-
-@pytest.mark.parametrize(
-    ("states", "names"),
-    [
-        (("trained",), "step-1"),
-        (("exported",), "step-1"),
-        (("exported", "training"), "step-1"),
-        (("exported", "trained"), "step-1, step-2"),
-    ],
-    ids=str,
-)
-def test_output_directory_with_finished_steps_is_refused(run_dir: RunDir, states: tuple[str, ...], names: str) -> None:
-    save_states(run_dir, *states)
-    expected = (
-        f"output_dir: {str(run_dir.root)!r} holds finished steps of an earlier run ({names}), "
-        "and training would overwrite them; set another output_dir, or move or delete this one."
-    )
-    with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
-        require_fresh(run_dir)
-
-
-def test_output_directory_with_a_torn_ledger_is_not_fresh(run_dir: RunDir) -> None:
-    run_dir.ledger.parent.mkdir(parents=True)
-    run_dir.ledger.write_text('{"schema_version": 1, "steps"')
-    with pytest.raises(OutputError, match=re.escape(f"{run_dir.ledger} is not a ledger of schema version 1 (")):
-        require_fresh(run_dir)

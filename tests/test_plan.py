@@ -285,3 +285,28 @@ def test_text_table_sets_columns_of_numbers_to_the_right_with_their_heading() ->
 
 def test_text_table_of_a_heading_alone() -> None:
     assert text_table([("step", "rows")]).splitlines() == ["step  rows", "----  ----"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "source_rows", "row", "name"),
+    [
+        (("a",), (), 7, "row 7 of D_1 (counted from 0; step step-1, source a)"),
+        (("a",), (9,), 7, "row 7 of D_1 (counted from 0; step step-1, source a)"),
+        (("a", "b"), (), 7, "row 7 of D_1 (counted from 0; step step-1, one of the sources a, b)"),
+        (("a", "b", "c"), (3, 0, 5), 2, "row 2 of D_1 (counted from 0; step step-1, row 2 of those from source a)"),
+        # 3 - 3 from a, none from b
+        (("a", "b", "c"), (3, 0, 5), 3, "row 3 of D_1 (counted from 0; step step-1, row 0 of those from source c)"),
+        (("a", "b", "c"), (3, 0, 5), 7, "row 7 of D_1 (counted from 0; step step-1, row 4 of those from source c)"),
+    ],
+)
+def test_row_is_named_by_step_and_source(
+    sources: tuple[str, ...], source_rows: tuple[int, ...], row: int, name: str
+) -> None:
+    step = dataclasses.replace(make_plan().steps[0], sources=sources, source_rows=source_rows)
+    assert step.name_row(row) == name
+
+
+def test_row_beyond_the_end_of_the_step_has_no_name() -> None:
+    step = dataclasses.replace(make_plan().steps[0], sources=("a", "b"), source_rows=(3, 5))
+    with pytest.raises(AssertionError, match="a row beyond the end of the step"):
+        step.name_row(8)

@@ -138,6 +138,14 @@ def test_log_prob_that_is_not_finite_is_refused(side: str, value: float) -> None
         builder.finish("M_1", DIGEST, "D_2")
 
 
+def test_log_prob_that_is_not_finite_is_told_by_the_name_of_its_row() -> None:
+    builder = TableBuilder(4)
+    builder.fill(range(4), np.array([[0, 0, 0, 0], [0, np.nan, 0, np.nan]]), np.ones((2, 4), dtype=np.int64))
+    expected = "answer is not finite in 2 rows, first: row 1 of orca with nan. The model overflows on these rows: "
+    with pytest.raises(ReferenceTableError, match=re.escape(expected)):
+        builder.finish("M_1", DIGEST, "D_2", name_row=lambda row: f"row {row} of orca")
+
+
 def test_finished_table_names_its_model_and_rows() -> None:
     builder = TableBuilder(1)
     fill(builder, make(1), [0])
@@ -311,7 +319,7 @@ def test_flipped_bits_in_the_numbers_are_refused(saved: Path) -> None:
 
 def about(**changes: str | None) -> dict[str, str]:
     """The metadata of ``make(3)``; None leaves a key out."""
-    facts = {"schema_version": "1", "model": "M_1", "rows_digest": DIGEST, "checksum": make(3)._checksum(), **changes}
+    facts = {"schema_version": "1", "model": "M_1", "rows_digest": DIGEST, "checksum": make(3).checksum(), **changes}
     return {key: value for key, value in facts.items() if value is not None}
 
 

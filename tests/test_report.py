@@ -10,23 +10,24 @@ from typing import Any
 import pytest
 
 from sdpo_plugin.errors import OutputError, ReferenceTableError
-from sdpo_plugin.ledger import RunDir
+from sdpo_plugin.ledger import Ledger, RunDir
 from sdpo_plugin.plan import Overlap, Plan, SourceRank
 from sdpo_plugin.report import build_report, load_report, main, markdown, summary_table, write_report
+from sdpo_plugin.resume import close_run
 from sdpo_plugin.runner import run_steps
-from tests.fakes import D_1, EXTERNAL, FakeHost, HostDiedError, make_plan
+from tests.fakes import D_1, EXTERNAL, IDENTITY, FakeHost, HostDiedError, make_plan
 
 
 def finish(run: RunDir, plan: Plan | None = None, host: FakeHost | None = None) -> dict[str, Any]:
-    host = host or FakeHost()
-    run_steps(plan or make_plan(), host, run, host.progress)
+    host, plan = host or FakeHost(), plan or make_plan()
+    run_steps(plan, host, run, Ledger.begin(plan, IDENTITY), host.progress)
     return build_report(run)
 
 
 def die(run: RunDir, call: str) -> dict[str, Any]:
     host = FakeHost(dies_in=call)
     with pytest.raises(HostDiedError, match=re.escape(call)):
-        run_steps(make_plan(), host, run, host.progress)
+        finish(run, host=host)
     return build_report(run)
 
 
@@ -169,9 +170,14 @@ def test_matrices_without_held_out_sets_have_rows_and_no_columns(run_dir: RunDir
     assert [report[key] for key in ("eval_gamma", "eval_reward_accuracy", "eval_improvement")] == [[[]] * 3] * 3
 
 
-def test_step_that_was_not_exported_has_no_directory(run_dir: RunDir) -> None:
+def test_step_whose_model_is_not_kept_has_no_directory(run_dir: RunDir) -> None:
     report = finish(run_dir, make_plan(export_steps="last"))
-    assert [(step["state"], step["model_dir"]) for step in report["steps"]] == [("trained", None)] * 2
+    assert [(step["state"], step["model_dir"]) for step in report["steps"]] == [
+        ("exported", None),
+        ("exported", "step-2"),
+    ]
+    close_run(run_dir, keep_last=False)
+    assert [step["model_dir"] for step in build_report(run_dir)["steps"]] == [None, None]
 
 
 # --- a dead run ---
@@ -206,7 +212,7 @@ def test_step_that_was_never_begun_has_nothing_but_its_plan(run_dir: RunDir) -> 
     ("call", "gamma", "eval_rows"),
     [
         ("score D_1 by M_0", [[None, None]] * 3, 0),
-        ("export M_1 to step-1", [[-4.0, None], [None, None], [None, None]], 1),
+        ("export M_1 to staging", [[-4.0, None], [None, None], [None, None]], 1),
         ("score D_2 by M_1", [[-4.0, None], [None, None], [None, None]], 1),
         ("train M_1 on D_2", [[-4.0, None], [None, 4.0], [None, None]], 2),
         ("score held-out by M_2, called M_2", [[-4.0, None], [None, 4.0], [None, None]], 2),
@@ -221,7 +227,7 @@ def test_dead_run_reports_as_far_as_it_came(
 
 
 def test_trained_step_that_was_not_exported_has_its_losses(run_dir: RunDir) -> None:
-    step = die(run_dir, "export M_1 to step-1")["steps"][0]
+    step = die(run_dir, "export M_1 to staging")["steps"][0]
     assert (step["state"], step["first_loss"], step["model_dir"]) == ("trained", math.log(2), None)
 
 
@@ -387,7 +393,7 @@ def test_report_can_be_written_after_every_step(run_dir: RunDir) -> None:
         report = load_report(run_dir.report)
         seen.append((report["finished"], [step["state"] for step in report["steps"]]))
 
-    run_steps(make_plan(), host, run_dir, progress)
+    run_steps(make_plan(), host, run_dir, Ledger.begin(make_plan(), IDENTITY), progress)
     assert seen == [
         (False, ["exported", "planned"]),
         (False, ["exported", "exported"]),
@@ -408,6 +414,26 @@ def test_missing_table_is_told_by_its_path(run_dir: RunDir) -> None:
     path.unlink()
     with pytest.raises(ReferenceTableError, match=re.escape(f"cannot read the reference table {path}: ")):
         build_report(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("model", "column", "gamma", "improvement"),
+    [
+        # γ by model (rows) and set (columns); M_0's own tables are what the others are held against
+        pytest.param("M_1", 0, [[-2, 8], [None, -8], [6, -24]], [[None, None], [None, 0], [0.75, 0]], id="M_1"),
+        pytest.param("M_0", 1, [[-2, None], [2, -8], [6, -24]], [[None, None], [0.75, None], [0.75, None]], id="M_0"),
+    ],
+)
+def test_held_out_table_that_was_deleted_leaves_its_cell_empty(
+    run_dir: RunDir, model: str, column: int, gamma: list[list[float | None]], improvement: list[list[float | None]]
+) -> None:
+    finish(run_dir)
+    run_dir.heldout(model, column).unlink()
+    report = build_report(run_dir)
+    assert (report["eval_gamma"], report["eval_improvement"]) == (gamma, improvement)
+    assert [[cell is None for cell in row] for row in report["eval_reward_accuracy"]] == [
+        [cell is None for cell in row] for row in gamma
+    ]
 
 
 def test_torn_ledger_is_told_by_its_path(run_dir: RunDir) -> None:
@@ -431,10 +457,13 @@ def test_torn_or_foreign_plan_is_told_by_its_path(run_dir: RunDir, content: byte
 
 
 def test_ledger_of_another_plan_is_refused(run_dir: RunDir) -> None:
-    """A run that died between writing its plan and its ledger, in the directory of an earlier run."""
+    """A run that died between writing its plan and its ledger, when it went on under another plan."""
     finish(run_dir)
     run_dir.plan.write_text(json.dumps(make_plan(export_steps="last").to_json()))
-    expected = f"{run_dir.ledger} belongs to another plan than {run_dir.plan}: two runs shared this directory"
+    expected = (
+        f"{run_dir.ledger} belongs to another plan than {run_dir.plan}: the run died while it wrote them, "
+        "and resuming it writes both; or one of them was changed by hand"
+    )
     with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
         build_report(run_dir)
 

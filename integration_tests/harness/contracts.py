@@ -100,3 +100,13 @@ def reference_patch() -> dict[str, Any]:
     del axolotl.train.setup_reference_model
     seen["missing"] = _refusal(compat.patch_reference_model)
     return seen
+
+
+def losses_of_trl() -> list[str]:
+    """The names that TRL's loss compares with, in its order."""
+    import inspect
+    import re
+
+    from trl import DPOTrainer
+
+    return list(dict.fromkeys(re.findall(r'if loss_type == "(\w+)"', inspect.getsource(DPOTrainer))))

@@ -69,6 +69,21 @@ def make_model(host: Host, path: Path, arch: str = "llama", seed: int = 0, vocab
     return path
 
 
+def poison(path: str, out: str, text: str) -> int:
+    """Copy a model with an embedding that is not a number for the one token of a text; return the token. Runs in a
+    fork."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    (token,) = tokenizer(text, add_special_tokens=False)["input_ids"]
+    model.get_input_embeddings().weight.data[token] = float("nan")
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return int(token)
+
+
 def build_tokenizer(vocab: int) -> Any:
     """A byte-level BPE tokenizer of at most `vocab` tokens over the words of the test data."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -10,6 +10,7 @@ from trl import DPOTrainer
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import DataError
 from sdpo_plugin.host.datasets import StepData, row_facts
+from sdpo_plugin.host.session import Session
 from sdpo_plugin.ledger import RunDir
 
 
@@ -20,16 +21,21 @@ class Chain:
     Attributes:
         cfg: the host's config.
         block: the `sdpo:` block.
-        run: where the run writes.
+        session: where the run writes, and where it begins.
         sources: data of each entry of `datasets:`, or of each of `sdpo.steps`, tokenized.
         heldout: the held-out sets by name, tokenized.
     """
 
     cfg: DictDefault
     block: SDPOConfig
-    run: RunDir
+    session: Session
     sources: Sequence[StepData]
     heldout: Mapping[str, Dataset]
+
+    @property
+    def run(self) -> RunDir:
+        """Where the run writes."""
+        return self.session.run
 
 
 def tokenize(trainer: DPOTrainer, sources: Sequence[StepData]) -> tuple[list[StepData], dict[str, Dataset]]:

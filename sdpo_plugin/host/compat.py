@@ -16,6 +16,7 @@ from axolotl.core.trainers.dpo import DPOStrategy
 from axolotl.utils.data import shared
 from axolotl.utils.dict import DictDefault
 from packaging.specifiers import SpecifierSet
+from transformers import Trainer
 from trl import DPOTrainer
 
 from sdpo_plugin.conflicts import TRAINER_CLS
@@ -37,6 +38,17 @@ RELIED_ON: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (DPOTrainer, "_precompute_ref_logps", ("self", "dataset", "name", "batch_size")),
     (DPOTrainer, "_prepare_dataset", ("self", "dataset", "processing_class", "args", "dataset_name")),
     (DPOTrainer, "compute_ref_log_probs", ("self", "model", "inputs")),
+    (Trainer, "_save_checkpoint", ("self", "model", "trial")),
+    (Trainer, "_load_callback_state", ("self",)),
+    (
+        Trainer,
+        "_run_epoch",
+        (
+            *("self", "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+            *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+            "steps_trained_in_current_epoch",
+        ),
+    ),
     (DPOTrainer, "save_model", ("self", "output_dir", "_internal_call")),
 )
 

@@ -17,16 +17,18 @@ from axolotl.utils.data import shared
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from numpy.typing import NDArray
+from transformers.trainer_utils import SchedulerType
 
 from sdpo_plugin.args import SDPOConfig, StepArgs, step_names
 from sdpo_plugin.conflicts import check_losses
-from sdpo_plugin.errors import DataError
+from sdpo_plugin.errors import ConfigError, DataError
 from sdpo_plugin.files import write_json
 from sdpo_plugin.host.read_errors import explained
 from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.rows import RowFacts, facts_of, join
 
 ROWS_FILE = "sdpo_rows.json"
+SCHEDULES = ("one_cycle", "rex", *(schedule.value for schedule in SchedulerType))  # the first two are Axolotl's own
 IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 # A step that sets the first key means it instead of the config's second one, which would win in the host.
 DISPLACES = {
@@ -104,6 +106,11 @@ def _step_cfg(name: str, cfg: DictDefault, step: StepArgs, entries: Sequence[Dic
     if "num_epochs" in overrides and cfg.evals_per_epoch:
         step_cfg.eval_steps = 1.0 / (cfg.evals_per_epoch * step_cfg.num_epochs)
     check_losses(f"step {name}", step_cfg)
+    if step_cfg.lr_scheduler and step_cfg.lr_scheduler not in SCHEDULES:
+        raise ConfigError(
+            f"step {name}: lr_scheduler: {step_cfg.lr_scheduler!r} is no schedule of the host's; set one of "
+            f"{', '.join(SCHEDULES)}."
+        )
     if step_cfg.test_datasets:
         step_cfg.test_datasets = _complete_test_entries(step_cfg.test_datasets, cfg.datasets)
     return step_cfg

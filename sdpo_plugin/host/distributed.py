@@ -10,25 +10,31 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import Trainer
 
-from sdpo_plugin.errors import ConfigError, SDPOError
+from sdpo_plugin.errors import ConfigError, RankZeroError, SDPOError
 
 T = TypeVar("T")
 
 
-def on_rank_0(action: Callable[[], None]) -> None:
-    """Run ``action`` on rank 0. An error of ours or of the file system there is raised on every rank.
+def on_rank_0(action: Callable[[], T]) -> T:
+    """Run ``action`` on rank 0; every rank has its result. An error of ours or of the file system is every rank's.
 
-    Without this the other ranks would wait for rank 0 in the next collective, for ever.
+    Without this the other ranks would wait for rank 0 in the next collective, for ever. Of any other error they are
+    told that rank 0 had one; rank 0 itself raises it.
     """
-    outcome: list[BaseException | None] = [None]
+    result: list[Any] = [None, RankZeroError("rank 0 stopped with an error of its own; its message says which.")]
     if PartialState().is_main_process:
         try:
-            action()
-        except (SDPOError, OSError) as error:
-            outcome[0] = error
-    broadcast_object_list(outcome, from_process=0)
-    if outcome[0] is not None:
-        raise outcome[0]
+            result = [action(), None]
+        except (SDPOError, OSError) as known:
+            result = [None, known]
+        finally:
+            broadcast_object_list(result, from_process=0)
+    else:
+        broadcast_object_list(result, from_process=0)
+    value, error = result
+    if error is not None:
+        raise error
+    return cast(T, value)
 
 
 def gather(mine: list[T]) -> list[T]:
@@ -79,6 +85,14 @@ def release(trainer: Trainer) -> None:
     trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
     if trainer.is_deepspeed_enabled:
         trainer.deepspeed = None
+
+
+def require_engine(trainer: Trainer) -> None:
+    """Under DeepSpeed the host's final save asks a live engine for the weights; a run that only saves has none yet."""
+    if trainer.is_deepspeed_enabled and trainer.model_wrapped is trainer.model:
+        trainer.model_wrapped = trainer.deepspeed = _inference_engine(trainer, trainer.model)
+        # Set by accelerate when it prepares an engine for training, and read when the weights are gathered.
+        trainer.accelerator.deepspeed_config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
 
 
 @contextmanager

@@ -41,11 +41,13 @@ def require_same_tokenizer(cfg: DictDefault, path: str) -> None:
     """Refuse a reference whose token ids mean something else than the policy's.
 
     Raises:
-        ConfigError: another vocabulary or other special tokens; the message names the first difference.
+        ConfigError: another vocabulary or other special tokens; the message names the first difference. Or the
+            reference has fewer embeddings than that: the host would add some at random.
     """
     ours = load_tokenizer(cfg)
+    own = reference_cfg(cfg, path)
     try:
-        theirs = load_tokenizer(reference_cfg(cfg, path))
+        theirs = load_tokenizer(own)
     except LOAD_ERRORS as error:
         raise ConfigError(
             f"sdpo.reference: {path!r} has no tokenizer that can be loaded: {' '.join(str(error).split())}; save the "
@@ -56,6 +58,15 @@ def require_same_tokenizer(cfg: DictDefault, path: str) -> None:
         raise ConfigError(
             f"sdpo.reference: {path!r} has another tokenizer than base_model: {str(cfg.base_model)!r}: {difference}. "
             "Its log-probs would be those of other texts; set a reference that shares the policy's tokenizer."
+        )
+    _require_embeddings(path, load_model_config(own).get_text_config().vocab_size, len(ours))
+
+
+def _require_embeddings(path: str, size: int, num_tokens: int) -> None:
+    if size < num_tokens:
+        raise ConfigError(
+            f"sdpo.reference: {path!r} has embeddings for {size} tokens, and its tokenizer has {num_tokens}, so that "
+            "some would be drawn at random; set a reference whose embeddings were enlarged with its tokenizer."
         )
 
 

@@ -19,12 +19,14 @@ from sdpo_plugin.host.chain import Chain, tokenize
 from sdpo_plugin.host.datasets import StepData, flatten_steps, load_steps, source_name, together
 from sdpo_plugin.host.external import require_same_tokenizer
 from sdpo_plugin.host.pool import preview
+from sdpo_plugin.host.session import Session, describe
+from sdpo_plugin.host.startup import check_output_dir, check_vocabulary
 from sdpo_plugin.host.trainer import StepwiseDPOTrainer
-from sdpo_plugin.ledger import RunDir, require_fresh
 
 # Named below "axolotl", whose level and handlers the host sets.
 LOG: logging.LoggerAdapter[Any] = get_logger("axolotl.sdpo_plugin")
 PLUGIN = "sdpo_plugin."
+DEFAULT_OUTPUT_DIR = "./model-out"  # the host's
 
 
 class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
@@ -34,6 +36,7 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         super().__init__()
         compat.require_supported_host()
         self._steps: list[StepData] = []
+        self._session: Session | None = None
 
     def get_input_args(self) -> str:
         """The schema of the `sdpo:` block."""
@@ -61,12 +64,17 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
             return
         block = parse_block(cfg.get("sdpo"))
         check_conflicts(cfg)
+        if cfg.get("resume_from_checkpoint") is True:  # the host takes a path only
+            cfg["resume_from_checkpoint"] = str(cfg.get("output_dir") or DEFAULT_OUTPUT_DIR)
         check_data_sources(cfg, has_steps=block.steps is not None, cuts_rows=_cuts_rows(block))
         flatten_steps(cfg, block)
         if not inference:
             cfg["rl"] = "dpo"
             cfg["trainer_cls"] = TRAINER_CLS
             cfg["precompute_ref_log_probs"] = True
+            output_dir = cfg.get("output_dir") or DEFAULT_OUTPUT_DIR
+            if isinstance(output_dir, str | Path):  # the host refuses what is no path
+                check_output_dir(Path(output_dir))
             compat.patch_reference_model()
         cfg["sdpo"] = block.model_dump(exclude_none=True)
 
@@ -79,17 +87,30 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         if not compat.is_sdpo(cfg):
             return None
         check_conflicts(cfg, TRAINING_CONFLICTS)
-        if not preprocess:
-            require_fresh(RunDir(Path(cfg.output_dir)))
         block = _block(cfg)
+        if self._session is not None:  # of an earlier config in this process, which failed
+            self._session.release()
+        session = Session(cfg, block)
+        if not preprocess:
+            session.check()
         if block.reference not in ("previous", "base"):
             require_same_tokenizer(cfg, block.reference)
         self._steps = load_steps(cfg, block)
         plan = preview(cfg, block, self._steps)  # on every rank: a pool that is too small ends them all
         if is_main_process():
             LOG.info("stepwise DPO (sDPO), %d steps\n%s", len(plan.steps), plan.table())
+        if not preprocess:
+            session.open()
+            if session.start.ledger is not None and is_main_process():
+                LOG.info(describe(session.start))
+            self._session = session
         first = self._steps[0]
         return TrainDatasetMeta(first.train, together(list(first.heldout.values())), first.total_num_steps)
+
+    def post_model_load(self, cfg: DictDefault, model: Any) -> None:
+        """A run that goes on has loaded its own model in place of the base model."""
+        if compat.is_sdpo(cfg) and self._session is not None:
+            self._session.model_is_loaded()
 
     def post_trainer_create(self, cfg: DictDefault, trainer: Any) -> None:
         """Hand the chain to the trainer."""
@@ -100,13 +121,18 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         keep_best_model(cfg, trainer, self._steps)
         sources, heldout = tokenize(trainer, self._steps)
         trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
-        trainer.attach(Chain(cfg, _block(cfg), RunDir(Path(cfg.output_dir)), sources, heldout))
+        check_vocabulary(trainer, sources, heldout)
+        assert self._session is not None
+        trainer.attach(Chain(cfg, _block(cfg), self._session, sources, heldout))
 
     def post_train_unload(self, cfg: DictDefault) -> None:
         """Training is done: leave no patch and no data behind."""
         if compat.is_sdpo(cfg):
             compat.undo_patch_reference_model()
             self._steps = []
+            if self._session is not None:
+                self._session.close()
+                self._session = None
 
 
 def _cuts_rows(block: SDPOConfig) -> bool:

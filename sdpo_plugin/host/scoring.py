@@ -1,5 +1,6 @@
 """The reference pass: log-probs of every row of a data set under the policy as it stands."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from trl import DPOTrainer
 
 from sdpo_plugin.host import distributed
 from sdpo_plugin.host.datasets import IDS, row_facts
+from sdpo_plugin.host.numbers import policy_log_probs
 from sdpo_plugin.reference import ReferenceTable, TableBuilder
 from sdpo_plugin.rows import RowFacts
 
@@ -25,6 +27,8 @@ def score(
     what: str,
     reference: torch.nn.Module | None = None,
     facts: RowFacts | None = None,
+    name_row: Callable[[int], str] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> ReferenceTable:
     """One pass without gradients over ``dataset``; the whole table on every rank.
 
@@ -39,6 +43,8 @@ def score(
         what: name of the data set, for the progress bar and errors.
         reference: another model that scores instead of the policy.
         facts: keys and lengths of the rows, where they are known already.
+        name_row: says which row one is, for errors.
+        check: called before every round of batches, on every rank; it may end the run.
 
     Raises:
         ReferenceTableError: a row is missing or its log-prob is not finite.
@@ -51,6 +57,7 @@ def score(
     bar = tqdm(batches, desc=f"{model} scores {what}", disable=rank != 0, dynamic_ncols=True)
     with distributed.scoring_model(trainer, reference) as policy:
         for per_rank in bar:
+            check()
             rows = per_rank[rank]
             # Under ZeRO-3 a forward pass is a collective: a rank without rows walks along with those of rank 0.
             scores = _score_batch(trainer, policy, ids, rows if len(rows) else per_rank[0])
@@ -59,7 +66,7 @@ def score(
     builder = TableBuilder(len(dataset))
     for rows_scored, logps, tokens in distributed.gather(mine):
         builder.fill(rows_scored, logps, tokens)
-    return builder.finish(model, facts.digest(), what)
+    return builder.finish(model, facts.digest(), what, name_row)
 
 
 def _deal(order: NDArray[np.int64], batch_size: int, num_ranks: int) -> list[list[NDArray[np.int64]]]:
@@ -76,11 +83,6 @@ def _score_batch(
     columns = ids[rows.tolist()]
     pairs = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     inputs: dict[str, Any] = trainer._prepare_inputs(trainer.data_collator(pairs))
-    # The policy is the reference. Told so, TRL's own code scores with the adapter as it stands instead of without it.
-    trainer.ref_model = trainer.model
-    try:
-        logps = torch.stack(trainer.compute_ref_log_probs(policy, inputs))
-    finally:
-        trainer.ref_model = None
+    logps = policy_log_probs(trainer, policy, inputs)
     tokens = torch.stack(inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2, dim=0))
     return logps.float().cpu().numpy(), tokens.cpu().numpy().astype(np.int64)

@@ -32,6 +32,7 @@ def step_args(
     builder = SimpleNamespace(cfg=cfg, eval_dataset=has_heldout)  # all that these methods of the builder read
     TrainerBuilderBase._configure_warmup_and_logging(builder, total_num_steps, values)
     TrainerBuilderBase._configure_save_and_eval_strategy(builder, values)
+    values["alternate_lr_scheduler_type"] = None  # one_cycle and rex, which the step may not have and the run has
     TrainerBuilderBase._configure_scheduler(builder, values)
     values |= DPOStrategy.set_training_args_kwargs(cfg)
     values["max_steps"] = cfg.max_steps or total_num_steps

@@ -1,10 +1,12 @@
 """The host's DPO trainer, made to train a chain: ``train()`` runs the host's own ``train()`` once a step."""
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
@@ -15,24 +17,38 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
 from sdpo_plugin import gate
+from sdpo_plugin.disk import require_space
+from sdpo_plugin.drift import VERSIONS, changes, require_same_run, require_same_step
 from sdpo_plugin.errors import TrainingError
 from sdpo_plugin.host import distributed
 from sdpo_plugin.host.chain import Chain
+from sdpo_plugin.host.checkpoints import SealedCheckpoints, StopAtStep, written
 from sdpo_plugin.host.datasets import StepData, together, with_reference
 from sdpo_plugin.host.dropout import disable_functional_dropout
 from sdpo_plugin.host.external import free_memory, load_reference
+from sdpo_plugin.host.identity import identity_of, settings_of
+from sdpo_plugin.host.numbers import require_finite_loss, require_finite_weights
 from sdpo_plugin.host.pool import Layout, lay_out, needs_scores
 from sdpo_plugin.host.progress import StepProgress, restart_loggers
 from sdpo_plugin.host.scoring import score
+from sdpo_plugin.host.startup import disk_need, free_bytes
 from sdpo_plugin.host.step_args import step_args
-from sdpo_plugin.host.weights import Snapshot
+from sdpo_plugin.host.stopping import Stopped, StopRequest
+from sdpo_plugin.host.weights import Snapshot, gathered, load_adapter
+from sdpo_plugin.ledger import Ledger
+from sdpo_plugin.log import read_table
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.report import write_report
-from sdpo_plugin.runner import M_0, EarlyTables, TrainOutcome, run_steps
+from sdpo_plugin.resume import M_0, model_dir
+from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome, run_steps
+
+LOG = logging.getLogger("axolotl.sdpo_plugin")
+T = TypeVar("T")
+SHOWN_LETTERS = 80
 
 
-class StepwiseDPOTrainer(AxolotlDPOTrainer):
+class StepwiseDPOTrainer(SealedCheckpoints):
     """Axolotl's DPO trainer for `rl: sdpo`; a ``StepHost`` for ``run_steps``.
 
     Model load, final save, model card, hub push and teardown stay the host's: the chain runs inside its ``train()``.
@@ -45,7 +61,9 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         self._layout: Layout | None = None
         self._base: Snapshot | None = None
         self._step: StepPlan | None = None
-        self._first_loss: float | None = None
+        self._reference: ReferenceTable | None = None  # of D_t, while step t trains
+        self._stand_in: torch.nn.Module | None = None  # M_{t-1}, where the policy in memory is M_0 already
+        self._stop: StopRequest | None = None
         self._built = False
         self._output: TrainOutput | None = None
         super().__init__(*args, **kwargs)
@@ -55,6 +73,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         self._host_args: AxolotlDPOConfig = self.args
         self._progress = StepProgress(self.callback_handler.callbacks)
         self.add_callback(self._progress)
+        self.add_callback(StopAtStep(self))
 
     def attach(self, chain: Chain) -> None:
         """Hand over the chain that ``train()`` will run.
@@ -71,22 +90,37 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
     # --- the host's entry points ---
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """Run the chain. ``self.model`` is M_T when it returns.
+        """Run the chain, or what is left of it. ``self.model`` is M_T when it returns.
+
+        Args:
+            resume_from_checkpoint: not looked at: the session knows where the chain goes on.
+            kwargs: the host's others; a chain has no use for them.
 
         Returns:
             The host's output of the last step.
+
+        Raises:
+            ConfigError: the run goes on with something else than it began with.
         """
-        assert not resume_from_checkpoint, "refused when the config was read"
-        chain = self._chain
-        if chain.block.policy_init == "base":
-            self._base = Snapshot(self.model)
-        numbered = list(enumerate(chain.sources, 1)) if needs_scores(chain.block) else []
-        scores = [self._score(source, M_0, f"source {number}") for number, source in numbered]
-        self._layout = lay_out(chain.cfg, chain.block, chain.sources, chain.heldout, scores)
-        run_steps(self._layout.plan, self, chain.run, on_progress=lambda: write_report(chain.run))
+        chain, start = self._chain, self._chain.session.start
+        identity = self._identity()
+        if start.ledger is not None:
+            require_same_run(start.ledger.identity, identity)
+            for change in changes(start.ledger.identity[VERSIONS], identity[VERSIONS]):
+                LOG.warning("the run goes on with other software than it began with: %s", change)
+        self._keep_base()
+        self._stop = StopRequest()
+        with self._stop.listening():
+            scores = self._pool_scores()
+            self._layout = lay_out(chain.cfg, chain.block, chain.sources, chain.heldout, list(scores.values()))
+            plan = self._layout.plan
+            tables = {chain.run.key(path): table.checksum() for path, table in scores.items()}
+            ledger = start.ledger or Ledger.begin(plan, identity, tables)
+            self._check(plan, ledger)
+            run_steps(plan, self, chain.run, ledger, lambda: write_report(chain.run), start)
         self.args = self._host_args  # the host saves the final model, its card and the hub push by these
-        assert self._output is not None
-        return self._output
+        distributed.require_engine(self)
+        return self._output or TrainOutput(0, 0.0, {})
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """In the constructor nothing is scored yet; `axolotl evaluate` is given the policy as its own reference."""
@@ -99,8 +133,12 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
     ) -> Any:
         """The host's loss; the first one of a step, before the first update, goes through the ln 2 gate."""
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self._step is not None and self._first_loss is None and self.model.training:
-            self._pass_gate(self._step, result[0] if return_outputs else result, inputs)
+        if self._step is not None and self.model.training:
+            loss = result[0] if return_outputs else result
+            assert self._reference is not None
+            require_finite_loss(self, model, loss, inputs, self._reference, partial(self._name_row, self._step))
+            if self._first_loss is None:
+                self._pass_gate(self._step, loss, inputs)
         return result
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -128,67 +166,84 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         name = plan.steps[0].reference
         model = load_reference(chain.cfg, chain.block.reference, self)
         tables += [(step, self._score_data(step, name, model)) for step in plan.steps]
-        size = self.args.per_device_eval_batch_size
-        heldout = {key: score(self, rows, size, name, f"held-out {key}", model) for key, rows in chain.heldout.items()}
+        heldout = self._score_heldout(name, model)
         del model
         free_memory()
         return EarlyTables(tables, {name: heldout})
 
     def score_step(self, step: StepPlan) -> ReferenceTable:
         """See ``StepHost``."""
-        return self._score_data(step, model_name(step.index - 1))
+        return self._score_data(step, model_name(step.index - 1), self._stand_in)
 
     def score_heldout(self, model: str) -> dict[str, ReferenceTable]:
         """See ``StepHost``."""
-        size, heldout = self.args.per_device_eval_batch_size, self._chain.heldout
-        return {name: score(self, rows, size, model, f"held-out {name}") for name, rows in heldout.items()}
+        return self._score_heldout(model, self._stand_in)
 
     def restart_policy(self) -> None:
         """See ``StepHost``."""
         assert self._base is not None
+        if self._stand_in is not None:
+            self._stand_in = None
+            free_memory()
         distributed.release(self)
         self._base.restore(self.model)
 
-    def train_step(
-        self, step: StepPlan, reference: ReferenceTable, heldout: Mapping[str, ReferenceTable]
-    ) -> TrainOutcome:
+    def load_policy(self, model: str, directory: Path) -> None:
+        """See ``StepHost``. A full model has been loaded by the host, from ``directory`` instead of the base's."""
+        chain = self._chain
+        if chain.cfg.adapter:
+            load_adapter(self.model, directory)
+        elif not chain.session.is_redirected:  # policy_init: base; M_{t-1} only scores
+            self._stand_in = load_reference(chain.cfg, str(directory), self)
+
+    def settings(self, step: StepPlan) -> dict[str, Any]:
+        """See ``StepHost``."""
+        return settings_of(self._data.steps[step.index - 1].cfg, self.args.world_size)
+
+    def train_step(self, step: StepPlan, training: Training) -> TrainOutcome:
         """See ``StepHost``: everything that a separate run would begin with is begun afresh, but the weights."""
         chain, plan = self._chain, self._data.plan
         distributed.release(self)
         data = self._data.steps[step.index - 1]
-        self.args = step_args(self._host_args, data.cfg, data.total_num_steps, bool(data.heldout), chain.run.step(step))
+        self.args = self._args_of(step)
         self.beta, self.label_smoothing = self.args.beta, self.args.label_smoothing
         self.loss_types = self.args.loss_type
         self.loss_weights = self.args.loss_weights or [1.0] * len(self.loss_types)
-        self.train_dataset = with_reference(data.train, reference)
-        self.eval_dataset = together([with_reference(chain.heldout[name], heldout[name]) for name in data.heldout])
+        self.train_dataset = with_reference(data.train, training.reference)
+        heldout = [with_reference(chain.heldout[name], training.heldout[name]) for name in data.heldout]
+        self.eval_dataset = together(heldout)
         self._restart_counters()
         self._updates_before = sum(s.num_optimizer_steps for s in plan.steps[: step.index - 1])
         self._progress.step, self._progress.num_steps = step, len(plan.steps)
-        self._step, self._first_loss = step, None
         set_seed(self.args.seed)  # a separate run seeds when its trainer is built, and draws nothing before it trains
+        checkpoint = training.checkpoint
+        self.begin_sealing(training.about, checkpoint)
+        self._step, self._reference = step, training.reference
         try:
-            self._output = super().train()
+            self._output = super().train(None if checkpoint is None else str(checkpoint))
         finally:
-            self._step = None
-        assert self._first_loss is not None
-        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
-        final_loss = losses[-1] if losses else self._output.training_loss
-        if not math.isfinite(final_loss):
-            raise TrainingError(
-                f"step {step.name} ended with loss {final_loss}; its model is not exported. Set a lower learning_rate, "
-                "or train in bf16 or fp32 instead of fp16."
-            )
-        return TrainOutcome(self._first_loss, final_loss, self.state.global_step)
+            self._step = self._reference = None
+            self.end_sealing()
+        return self._outcome(step)
+
+    def export_start(self, directory: Path) -> bool:
+        """See ``StepHost``."""
+        if not self._chain.cfg.adapter:
+            return False
+        with gathered(self.model), written(directory):
+            self.on_rank_0(lambda: self.model.save_pretrained(str(directory)))
+        return True
 
     def export_step(self, step: StepPlan, directory: Path) -> None:
         """See ``StepHost``: weights (or adapter) and tokenizer as the host saves them."""
-        self.save_model(str(directory), _internal_call=True)  # internal: no push to the hub for every step
-        self.accelerator.wait_for_everyone()
+        require_finite_weights(self, f"M_{step.index}")
+        with written(directory):
+            self.save_model(str(directory), _internal_call=True)  # internal: no push to the hub for every step
+            self.accelerator.wait_for_everyone()
 
-    def on_rank_0(self, action: Callable[[], None]) -> None:
+    def on_rank_0(self, action: Callable[[], T]) -> T:
         """See ``StepHost``."""
-        distributed.on_rank_0(action)
+        return distributed.on_rank_0(action)
 
     # --- inside ---
 
@@ -202,12 +257,108 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):
         assert self._layout is not None
         return self._layout
 
-    def _score(self, data: StepData, name: str, what: str, model: torch.nn.Module | None = None) -> ReferenceTable:
+    def _score(
+        self,
+        data: StepData,
+        name: str,
+        what: str,
+        model: torch.nn.Module | None = None,
+        name_row: Callable[[int], str] | None = None,
+    ) -> ReferenceTable:
         """Batches have the size of training batches, so that what trains also scores."""
-        return score(self, data.train, self.args.per_device_train_batch_size, name, what, model, data.facts)
+        size = self.args.per_device_train_batch_size
+        return score(self, data.train, size, name, what, model, data.facts, name_row, self._end_if_asked)
 
     def _score_data(self, step: StepPlan, name: str, model: torch.nn.Module | None = None) -> ReferenceTable:
-        return self._score(self._data.steps[step.index - 1], name, f"D_{step.index}", model)
+        return self._score(
+            self._data.steps[step.index - 1], name, f"D_{step.index}", model, partial(self._name_row, step)
+        )
+
+    def _name_row(self, step: StepPlan, row: int) -> str:
+        """The row's place, and how its prompt begins: sources are shuffled and filtered before they are numbered."""
+        ids = self._data.steps[step.index - 1].train[row]["prompt_ids"]
+        text = " ".join(self.processing_class.decode(ids, skip_special_tokens=True).split())
+        return f"{step.name_row(row)}, which begins {text[:SHOWN_LETTERS]!r}"
+
+    def _score_heldout(self, model: str, other: torch.nn.Module | None = None) -> dict[str, ReferenceTable]:
+        size = self.args.per_device_eval_batch_size
+        return {
+            name: score(self, rows, size, model, f"held-out {name}", other, check=self._end_if_asked)
+            for name, rows in self._chain.heldout.items()
+        }
+
+    def _end_if_asked(self) -> None:
+        """Between two batches of a reference pass: what it has scored so far is not kept."""
+        assert self._stop is not None
+        signum = self._stop.agreed()
+        if signum:
+            raise Stopped(signum, "the reference pass under way will be made again")
+
+    def _pool_scores(self) -> dict[Path, ReferenceTable]:
+        """Log-probs of each source under M_0 where they lay out the steps, on disk before there is a plan."""
+        chain, ledger = self._chain, self._chain.session.start.ledger
+        if not needs_scores(chain.block):
+            return {}
+        paths = {chain.run.pool(number): number for number in range(1, len(chain.sources) + 1)}
+        if ledger is not None:
+            return {path: self.on_rank_0(partial(read_table, chain.run, ledger, path)) for path in paths}
+        tables = {}
+        for path, number in paths.items():
+            source = chain.sources[number - 1]
+            table = self._score(source, M_0, f"source {number}", None, partial("row {1} of {0}".format, source.name))
+            self.on_rank_0(partial(table.save, path))
+            tables[path] = table
+        return tables
+
+    def _keep_base(self) -> None:
+        """`policy_init: base`: a copy of M_0, while there are steps to train from it."""
+        chain, start = self._chain, self._chain.session.start
+        if chain.block.policy_init != "base" or start.action.kind in ("finish", "save"):
+            return
+        if start.ledger is not None and M_0 in start.ledger.exports:
+            directory = self.on_rank_0(partial(model_dir, chain.run, start.ledger, M_0))
+            assert directory is not None
+            load_adapter(self.model, directory)
+        self._base = Snapshot(self.model)
+
+    def _identity(self) -> dict[str, dict[str, Any]]:
+        chain = self._chain
+        return self.on_rank_0(
+            partial(identity_of, chain.cfg, chain.block, self.processing_class, chain.sources, chain.heldout)
+        )
+
+    def _check(self, plan: Plan, ledger: Ledger) -> None:
+        """Begun steps are as they began, and what is left fits on the disk."""
+        chain, start = self._chain, self._chain.session.start
+        left = []
+        for step, record in zip(plan.steps, ledger.steps, strict=True):
+            if record.state not in ("planned", "scored"):
+                half = start.checkpoint is not None and step.index == start.action.step
+                require_same_step(step.name, record.settings, self.settings(step), from_checkpoint=half)
+            if record.state != "exported":
+                left.append((step, self._args_of(step)))
+        need = disk_need(self, left, plan.export_steps)
+        free = self.on_rank_0(partial(free_bytes, chain.run.root))
+        if self.accelerator.is_main_process:
+            LOG.info("disk space that is still to be written\n%s", need.table(free))
+        require_space(need, free, str(chain.run.root))
+
+    def _args_of(self, step: StepPlan) -> AxolotlDPOConfig:
+        data = self._data.steps[step.index - 1]
+        out = self._chain.run.step(step)
+        return step_args(self._host_args, data.cfg, data.total_num_steps, bool(data.heldout), out)
+
+    def _outcome(self, step: StepPlan) -> TrainOutcome:
+        assert self._first_loss is not None
+        assert self._output is not None
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        final_loss = losses[-1] if losses else self._output.training_loss
+        if not math.isfinite(final_loss):
+            raise TrainingError(
+                f"step {step.name} ended with loss {final_loss}; its model is not exported. Set a lower learning_rate, "
+                "or train in bf16 or fp32 instead of fp16."
+            )
+        return TrainOutcome(self._first_loss, final_loss, self.state.global_step, self._earlier_seconds)
 
     def _stateful_callbacks(self) -> list[Any]:
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState)]

@@ -1,0 +1,131 @@
+"""A second plugin, listed in a run's config, that makes real things go wrong at a chosen moment.
+
+What happens is told by the environment, so that the config stays that of the run which goes on, `SDPO_TEST_FAULT=…`:
+
+- `note:FILE`: nothing but a line in FILE for every event of the run's life: forward passes, updates, files written.
+- `die:N`: SIGKILL at event N of that life, counted from 1.
+- `raise:STEP:UPDATE:RANK`, `hang:STEP:UPDATE:RANK`: an error, or an update that takes for ever.
+- `poison:STEP:UPDATE:TOKEN`: the embedding of a token turns to NaN, on every rank.
+- `limit:BYTES`: no file may grow beyond this, as under a quota.
+- `slow:SECONDS`: every forward pass takes that much longer.
+- `full`: the disk says that it has a megabyte left.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin
+from transformers import TrainerCallback
+
+FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"}
+Usage = namedtuple("Usage", "total used free")
+
+
+class FaultPlugin(BasePlugin):
+    """Does nothing where the environment asks for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kind, _, self._value = (os.environ.get("SDPO_TEST_FAULT") or "").partition(":")
+        self._life: Life | None = None
+
+    def pre_model_load(self, cfg: Any) -> None:
+        """The data are loaded, and the run has its directory."""
+        if self._kind in ("note", "die"):
+            self._life = Life(Path(cfg.output_dir), self._kind, self._value)
+        if self._kind == "full":
+            shutil.disk_usage = lambda path: Usage(2**30, 2**30 - 2**20, 2**20)
+        if self._kind == "limit":
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(self._value), int(self._value)))
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
+        """Called by the host when the trainer is built."""
+        if self._life is not None:
+            trainer.model.register_forward_pre_hook(self._life.forward)
+            return []
+        if self._kind == "slow":
+            seconds = float(self._value)
+            trainer.model.register_forward_pre_hook(lambda module, arguments: time.sleep(seconds))
+        return [Fault(self._kind, self._value)] if self._kind in ("raise", "hang", "poison") else []
+
+
+class Fault(TrainerCallback):
+    """What happens once, when an update begins."""
+
+    def __init__(self, kind: str, value: str) -> None:
+        self.kind = kind
+        self.step, self.update, self.value = map(int, value.split(":"))
+        self._steps = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One training a step of the chain."""
+        self._steps += 1
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Before the first batch of an update."""
+        if self._steps != self.step or state.global_step + 1 != self.update:
+            return
+        if self.kind == "poison":
+            poison(model.get_input_embeddings().weight, self.value)
+        elif int(os.environ.get("RANK") or "0") == self.value:
+            if self.kind == "raise":
+                raise KeyError("a fault of the test")
+            time.sleep(600)
+
+
+def poison(weight: Any, token: int) -> None:
+    """Spoil one row of an embedding, also where ZeRO-3 has shared it out."""
+    if not hasattr(weight, "ds_id"):
+        weight.data[token] = float("nan")
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
+        weight.data[token] = float("nan")
+
+
+class Life:
+    """Counts what a run does: forward passes, and changes to its output directory (but for lock and log)."""
+
+    def __init__(self, output_dir: Path, kind: str, value: str) -> None:
+        self._root = str(output_dir.resolve()) + os.sep
+        self._file = Path(value).open("w", encoding="utf-8") if kind == "note" else None  # noqa: SIM115 - for this life
+        self._dies_at = int(value) if kind == "die" else 0
+        self._count = 0
+        self._pid = os.getpid()
+        sys.addaudithook(self._audit)
+
+    def forward(self, module: Any, arguments: Any) -> None:
+        """A batch goes through the model."""
+        self._event("train" if module.training else "score")
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in FILE_EVENTS or not isinstance(arguments[0], (str, os.PathLike)):
+            return
+        path = os.path.abspath(os.fspath(arguments[0]))  # noqa: PTH100 - resolve() reads the disk
+        reads = event == "open" and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
+        if not path.startswith(self._root) or (reads and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            return
+        name = path.removeprefix(self._root)
+        if name not in ("debug.log", "sdpo/lock"):
+            self._event(f"{event} {name}")
+
+    def _event(self, what: str) -> None:
+        if os.getpid() != self._pid:  # a worker process
+            return
+        self._count += 1
+        if self._file is not None:
+            self._file.write(f"{what}\n")
+            self._file.flush()
+        if self._count == self._dies_at:
+            os.kill(self._pid, signal.SIGKILL)

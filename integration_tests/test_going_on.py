@@ -1,0 +1,354 @@
+"""What a run goes on with, and what it refuses: options, drift, damage, and two runs in one directory.
+
+One run is killed in the middle of its second step; every test takes a copy of what it left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration_tests.harness.compare import apart
+from integration_tests.harness.data import base_config, chat_set, intel_set, write_config
+from integration_tests.harness.deaths import Life, live, train
+from integration_tests.harness.launch import Host
+from integration_tests.harness.messages import messages
+from integration_tests.harness.models import make_model
+from integration_tests.harness.results import Result
+from sdpo_plugin.ledger import Ledger, RunDir
+
+STEP = {"num_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything of this module."""
+    return tmp_path_factory.mktemp("going-on")
+
+
+@pytest.fixture(scope="module")
+def life(host: Host, model: Path, folder: Path) -> Life:
+    """An uninterrupted run over three steps of 12, 16 and 12 rows, each with a name and settings of its own."""
+    base = shutil.copytree(model, folder / "base")
+    sets = [
+        chat_set(folder / "d1.jsonl", 12, 1),
+        intel_set(folder / "d2.jsonl", 16, 2),
+        chat_set(folder / "d3.jsonl", 12, 3),
+    ]
+    steps = [{"name": name, "datasets": [entry]} for name, entry in zip(("easy", "middle", "hard"), sets, strict=True)]
+    return live(host, base_config(base, sets, folder / "whole", **STEP), datasets=None, sdpo={"steps": steps})
+
+
+@pytest.fixture(scope="module")
+def dead(life: Life, folder: Path) -> Path:
+    """The directory of the same run, killed after the second checkpoint of step 2."""
+    event = next(i for i, what in enumerate(life.events, 1) if "middle/checkpoint-4/.sdpo_seal" in what)
+    update = next(i for i, what in enumerate(life.events[event:], event + 1) if what == "train")
+    config = life.die(folder / "dead", update)
+    return config.parent / "out"
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """A copy of the dead run, to go on with under a changed config or after damage."""
+
+    life: Life
+    out: Path
+
+    def go_on(self, **changes: Any) -> Result:
+        """Train with some keys changed; None takes one out."""
+        config = {**self.life.config, "output_dir": str(self.out), **changes}
+        made = {key: value for key, value in config.items() if value is not None}
+        return train(self.life.host, write_config(self.out.parent / "config.yaml", made))
+
+    def steps(self, index: int, **changes: Any) -> dict[str, Any]:
+        """The `sdpo:` block with changes in step ``index`` (from 1)."""
+        steps = [dict(step) for step in self.life.config["sdpo"]["steps"]]
+        steps[index - 1] |= changes
+        return {"sdpo": {"steps": steps}}
+
+    def ends_right(self) -> None:
+        """The final model has the bits of the uninterrupted run."""
+        assert apart(self.life.host, self.out, self.life.out) == 0.0
+
+
+@pytest.fixture
+def copy(life: Life, dead: Path, tmp_path: Path) -> Copy:
+    """What the dead run left, moved elsewhere."""
+    return Copy(life, Path(shutil.copytree(dead, tmp_path / "moved" / "out")))
+
+
+def snapshot(out: Path) -> dict[str, bytes]:
+    """Every file but the host's own log and what it writes there before any plugin is asked."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name not in ("debug.log", "lock")
+    }
+
+
+def refused(result: Result, *parts: str) -> None:
+    """The run ended with one message of ours that has these parts."""
+    said = "\n".join(messages(result))
+    assert result.returncode == 1, result.log_text[-3000:]
+    assert "Traceback" not in result.log_text
+    assert "'loss':" not in result.log_text
+    for part in parts:
+        assert part in said, f"{part!r} is not in {said!r}"
+
+
+# --- options ---
+
+
+def test_goes_on_from_the_newest_whole_checkpoint_in_a_moved_directory(copy: Copy) -> None:
+    """The base model is not loaded, and the report is that of a whole run."""
+    result = copy.go_on(logging_steps=3, save_steps=5, dataloader_num_workers=0)
+    assert f"going on with step 2 from {copy.out}/middle/checkpoint-4" in result.check().log_text
+    copy.ends_right()
+    assert Ledger.load(RunDir(copy.out).ledger).saved
+
+
+def test_true_means_the_run_in_the_output_directory(copy: Copy) -> None:
+    copy.go_on(auto_resume_from_checkpoints=None, resume_from_checkpoint=True).check()
+    copy.ends_right()
+
+
+def test_a_checkpoint_by_its_path(copy: Copy) -> None:
+    """An older one than the newest."""
+    asked = copy.out / "middle" / "checkpoint-2"
+    result = copy.go_on(resume_from_checkpoint=str(asked)).check()
+    assert f"going on with step 2 from {asked}" in result.log_text
+    copy.ends_right()
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        pytest.param("easy/checkpoint-2", "it belongs to another step ('easy' instead of 'middle')", id="other-step"),
+        pytest.param("middle/checkpoint-99", "it has no seal, so it was never finished", id="missing"),
+    ],
+)
+def test_a_path_that_cannot_be_gone_on_from(copy: Copy, asked: str, why: str) -> None:
+    before = snapshot(copy.out)
+    refused(
+        copy.go_on(resume_from_checkpoint=str(copy.out / asked)), f"resume_from_checkpoint: '{copy.out / asked}'", why
+    )
+    assert snapshot(copy.out) == before
+
+
+def test_finished_steps_and_no_option(copy: Copy) -> None:
+    """Nothing is touched, and the message says what can be done."""
+    before = snapshot(copy.out)
+    result = copy.go_on(auto_resume_from_checkpoints=None)
+    refused(result, "holds finished steps of an earlier run (easy)", "set auto_resume_from_checkpoints: true to go on")
+    assert snapshot(copy.out) == before
+
+
+def test_nothing_to_go_on_with(life: Life, tmp_path: Path) -> None:
+    empty = Copy(life, tmp_path / "out")
+    result = empty.go_on(resume_from_checkpoint=True, auto_resume_from_checkpoints=None)
+    refused(
+        result, "holds no run to go on with", "set auto_resume_from_checkpoints: true, which begins where there is none"
+    )
+
+
+def test_a_finished_run_is_left_alone(life: Life) -> None:
+    """A restart loop ends: status 0, nothing loaded, nothing written."""
+    before = snapshot(life.out)
+    result = train(life.host, life.out.parent / "config.yaml").check()
+    assert f"this run is finished: {life.out} holds its final model. Nothing is left to do." in result.log_text
+    assert "Loading weights" not in result.log_text
+    assert snapshot(life.out) == before
+
+
+# --- drift ---
+
+
+def other_rows(copy: Copy) -> dict[str, Any]:
+    """D_3 with one word changed."""
+    entry = dict(copy.life.config["sdpo"]["steps"][2]["datasets"][0])
+    text = Path(entry["path"]).read_text(encoding="utf-8")
+    path = copy.out.parent / "d3.jsonl"
+    path.write_text(text.replace("river", "forest", 1), encoding="utf-8")
+    assert path.read_text(encoding="utf-8") != text
+    return copy.steps(3, datasets=[{**entry, "path": str(path)}])
+
+
+def other_base(copy: Copy) -> dict[str, Any]:
+    """A base model of the same shape and name of directory, trained otherwise."""
+    other = make_model(copy.life.host, copy.out.parent / "base", seed=1)
+    return {"base_model": str(other)}
+
+
+DRIFT: dict[str, tuple[Callable[[Copy], dict[str, Any]], tuple[str, ...]]] = {
+    "learning rate": (
+        lambda copy: {"learning_rate": 2.0e-3},
+        ("step easy cannot go on", "learning_rate is 0.002, and it was 0.001", "under sdpo.steps"),
+    ),
+    "override of a begun step": (
+        lambda copy: copy.steps(2, rl_beta=0.3),
+        ("step middle cannot go on", "rl_beta is 0.3, and it was 0.1"),
+    ),
+    "batch of a half-trained step": (
+        lambda copy: {"micro_batch_size": 2, "gradient_accumulation_steps": 2},
+        ("step middle cannot go on", "micro_batch_size is 2, and it was 4", "gradient_accumulation_steps is 2, and"),
+    ),
+    "adapter": (
+        lambda copy: {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True},
+        ("config: adapter is 'lora', and it was not set", "config: lora_r is 4, and it was not set"),
+    ),
+    "block": (
+        lambda copy: {"sdpo": {**copy.life.config["sdpo"], "reference": "base"}},
+        ("sdpo: reference is 'base', and it was 'previous'",),
+    ),
+    "rows": (other_rows, ("rows: source 3,",)),
+    "base model": (other_base, ("base_model: content of the model is ",)),
+    "template": (lambda copy: {"chat_template": "chatml"}, ("tokenizer: chat template is ",)),
+}
+
+
+@pytest.mark.parametrize("what", DRIFT)
+def test_what_may_not_change_is_named(copy: Copy, what: str) -> None:
+    """And nothing is trained, nothing of the run is touched."""
+    change, parts = DRIFT[what]
+    before = snapshot(copy.out / "sdpo")
+    refused(copy.go_on(**change(copy)), *parts)
+    assert snapshot(copy.out / "sdpo") == before
+
+
+def test_a_step_that_has_not_begun_may_be_given_other_settings(copy: Copy) -> None:
+    """It is trained with them, and plan and ledger say so."""
+    copy.go_on(**copy.steps(3, learning_rate=5.0e-3)).check()
+    assert apart(copy.life.host, copy.out / "middle", copy.life.out / "middle") == 0.0
+    assert apart(copy.life.host, copy.out, copy.life.out) > 1e-3
+    ledger = Ledger.load(RunDir(copy.out).ledger)
+    assert [step.settings["learning_rate"] for step in ledger.steps] == [1.0e-3, 1.0e-3, 5.0e-3]
+    plan = json.loads((copy.out / "sdpo" / "plan.json").read_text(encoding="utf-8"))
+    assert plan["fingerprint"] == ledger.plan_fingerprint
+    assert plan["steps"][2]["settings"] == {"learning_rate": 5.0e-3}
+
+
+def test_another_version_of_the_host_is_a_warning(copy: Copy) -> None:
+    path = RunDir(copy.out).ledger
+    ledger = Ledger.load(path)
+    versions = {**ledger.identity["versions"], "trl": "1.9.7"}
+    dataclasses.replace(ledger, identity={**ledger.identity, "versions": versions}).save(path)
+    result = copy.go_on().check()
+    assert "other software than it began with: trl is '1.9.0', and it was '1.9.7'" in result.log_text
+    copy.ends_right()
+
+
+# --- damage ---
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    """Leave the first half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink], ids=["flipped", "cut", "missing"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json", "sdpo_seal.json"])
+def test_a_damaged_checkpoint_is_passed_over(copy: Copy, file: str, damage: Callable[[Path], None]) -> None:
+    """For the one before it; the end is the same."""
+    newest = copy.out / "middle" / "checkpoint-4"
+    damage(newest / file)
+    result = copy.go_on().check()
+    assert f"{newest} is passed over: " in result.log_text
+    assert f"going on with step 2 from {copy.out}/middle/checkpoint-2" in result.log_text
+    copy.ends_right()
+
+
+def test_a_step_without_a_whole_checkpoint_begins_again(copy: Copy) -> None:
+    """From its exported M_{t-1}, against the table that it began with."""
+    for checkpoint in (copy.out / "middle").glob("checkpoint-*"):
+        cut(checkpoint / "optimizer.pt")
+    result = copy.go_on().check()
+    assert "going on with step 2 from M_1, next: train" in result.log_text
+    assert "M_1 scores D_2" not in result.log_text
+    copy.ends_right()
+
+
+DAMAGE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ledger": ("sdpo/ledger.json", ("ledger.json is not a ledger of schema version 1",)),
+    "table": ("sdpo/reference/middle.safetensors", ("middle.safetensors", "A step is not trained against it")),
+}
+
+
+@pytest.mark.parametrize("damage", [flip, cut], ids=["flipped", "cut"])
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damaged_books_are_refused(copy: Copy, what: str, damage: Callable[[Path], None]) -> None:
+    file, parts = DAMAGE[what]
+    damage(copy.out / file)
+    before = snapshot(copy.out / "middle")
+    refused(copy.go_on(), *parts)
+    assert snapshot(copy.out / "middle") == before
+
+
+def test_a_damaged_model_is_refused_where_it_is_needed(copy: Copy) -> None:
+    """Without its checkpoints step 2 begins at M_1, and M_1 has lost a bit."""
+    for checkpoint in (copy.out / "middle").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    flip(copy.out / "easy" / "model.safetensors")
+    refused(
+        copy.go_on(), f"{copy.out}/easy is not the M_1 that this run has made", "model.safetensors has been changed"
+    )
+
+
+def test_a_table_of_another_run_is_refused(copy: Copy) -> None:
+    """Whole, of the right shape, but of other rows."""
+    shutil.copy(copy.out / "sdpo/reference/easy.safetensors", copy.out / "sdpo/reference/middle.safetensors")
+    refused(copy.go_on(), "middle.safetensors is a table of another run than the ledger vouches for")
+
+
+def test_a_table_that_was_deleted_is_made_again(copy: Copy) -> None:
+    """As the message about a damaged one says; here to the same bits, so that the checkpoints still fit."""
+    (copy.out / "sdpo/reference/middle.safetensors").unlink()
+    result = copy.go_on().check()
+    assert "M_1 scores D_2" in result.log_text
+    copy.ends_right()
+
+
+def test_a_checkpoint_of_another_run_is_passed_over(copy: Copy, life: Life) -> None:
+    """It has the same name, step and reference."""
+    newest = copy.out / "middle" / "checkpoint-4"
+    shutil.rmtree(newest)
+    shutil.copytree(life.out / "middle" / "checkpoint-8", newest)
+    result = copy.go_on().check()
+    assert f"{newest} is passed over: it belongs to another run" in result.log_text
+    copy.ends_right()
+
+
+# --- two at once ---
+
+
+def test_the_second_of_two_runs_is_refused(life: Life, tmp_path: Path) -> None:
+    """While the first trains; it is not disturbed, and its directory is free when it is killed."""
+    config = {**life.config, "output_dir": str(tmp_path / "out")}
+    path = write_config(tmp_path / "config.yaml", config)
+    ready = tmp_path / "out" / "easy" / "checkpoint-2"
+    first = life.host.start(
+        ["train", str(path), "--launcher", "python"], tmp_path, env={"SDPO_TEST_FAULT": "hang:1:4:0"}
+    )
+    assert first.wait_for((ready / "sdpo_seal.json").exists)
+    for option in (True, None):
+        result = Copy(life, tmp_path / "out").go_on(auto_resume_from_checkpoints=option)
+        refused(result, f"output_dir: '{tmp_path / 'out'}' is in use by another run (process {first.pids[0]} on ")
+    assert not first.codes()
+    first.kill()
+    first.wait()
+    again = Copy(life, tmp_path / "out")
+    again.go_on().check()
+    again.ends_right()

@@ -1,0 +1,122 @@
+"""SIGTERM and SIGINT: finish the optimizer step, write a checkpoint, say how to go on. A second signal ends at once."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.data_loader import DataLoaderAdapter
+from torch.utils.data import DataLoader
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A terminal or a scheduler signals the whole process group and the launcher passes it on: the same request, twice.
+SAME_REQUEST_SECONDS = 1.0
+END = b"\0"  # no signal's number
+
+
+class StopRequest:
+    """Whether someone has asked this run to stop.
+
+    The kernel's signal is noticed by a thread of its own, by way of a wake-up descriptor, so that a second one ends
+    the process even where the main thread waits in a collective.
+    """
+
+    def __init__(self) -> None:
+        self._signum = 0
+        self._since = 0.0
+        self._group = dist.new_group(backend="gloo") if PartialState().num_processes > 1 else None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the place of the handlers that are there; put them back at the end.
+
+        Python delivers signals to the main thread only: elsewhere nothing is installed.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        earlier_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        earlier = {signum: signal.signal(signum, _ignore) for signum in SIGNALS}
+        watcher = threading.Thread(target=self._watch, args=(reader,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            for signum, handler in earlier.items():
+                signal.signal(signum, handler)
+            signal.set_wakeup_fd(earlier_fd)
+            writer.send(END)  # closing would not do: worker processes hold the other end too
+            watcher.join()
+            writer.close()
+            reader.close()
+
+    def agreed(self) -> int:
+        """The signal that one of the ranks was sent, 0 for none; the same answer on every rank, which all ask."""
+        if self._group is None:
+            return self._signum
+        flag = torch.tensor(self._signum)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
+        return int(flag)
+
+    def _watch(self, reader: socket.socket) -> None:
+        while END not in (received := reader.recv(64)):
+            for signum in received:
+                if signum in SIGNALS:
+                    self._take(signum)
+
+    def _take(self, signum: int) -> None:
+        now = time.monotonic()
+        name = signal.Signals(signum).name
+        if not self._signum:
+            self._signum, self._since = signum, now
+            _say(f"{name}: the run stops after this update, with a checkpoint. A second signal ends it at once.")
+        elif now - self._since > SAME_REQUEST_SECONDS:
+            _say(f"{name} again: ended at once.")
+            os._exit(128 + signum)
+
+
+class Stopped(SystemExit):
+    """The run ends as a signal asked, with the conventional exit status 128 + signal number."""
+
+    def __init__(self, signum: int, where: str) -> None:
+        super().__init__(128 + signum)
+        _say(
+            f"stopped by {signal.Signals(signum).name}: {where}. To go on, run the same command with "
+            "auto_resume_from_checkpoints: true."
+        )
+
+
+def shielded(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A data loader whose worker processes leave these signals to the run: sent to the whole process group, SIGTERM
+    would end them, and with them the run in the middle of an update. They end when their run does."""
+    base = loader.base_dataloader if isinstance(loader, DataLoaderAdapter) else loader
+    base.worker_init_fn = partial(_shield, base.worker_init_fn)
+    return loader
+
+
+def _shield(first: Callable[[int], None] | None, worker: int) -> None:
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    if first is not None:
+        first(worker)
+
+
+def _say(text: str) -> None:
+    if int(os.environ.get("RANK") or "0") == 0:
+        print(f"\nsdpo_plugin: {text}", file=sys.stderr, flush=True)  # a progress bar may stand in this line
+
+
+def _ignore(signum: int, frame: FrameType | None) -> None:
+    """The signal has been noted by the time that Python calls this."""

@@ -1,0 +1,146 @@
+"""Directories of models and checkpoints, sealed: a list of their files with size and digest, written last.
+
+A directory without a seal was being written when its run died; one whose files do not fit its seal has been damaged;
+one whose seal speaks of another run, step or reference is foreign. None of them is ever used.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from sdpo_plugin.files import fingerprint, sync_directory, write_json
+
+SCHEMA_VERSION = 1
+SEAL = "sdpo_seal.json"
+# What makes a directory loadable as a model or as an adapter; the last file to appear, the first to go.
+MARKERS = ("config.json", "adapter_config.json")
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What a directory holds.
+
+    Attributes:
+        about: whose it is, e.g. run, step, reference.
+        facts: what its reader needs to know besides.
+        files: [bytes, XXH3 digest of 128 bits] by path below the directory.
+        digest: SHA-256 of all that.
+    """
+
+    about: dict[str, str]
+    facts: dict[str, Any]
+    files: dict[str, list[Any]]
+    digest: str
+
+
+def seal(directory: Path, about: Mapping[str, str], facts: Mapping[str, Any] | None = None) -> str:
+    """Put every file of ``directory`` on disk, then the seal that vouches for them; return the seal's digest.
+
+    Raises:
+        OSError: a file cannot be read, synced or written.
+    """
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != SEAL)
+    files = {str(path.relative_to(directory)): _sync(path) for path in paths}
+    for folder in {path.parent for path in paths} | {directory, directory.parent}:
+        sync_directory(folder)
+    content = {"schema_version": SCHEMA_VERSION, "about": dict(about), "facts": dict(facts or {}), "files": files}
+    digest = fingerprint(content)
+    write_json(directory / SEAL, {**content, "digest": digest})
+    return digest
+
+
+def read_seal(directory: Path) -> Seal:
+    """The seal of a directory; its files are not looked at.
+
+    Raises:
+        ValueError: there is none, or it is torn or changed; the message says which.
+    """
+    try:
+        content = json.loads((directory / SEAL).read_bytes())
+        digest = content.pop("digest")
+        if content["schema_version"] != SCHEMA_VERSION or fingerprint(content) != digest:
+            raise ValueError("changed, or of another schema version")
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in content["files"]):
+            raise ValueError("it names files outside of its directory")
+        return Seal(content["about"], content["facts"], content["files"], digest)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError("it has no seal, so it was never finished") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its seal is damaged ({error})") from error
+
+
+def flaw(directory: Path, about: Mapping[str, str], digest: str | None = None) -> str | None:
+    """Why a sealed directory must not be used; None where it is whole and of this run.
+
+    Args:
+        directory: sealed by ``seal``; other files in it do not count.
+        about: what its seal has to say.
+        digest: of the seal, where a ledger vouches for this very one.
+    """
+    try:
+        found = read_seal(directory)
+    except ValueError as error:
+        return str(error)
+    for key, value in about.items():
+        if found.about.get(key) != value:
+            return f"it belongs to another {key} ({found.about.get(key)!r} instead of {value!r})"
+    if digest is not None and found.digest != digest:
+        return "it is not the one that the ledger vouches for"
+    for name, (size, content) in found.files.items():
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+        if _digest(path) != content:
+            return f"{name} has been changed: its digest does not fit the seal"
+    return None
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Move a sealed directory's files into ``target``, where others may stand; a model appears there whole.
+
+    The file that makes it loadable comes last, so that no reader meets half a model.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    remove(target)
+    names = [path.name for path in staging.iterdir()]
+    for name in sorted(names, key=lambda name: (name in MARKERS, name != SEAL, name)):
+        (staging / name).replace(target / name)
+    sync_directory(target)
+    sync_directory(target.parent)
+    staging.rmdir()
+
+
+def remove(directory: Path) -> None:
+    """Remove the files that the seal of ``directory`` lists, and the seal; other files stay."""
+    try:
+        names = list(read_seal(directory).files)
+    except ValueError:
+        return
+    for name in sorted(names, key=lambda name: name not in MARKERS):
+        (directory / name).unlink(missing_ok=True)
+    for folder in sorted({(directory / name).parent for name in names} - {directory}, reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    (directory / SEAL).unlink()
+
+
+def _sync(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return [path.stat().st_size, _digest(path)]
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return str(digest.hexdigest())

@@ -1,0 +1,236 @@
+"""A host with real files and exact arithmetic, for runs that are killed: what a run ends with can be compared by bits.
+
+The policy is a vector w; a row is a number x with the features (x, x², sin x), and log π(y_w) = −10 + w·φ(x),
+log π(y_l) = −10 − w·φ(x). Training shuffles the rows anew in each epoch and makes one update a row, with momentum and
+a little noise, so that the result depends on the order of the rows, on the reference, on the optimizer's state and on
+the random numbers. Every policy carries with it how often each row was trained on its way.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sdpo_plugin.ledger import Ledger, RunDir
+from sdpo_plugin.lock import RunLock
+from sdpo_plugin.plan import Plan, StepPlan
+from sdpo_plugin.reference import ReferenceTable
+from sdpo_plugin.report import write_report
+from sdpo_plugin.resume import FRESH, checkpoints, clear, close_run, find_start, require_fresh, sweep
+from sdpo_plugin.runner import EarlyTables, Tables, Training, TrainOutcome, run_steps
+from sdpo_plugin.sealed import read_seal, seal
+from tests.fakes import EXTERNAL, IDENTITY, make_plan, make_table
+
+T = TypeVar("T")
+ROWS = ((0.3, -1.1, 0.7, 1.9), (1.3, -0.4, 0.6), (-0.9, 0.2, 1.7, -0.5, 0.8))
+HELDOUT = {"val": (0.5, -0.7), "test": (1.1,)}
+EPOCHS, EVERY, KEPT = 2, 3, 2  # updates between checkpoints; checkpoints that stay
+W_BASE, W_EXTERNAL = np.array([0.5, -0.25, 0.125]), np.array([0.2, 0.1, -0.3])
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What kind of run it is; the words of the config."""
+
+    reference: str = "previous"
+    policy_init: str = "previous"
+    export_steps: str = "all"
+    num_steps: int = 3
+
+    def __str__(self) -> str:
+        return f"{self.reference}-from-{self.policy_init}-keep-{self.export_steps}-{self.num_steps}"
+
+    @property
+    def rows(self) -> Sequence[Sequence[float]]:
+        return ROWS[: self.num_steps]
+
+    def plan(self) -> Plan:
+        plan = make_plan(self.rows, HELDOUT, self.export_steps, self.reference, self.policy_init)
+        updates = [dataclasses.replace(step, num_optimizer_steps=EPOCHS * step.num_rows) for step in plan.steps]
+        return dataclasses.replace(plan, steps=tuple(updates))
+
+    def counts(self) -> list[list[int]]:
+        """How often each row is trained on the way to M_T."""
+        last = self.num_steps - 1
+        on_the_way = [index == last or (index < last and self.policy_init == "previous") for index in range(len(ROWS))]
+        return [[EPOCHS * trained] * len(rows) for trained, rows in zip(on_the_way, ROWS, strict=True)]
+
+
+@dataclass
+class Policy:
+    """A model, and how often each row of D_1 … D_T was trained on the way to it."""
+
+    weights: np.ndarray
+    counts: list[list[int]] = field(default_factory=lambda: [[0] * len(rows) for rows in ROWS])
+
+    def save(self, directory: Path, marker: str, **facts: Any) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        write(directory / "weights.bin", self.weights.tobytes())
+        write(directory / marker, json.dumps({"counts": self.counts, **facts}).encode())
+
+    @classmethod
+    def load(cls, directory: Path, marker: str) -> "Policy":
+        weights = np.frombuffer((directory / "weights.bin").read_bytes())
+        return cls(weights.copy(), json.loads((directory / marker).read_bytes())["counts"])
+
+
+@dataclass
+class Progress:
+    """Everything besides the policy that decides how a step ends."""
+
+    random: np.random.Generator
+    momentum: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    order: list[int] = field(default_factory=list)
+    done: int = 0
+    loss: float = 0.0
+
+
+class DyingHost:
+    """A ``StepHost`` of one process.
+
+    Args:
+        run: where the run is.
+        variant: what kind of run.
+        seed: of the adapter that a fresh M_0 has; each process draws another one, as a host without a seed would.
+        on_work: called before everything that takes a real host its time: each update, each scoring.
+    """
+
+    def __init__(self, run: RunDir, variant: Variant, seed: int, on_work: Callable[[], None]) -> None:
+        self.run, self.variant, self.seed, self.on_work = run, variant, seed, on_work
+        self.policy = Policy(W_BASE + 0.1 * np.random.default_rng(seed).normal(size=3))
+
+    def score_before(self, plan: Plan) -> EarlyTables:
+        name, weights = ("M_0", self.policy.weights) if self.variant.reference == "base" else (EXTERNAL, W_EXTERNAL)
+        if self.variant.reference == "previous":
+            return EarlyTables()
+        self.on_work()
+        steps = [(step, score(rows, weights, name)) for step, rows in zip(plan.steps, self.variant.rows, strict=True)]
+        heldout = {set_: score(rows, weights, name) for set_, rows in HELDOUT.items()}
+        return EarlyTables(steps, {EXTERNAL: heldout} if name == EXTERNAL else {})
+
+    def score_step(self, step: StepPlan) -> ReferenceTable:
+        self.on_work()
+        return score(ROWS[step.index - 1], self.policy.weights, step.reference)
+
+    def score_heldout(self, model: str) -> Tables:
+        self.on_work()
+        return {name: score(rows, self.policy.weights, model) for name, rows in HELDOUT.items()}
+
+    def restart_policy(self) -> None:
+        self.policy = Policy.load(self.run.start, "adapter_config.json")
+
+    def load_policy(self, model: str, directory: Path) -> None:
+        self.policy = Policy.load(directory, "adapter_config.json" if model == "M_0" else "config.json")
+
+    def settings(self, step: StepPlan) -> dict[str, Any]:
+        return {"num_epochs": EPOCHS, "learning_rate": 0.1 / step.index}
+
+    def train_step(self, step: StepPlan, training: Training) -> TrainOutcome:
+        assert {table.model for table in training.heldout.values()} == {step.reference}
+        now, facts = Progress(np.random.default_rng(step.index)), {}
+        if training.checkpoint is not None:
+            now, facts = self._restore(training.checkpoint), read_seal(training.checkpoint).facts
+        while now.done < step.num_optimizer_steps:
+            self.on_work()
+            self._update(step, now, training.reference)
+            facts.setdefault("first_loss", now.loss)
+            if now.done % EVERY == 0:
+                self._checkpoint(self.run.step(step), now, training.about, facts)
+        return TrainOutcome(facts["first_loss"], now.loss, now.done)
+
+    def export_start(self, directory: Path) -> bool:
+        self.policy.save(directory, "adapter_config.json", seed=self.seed)
+        return True
+
+    def export_step(self, step: StepPlan, directory: Path) -> None:
+        self.policy.save(directory, "config.json", step=step.index)
+
+    def on_rank_0(self, action: Callable[[], T]) -> T:
+        return action()
+
+    def _update(self, step: StepPlan, now: Progress, reference: ReferenceTable) -> None:
+        rows = ROWS[step.index - 1]
+        if now.done % len(rows) == 0:
+            now.order = [int(row) for row in now.random.permutation(len(rows))]
+        row = now.order[now.done % len(rows)]
+        x = features(rows[row : row + 1])[0]
+        margin = float(2 * self.policy.weights @ x - (reference.chosen[row] - reference.rejected[row]))
+        now.loss = float(np.log1p(np.exp(-margin)))
+        gradient = -2 * x / (1 + np.exp(margin)) + 0.01 * now.random.normal(size=3)
+        now.momentum = 0.9 * now.momentum + gradient
+        self.policy.weights = self.policy.weights - 0.1 / step.index * now.momentum
+        self.policy.counts[step.index - 1][row] += 1
+        now.done += 1
+
+    def _checkpoint(self, place: Path, now: Progress, about: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+        """As the host does it: a torn one of that name goes, files, seal, and then the older ones go."""
+        directory = place / f"checkpoint-{now.done}"
+        shutil.rmtree(directory, ignore_errors=True)
+        self.policy.save(directory, "config.json")
+        write(directory / "optimizer.bin", now.momentum.tobytes())
+        state = {"random": now.random.bit_generator.state, "order": now.order, "done": now.done, "loss": now.loss}
+        write(directory / "state" / "state.json", json.dumps(state).encode())
+        seal(directory, about, facts)
+        for older in checkpoints(place)[:-KEPT]:
+            shutil.rmtree(older)
+
+    def _restore(self, directory: Path) -> Progress:
+        self.policy = Policy.load(directory, "config.json")
+        state = json.loads((directory / "state" / "state.json").read_bytes())
+        random = np.random.default_rng()
+        random.bit_generator.state = state["random"]
+        momentum = np.frombuffer((directory / "optimizer.bin").read_bytes()).copy()
+        return Progress(random, momentum, state["order"], state["done"], state["loss"])
+
+
+def advance(out: Path, variant: Variant, seed: int, on_work: Callable[[], None] = lambda: None) -> None:
+    """What one process does: begin the run in ``out``, or go on with it, to its end."""
+    run, plan = RunDir(out), variant.plan()
+    lock = RunLock(run.lock)
+    try:
+        start, ledger = FRESH, None
+        if run.ledger.exists():
+            start = find_start(run)
+            ledger = start.ledger
+            if start.action.kind == "nothing":
+                assert ledger is not None
+                sweep(run, ledger)
+                return
+        else:
+            require_fresh(run, [step.name for step in plan.steps])
+            clear(run)
+        host = DyingHost(run, variant, seed, on_work)
+        run_steps(plan, host, run, ledger or Ledger.begin(plan, IDENTITY), lambda: write_report(run), start)
+        host.policy.save(out, "config.json")
+        close_run(run, keep_last=variant.export_steps == "all")
+    finally:
+        lock.release()
+
+
+def score(rows: Sequence[float], weights: np.ndarray, model: str) -> ReferenceTable:
+    """The table of these rows under the model w."""
+    half_gamma = features(rows) @ weights
+    return make_table(-10 + half_gamma, -10 - half_gamma, model, rows)
+
+
+def features(rows: Sequence[float]) -> np.ndarray:
+    x = np.array(rows)
+    return np.stack([x, x * x, np.sin(x)], axis=1)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file as a host does: in place and in pieces, so that one who dies leaves half of it."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb", buffering=0) as file:
+        for piece in halves(data):
+            file.write(piece)
+
+
+def halves(data: bytes) -> Iterator[bytes]:
+    yield data[: len(data) // 2]
+    yield data[len(data) // 2 :]

@@ -1,0 +1,391 @@
+"""Where a run goes on: over every state of a ledger, and over everything that can be wrong on disk."""
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from sdpo_plugin.errors import OutputError
+from sdpo_plugin.ledger import Ledger, RunDir, State
+from sdpo_plugin.resume import (
+    FRESH,
+    Action,
+    Start,
+    about_checkpoint,
+    checkpoints,
+    close_run,
+    find_start,
+    next_action,
+)
+from sdpo_plugin.runner import run_steps
+from sdpo_plugin.sealed import SEAL, seal
+from tests.dead_runs import Life, checkpoint, die, ledger_of
+from tests.fakes import EXTERNAL, IDENTITY, WEIGHTS, FakeHost, make_plan
+
+GO_ON = "set auto_resume_from_checkpoints: true"
+IN_TRAINING = ("train M_0 on D_1", "train M_1 on D_2")
+
+# --- what comes next, over every state ---
+
+
+def life(num_steps: int, init: str) -> Iterator[tuple[Life, Action]]:
+    """Every state of the ledger in the order of a run: prepared, states, finished, saved; and what comes next."""
+    todo, last = ("planned",) * num_steps, f"M_{num_steps}"
+    yield (False, todo, False, False), Action("prepare", 0, "M_0")
+    for done in range(num_steps):
+        before, after = ("exported",) * done, ("planned",) * (num_steps - done - 1)
+        start = f"M_{done}" if init == "previous" else "M_0"
+        yield (True, (*before, "planned", *after), False, False), Action("score", done + 1, f"M_{done}")
+        for state in ("scored", "training", "trained"):
+            yield (True, (*before, state, *after), False, False), Action("train", done + 1, start)
+    done_all = ("exported",) * num_steps
+    yield (True, done_all, False, False), Action("finish", 0, last)
+    yield (True, done_all, True, False), Action("save", 0, last)
+    yield (True, done_all, True, True), Action("nothing", 0, last)
+
+
+@pytest.mark.parametrize("init", ["previous", "base"])
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_next_action_of_every_ledger_that_a_run_can_leave(tmp_path: Path, num_steps: int, init: str) -> None:
+    states = list(life(num_steps, init))
+    assert len(states) == 4 * num_steps + 4
+    for state, action in states:
+        ledger = ledger_of(state, init)
+        ledger.save(tmp_path / "ledger.json")
+        assert next_action(Ledger.load(tmp_path / "ledger.json")) == action
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_every_other_ledger_is_refused(tmp_path: Path, num_steps: int) -> None:
+    allowed, refused = {state for state, _ in life(num_steps, "previous")}, 0
+    flags = (False, True)
+    for state in product(flags, product(get_args(State), repeat=num_steps), flags, flags):
+        if state in allowed:
+            continue
+        ledger_of(state).save(tmp_path / "ledger.json")
+        with pytest.raises(OutputError, match=r"in an order that no run takes|finished: .*, saved: .* with states"):
+            Ledger.load(tmp_path / "ledger.json")
+        refused += 1
+    assert refused == 8 * 5**num_steps - (4 * num_steps + 4)
+
+
+def test_fresh_run_begins_where_an_empty_ledger_does() -> None:
+    assert Start(None, next_action(Ledger.begin(make_plan(), IDENTITY))) == FRESH
+
+
+# --- runs that died ---
+
+
+@pytest.mark.parametrize(
+    ("call", "action", "model_dir"),
+    [
+        ("export the start", Action("prepare", 0, "M_0"), None),
+        ("score D_1 by M_0", Action("score", 1, "M_0"), "sdpo/start"),
+        ("settings of step-1", Action("train", 1, "M_0"), "sdpo/start"),
+        ("train M_0 on D_1", Action("train", 1, "M_0"), "sdpo/start"),
+        ("export M_1 to staging", Action("train", 1, "M_0"), "sdpo/start"),
+        ("score D_2 by M_1", Action("score", 2, "M_1"), "step-1"),
+        ("train M_1 on D_2", Action("train", 2, "M_1"), "step-1"),
+        ("export M_2 to staging", Action("train", 2, "M_1"), "step-1"),
+        ("score held-out by M_2, called M_2", Action("finish", 0, "M_2"), "step-2"),
+    ],
+)
+@pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "full"])
+def test_dead_run_goes_on_from_the_model_that_its_next_action_needs(
+    run_dir: RunDir, call: str, action: Action, model_dir: str | None, adapter: bool
+) -> None:
+    ledger = die(run_dir, call, FakeHost(adapter=adapter))
+    if not adapter and model_dir == "sdpo/start":
+        model_dir = None  # the base model itself
+    assert find_start(run_dir) == Start(ledger, action, None if model_dir is None else run_dir.root / model_dir)
+
+
+@pytest.mark.parametrize("export_steps", ["all", "last"])
+def test_finished_run_has_its_model_still_to_be_saved_and_then_nothing(run_dir: RunDir, export_steps: str) -> None:
+    plan, host = make_plan(export_steps=export_steps), FakeHost()
+    ledger = run_steps(plan, host, run_dir, Ledger.begin(plan, IDENTITY), host.progress)
+    assert find_start(run_dir) == Start(ledger, Action("save", 0, "M_2"), run_dir.root / "step-2")
+    close_run(run_dir, keep_last=export_steps == "all")
+    start = find_start(run_dir)
+    # M_T's double has gone with `export_steps: last`, and nobody asks for it
+    assert (start.action, start.model_dir, start.checkpoint) == (Action("nothing", 0, "M_2"), None, None)
+
+
+def test_finished_run_may_lose_its_models(run_dir: RunDir) -> None:
+    host = FakeHost()
+    run_steps(make_plan(), host, run_dir, Ledger.begin(make_plan(), IDENTITY), host.progress)
+    close_run(run_dir, keep_last=True)
+    (run_dir.root / "step-2" / WEIGHTS).unlink()
+    assert find_start(run_dir).action.kind == "nothing"
+
+
+@pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "full"])
+def test_step_that_starts_from_the_base_model_needs_no_other(run_dir: RunDir, adapter: bool) -> None:
+    ledger = die(run_dir, "train M_0 on D_2", FakeHost(adapter=adapter), make_plan(policy_init="base"))
+    assert find_start(run_dir) == Start(ledger, Action("train", 2, "M_0"), run_dir.start if adapter else None)
+
+
+# --- checkpoints ---
+
+
+def test_checkpoints_stand_in_the_order_of_their_updates(tmp_path: Path) -> None:
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-100", "checkpoint-", "checkpoint-x", "tmp-checkpoint-5"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
+    assert checkpoints(tmp_path / "missing") == []
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("last_call", ["train", "export"])
+def test_newest_whole_checkpoint_is_gone_on_from(run_dir: RunDir, step: int, last_call: str) -> None:
+    ledger = die(run_dir, IN_TRAINING[step - 1] if last_call == "train" else f"export M_{step} to staging")
+    for updates in (8, 9, 10):
+        newest = checkpoint(run_dir, step, updates)
+    action = Action("train", step, f"M_{step - 1}")
+    assert find_start(run_dir) == Start(ledger, action, None, newest)
+
+
+def cut(path: Path) -> None:
+    (path / "model.bin").write_bytes(b"012345678")
+
+
+def flip(path: Path) -> None:
+    (path / "model.bin").write_bytes(b"0123456788")
+
+
+def unseal(path: Path) -> None:
+    (path / SEAL).unlink()
+
+
+def tear_seal(path: Path) -> None:
+    (path / SEAL).write_bytes((path / SEAL).read_bytes()[:-20])
+
+
+def become_a_file(path: Path) -> None:
+    for name in ("model.bin", SEAL):
+        (path / name).unlink()
+    path.rmdir()
+    path.touch()
+
+
+DEFECTS = [
+    pytest.param(cut, {}, "model.bin has 9 bytes instead of 10", id="torn"),
+    pytest.param(flip, {}, "model.bin has been changed: its digest does not fit the seal", id="bit-flipped"),
+    pytest.param(unseal, {}, "it has no seal, so it was never finished", id="no-seal"),
+    pytest.param(tear_seal, {}, "its seal is damaged (", id="torn-seal"),
+    pytest.param(become_a_file, {}, "it has no seal, so it was never finished", id="a-file"),
+    pytest.param(None, {"run": "other"}, "it belongs to another run ('other' instead of ", id="other-run"),
+    pytest.param(
+        None, {"step": "step-1"}, "it belongs to another step ('step-1' instead of 'step-2')", id="other-step"
+    ),
+    pytest.param(
+        None,
+        {"reference": "0" * 64},
+        f"it belongs to another reference ('{'0' * 64}' instead of ",
+        id="other-reference",
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "about", "reason"), DEFECTS)
+def test_checkpoint_that_cannot_be_trusted_is_passed_over_with_the_reason(
+    run_dir: RunDir, damage: Callable[[Path], None] | None, about: dict[str, str], reason: str
+) -> None:
+    ledger = die(run_dir, "train M_1 on D_2")
+    good, bad = checkpoint(run_dir, 2, 9), checkpoint(run_dir, 2, 10, about)
+    if damage is not None:
+        damage(bad)
+    start = find_start(run_dir)
+    assert (start.ledger, start.action, start.checkpoint) == (ledger, Action("train", 2, "M_1"), good)
+    assert len(start.passed_over) == 1
+    assert start.passed_over[0].startswith(f"{bad} is passed over: {reason}")
+
+
+def test_step_without_a_whole_checkpoint_begins_again(run_dir: RunDir) -> None:
+    ledger = die(run_dir, "train M_1 on D_2")
+    for updates, damage in ((5, cut), (6, flip), (7, unseal)):
+        damage(checkpoint(run_dir, 2, updates))
+    start = find_start(run_dir)
+    expected = Start(ledger, Action("train", 2, "M_1"), run_dir.root / "step-1", None, start.passed_over)
+    assert start == expected
+    step = run_dir.root / "step-2"
+    assert start.passed_over == (
+        f"{step / 'checkpoint-7'} is passed over: it has no seal, so it was never finished",
+        f"{step / 'checkpoint-6'} is passed over: model.bin has been changed: its digest does not fit the seal",
+        f"{step / 'checkpoint-5'} is passed over: model.bin has 9 bytes instead of 10",
+    )
+
+
+def test_checkpoint_of_another_step_does_not_count(run_dir: RunDir) -> None:
+    die(run_dir, "train M_1 on D_2")
+    checkpoint(run_dir, 1, 50)
+    assert find_start(run_dir).checkpoint is None
+
+
+def test_damaged_model_does_not_matter_where_a_checkpoint_holds_the_policy(run_dir: RunDir) -> None:
+    die(run_dir, "train M_1 on D_2")
+    newest = checkpoint(run_dir, 2, 5)
+    (run_dir.root / "step-1" / WEIGHTS).unlink()
+    assert find_start(run_dir).checkpoint == newest
+
+
+def test_seal_of_a_checkpoint_names_run_step_and_reference(run_dir: RunDir) -> None:
+    ledger = die(run_dir, "train M_1 on D_2")
+    assert about_checkpoint(run_dir, ledger, ledger.steps[1]) == {
+        "run": ledger.run,
+        "step": "step-2",
+        "reference": ledger.tables["sdpo/reference/step-2.safetensors"],
+    }
+
+
+# --- a checkpoint that was asked for ---
+
+
+def test_checkpoint_that_was_asked_for_is_taken_instead_of_the_newest(run_dir: RunDir) -> None:
+    ledger = die(run_dir, "train M_1 on D_2")
+    older = checkpoint(run_dir, 2, 5)
+    checkpoint(run_dir, 2, 6)
+    assert find_start(run_dir, older) == Start(ledger, Action("train", 2, "M_1"), None, older)
+
+
+@pytest.mark.parametrize(("damage", "about", "reason"), DEFECTS)
+def test_checkpoint_that_was_asked_for_and_cannot_be_trusted_is_refused(
+    run_dir: RunDir, damage: Callable[[Path], None] | None, about: dict[str, str], reason: str
+) -> None:
+    die(run_dir, "train M_1 on D_2")
+    checkpoint(run_dir, 2, 9)
+    asked = checkpoint(run_dir, 2, 10, about)
+    if damage is not None:
+        damage(asked)
+    expected = (
+        rf"resume_from_checkpoint: '{re.escape(str(asked))}' is no checkpoint that step step-2 can go on from: "
+        rf"{re.escape(reason)}.*; remove it and {GO_ON} to take the newest whole one\."
+    )
+    with pytest.raises(OutputError, match=f"^{expected}$"):
+        find_start(run_dir, asked)
+
+
+def test_checkpoint_that_does_not_exist_is_refused(run_dir: RunDir) -> None:
+    die(run_dir, "train M_1 on D_2")
+    with pytest.raises(
+        OutputError, match=r"'nowhere' is no checkpoint that step step-2 can go on from: it has no seal"
+    ):
+        find_start(run_dir, Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"), [("score D_2 by M_1", "score"), ("score held-out by M_2, called M_2", "finish")]
+)
+def test_checkpoint_is_of_no_use_where_no_step_is_half_trained(run_dir: RunDir, call: str, kind: str) -> None:
+    die(run_dir, call)
+    asked = checkpoint(run_dir, 1, 5)
+    expected = (
+        f"resume_from_checkpoint: {str(asked)!r} is of no use: no step is half trained (next: {kind}); "
+        f"remove it and {GO_ON}."
+    )
+    with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
+        find_start(run_dir, asked)
+
+
+# --- models and tables ---
+
+
+def drop_byte(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_bit(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (Path.unlink, "weights.json is missing"),
+        (drop_byte, "weights.json has 2 bytes instead of 3"),
+        (flip_bit, "weights.json has been changed: its digest does not fit the seal"),
+        (lambda path: (path.parent / SEAL).unlink(), "it has no seal, so it was never finished"),
+    ],
+    ids=["missing", "torn", "changed", "no-seal"],
+)
+@pytest.mark.parametrize("call", ["score D_2 by M_1", "train M_1 on D_2"])
+def test_damaged_model_is_refused_by_its_directory_and_file(
+    run_dir: RunDir, call: str, damage: Callable[[Path], None], reason: str
+) -> None:
+    die(run_dir, call)
+    damage(run_dir.root / "step-1" / WEIGHTS)  # "1.0"
+    expected = (
+        f"{run_dir.root / 'step-1'} is not the M_1 that this run has made: {reason}. Restore it, or train again into "
+        "another output_dir."
+    )
+    with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
+        find_start(run_dir)
+
+
+def test_model_of_another_run_is_refused(run_dir: RunDir, tmp_path: Path) -> None:
+    die(run_dir, "score D_2 by M_1")
+    other = RunDir(tmp_path / "other")
+    die(other, "score D_2 by M_1")
+    for path in (other.root / "step-1").iterdir():
+        path.replace(run_dir.root / "step-1" / path.name)
+    with pytest.raises(OutputError, match="step-1 is not the M_1 that this run has made: it belongs to another run"):
+        find_start(run_dir)
+
+
+def test_model_that_was_sealed_again_is_refused(run_dir: RunDir) -> None:
+    """Whole, of this run, and yet not the one that the ledger vouches for."""
+    ledger = die(run_dir, "score D_2 by M_1")
+    (run_dir.root / "step-1" / WEIGHTS).write_text("7.0")
+    seal(run_dir.root / "step-1", {"run": ledger.run, "model": "M_1"})
+    with pytest.raises(OutputError, match=r"has made: it is not the one that the ledger vouches for\."):
+        find_start(run_dir)
+
+
+def test_lost_start_is_refused(run_dir: RunDir) -> None:
+    die(run_dir, "score D_1 by M_0", FakeHost(adapter=True))
+    (run_dir.start / WEIGHTS).unlink()
+    with pytest.raises(OutputError, match=re.escape(f"{run_dir.start} is not the M_0 that this run has made: weights")):
+        find_start(run_dir)
+
+
+def test_torn_ledger_is_refused(run_dir: RunDir) -> None:
+    die(run_dir, "score D_2 by M_1")
+    drop_byte(run_dir.ledger)
+    drop_byte(run_dir.ledger)
+    with pytest.raises(OutputError, match="is not a ledger of schema version 1"):
+        find_start(run_dir)
+
+
+def test_step_whose_reference_table_is_lost_is_scored_again_by_the_model_before_it(run_dir: RunDir) -> None:
+    ledger = die(run_dir, "train M_1 on D_2")
+    checkpoint(run_dir, 2, 5)
+    table = run_dir.reference(ledger.steps[1])
+    table.unlink()
+    start = find_start(run_dir)
+    assert (start.action, start.model_dir, start.checkpoint) == (
+        Action("score", 2, "M_1"),
+        run_dir.root / "step-1",
+        None,
+    )
+    assert start.ledger is not None
+    assert run_dir.key(table) not in start.ledger.tables
+    assert set(start.ledger.tables) == set(ledger.tables) - {run_dir.key(table)}
+    assert [step.state for step in start.ledger.steps] == ["exported", "planned"]
+
+
+@pytest.mark.parametrize("reference", ["base", EXTERNAL])
+def test_lost_table_of_another_reference_is_not_scored_by_the_model_before(run_dir: RunDir, reference: str) -> None:
+    """That would be another reference; reading it tells what is missing."""
+    host = FakeHost(early=["M_0" if reference == "base" else EXTERNAL])
+    ledger = die(run_dir, "train M_1 on D_2", host, make_plan(reference=reference))
+    run_dir.reference(ledger.steps[1]).unlink()
+    assert find_start(run_dir) == Start(ledger, Action("train", 2, "M_1"), run_dir.root / "step-1")
+
+
+def test_table_of_a_step_that_is_done_is_not_missed(run_dir: RunDir) -> None:
+    ledger = die(run_dir, "train M_1 on D_2")
+    run_dir.reference(ledger.steps[0]).unlink()
+    assert find_start(run_dir).action == Action("train", 2, "M_1")

@@ -70,6 +70,15 @@ def test_killed_again_while_it_goes_on(full: Life, tmp_path: Path) -> None:
         ("base", {"sdpo": {"policy_init": "base", "reference": "base"}}),
         ("base-start", {"sdpo": {"policy_init": "base"}}),
         ("by-difficulty", {"sdpo": {"partition": {"strategy": "easy_to_hard", "unit": "row", "num_steps": 2}}}),
+        (
+            "best-model",
+            {
+                **HELDOUT,
+                "early_stopping_patience": 1,
+                "learning_rate": 2.0e-2,
+                "save_total_limit": None,
+            },
+        ),
         ("last-only", {"sdpo": {"export_steps": "last"}, "save_strategy": "no", "save_steps": None}),
     ],
 )

@@ -136,6 +136,20 @@ def test_signal_to_one_rank_stops_both_after_the_same_update(
     assert f"going on with step 1 from {tmp_path}/out/step-1/checkpoint-" in again.log(0)
 
 
+def test_unknown_error_of_rank_0_while_it_writes_ends_both(
+    host: Host, model: Path, two_sets: list[Config], two_ranks: dict[str, Any], tmp_path: Path
+) -> None:
+    """Rank 1 would wait for what rank 0 was about to tell it."""
+    config = config_of(model, two_sets, tmp_path, **two_ranks)
+    env = {"SDPO_TEST_FAULT": "break:sdpo/reference/"}
+    run = host.start(["train", str(config), "--launcher", "python"], tmp_path, env=env, ranks=2)
+    result = run.wait(120, grace=60)
+    assert len(run.codes()) == 2
+    assert "KeyError: 'a fault of the test'" in result.log(0)
+    assert "Traceback" not in result.log(1)
+    assert "rank 0 stopped with an error of its own; its message says which." in result.log(1)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_failure_of_one_rank_ends_both_and_says_why_once(
     host: Host, model: Path, two_sets: list[Config], two_ranks: dict[str, Any], tmp_path: Path, rank: int

@@ -3,10 +3,14 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from sdpo_plugin.errors import OutputError
 
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 
@@ -56,6 +60,29 @@ def write_json(path: Path, value: Any) -> None:
         OSError: as in ``write_bytes``.
     """
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def cannot_write(path: Path, error: BaseException) -> OutputError:
+    """What a user is told where a write failed: disk full, quota used up, directory taken away."""
+    where = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return OutputError(
+        f"{path} could not be written: {error} ({shutil.disk_usage(where).free / 2**30:.1f} GiB are free there). What "
+        "was on disk before is whole; free some space, or keep fewer checkpoints (save_total_limit, save_only_model), "
+        "and go on with auto_resume_from_checkpoints: true."
+    )
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Say where a write failed, and that nothing before it is lost.
+
+    Raises:
+        OutputError: in place of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def canonical_json(value: Any) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from sdpo_plugin.errors import ReferenceTableError
-from sdpo_plugin.files import write_json
+from sdpo_plugin.files import write_json, written
 from sdpo_plugin.ledger import Ledger, RunDir
 from sdpo_plugin.plan import Plan, StepPlan
 from sdpo_plugin.reference import ReferenceTable
@@ -40,7 +40,7 @@ class Log:
         self.ledger = ranks.on_rank_0(lambda: replace(ledger, plan_fingerprint=plan.fingerprint()))
         ranks.on_rank_0(lambda: shutil.rmtree(run.staging, ignore_errors=True))
         ranks.on_rank_0(lambda: sweep(run, self.ledger))
-        ranks.on_rank_0(lambda: write_json(run.plan, plan.to_json()))
+        ranks.on_rank_0(lambda: _write(run.plan, lambda: write_json(run.plan, plan.to_json())))
         self._write()
 
     def has(self, path: Path) -> bool:
@@ -52,7 +52,8 @@ class Log:
 
         def write() -> None:
             for path, table in files.items():
-                table.save(path)
+                with written(path):
+                    table.save(path)
 
         self._ranks.on_rank_0(write)
         checksums = {self._run.key(path): table.checksum() for path, table in files.items()}
@@ -70,8 +71,9 @@ class Log:
         """Seal what stands in the staging directory and give it its place."""
 
         def move() -> str:
-            digest = seal(self._run.staging, {"run": self.ledger.run, "model": model})
-            publish(self._run.staging, target)
+            with written(target):
+                digest = seal(self._run.staging, {"run": self.ledger.run, "model": model})
+                publish(self._run.staging, target)
             return digest
 
         digest = self._ranks.on_rank_0(move)
@@ -96,7 +98,13 @@ class Log:
         self._write()
 
     def _write(self) -> None:
-        self._ranks.on_rank_0(lambda: self.ledger.save(self._run.ledger))
+        path = self._run.ledger
+        self._ranks.on_rank_0(lambda: _write(path, lambda: self.ledger.save(path)))
+
+
+def _write(path: Path, action: Callable[[], None]) -> None:
+    with written(path):
+        action()
 
 
 def read_table(run: RunDir, ledger: Ledger, path: Path) -> ReferenceTable:

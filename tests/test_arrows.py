@@ -12,7 +12,7 @@ HOST_PACKAGES = ("accelerate", "axolotl", "deepspeed", "peft", "torch", "transfo
 ALLOWED = {
     "__init__": {"args", "crash", "errors"},  # and host.plugin, but not before someone asks for the plugin
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "args": {"errors"},
     "conflicts": {"errors"},
     "crash": {"errors"},

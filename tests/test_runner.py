@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from sdpo_plugin.errors import ReferenceTableError
+from sdpo_plugin.errors import OutputError, ReferenceTableError
 from sdpo_plugin.ledger import Ledger, RunDir
 from sdpo_plugin.plan import Plan, model_name
 from sdpo_plugin.reference import ReferenceTable
@@ -399,7 +399,7 @@ def test_table_that_cannot_be_written_stops_the_step(run_dir: RunDir) -> None:
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("a file where the directory should be")
     host = FakeHost()
-    with pytest.raises(FileExistsError, match=re.escape(str(in_the_way))):
+    with pytest.raises(OutputError, match=re.escape(str(in_the_way))):
         run(host, run_dir)
     assert host.calls == CALLS[:4]
     assert [step.state for step in Ledger.load(run_dir.ledger).steps] == ["planned", "planned"]

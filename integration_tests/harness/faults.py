@@ -4,6 +4,7 @@ What happens is told by the environment, so that the config stays that of the ru
 
 - `note:FILE`: nothing but a line in FILE for every event of the run's life: forward passes, updates, files written.
 - `die:N`: SIGKILL at event N of that life, counted from 1.
+- `break:NAME`: an error of no known kind where a file with this in its path is opened for writing.
 - `raise:STEP:UPDATE:RANK`, `hang:STEP:UPDATE:RANK`: an error, or an update that takes for ever.
 - `poison:STEP:UPDATE:TOKEN`: the embedding of a token turns to NaN, on every rank.
 - `limit:BYTES`: no file may grow beyond this, as under a quota.
@@ -40,7 +41,7 @@ class FaultPlugin(BasePlugin):
 
     def pre_model_load(self, cfg: Any) -> None:
         """The data are loaded, and the run has its directory."""
-        if self._kind in ("note", "die"):
+        if self._kind in ("note", "die", "break"):
             self._life = Life(Path(cfg.output_dir), self._kind, self._value)
         if self._kind == "full":
             shutil.disk_usage = lambda path: Usage(2**30, 2**30 - 2**20, 2**20)
@@ -101,6 +102,7 @@ class Life:
         self._root = str(output_dir.resolve()) + os.sep
         self._file = Path(value).open("w", encoding="utf-8") if kind == "note" else None  # noqa: SIM115 - for this life
         self._dies_at = int(value) if kind == "die" else 0
+        self._breaks_at = value if kind == "break" else None
         self._count = 0
         self._pid = os.getpid()
         sys.addaudithook(self._audit)
@@ -124,6 +126,8 @@ class Life:
         if os.getpid() != self._pid:  # a worker process
             return
         self._count += 1
+        if self._breaks_at is not None and self._breaks_at in what:
+            raise KeyError("a fault of the test")
         if self._file is not None:
             self._file.write(f"{what}\n")
             self._file.flush()

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
-from sdpo_plugin.errors import OutputError
+from sdpo_plugin.files import cannot_write
 from sdpo_plugin.host import distributed
 from sdpo_plugin.host.numbers import require_finite_weights
 from sdpo_plugin.host.stopping import Stopped, StopRequest, shielded
@@ -137,12 +137,7 @@ def written(directory: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_torchs_writer(error):
             raise
-        where = next(parent for parent in (directory, *directory.parents) if parent.exists())
-        raise OutputError(
-            f"{directory} could not be written: {error} ({shutil.disk_usage(where).free / 2**30:.1f} GiB are "
-            "free there). What was on disk before is whole; free some space, or keep fewer checkpoints "
-            "(save_total_limit, save_only_model), and go on with auto_resume_from_checkpoints: true."
-        ) from error
+        raise cannot_write(directory, error) from error
 
 
 def _is_torchs_writer(error: RuntimeError) -> bool:

@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.drift import VERSIONS, run_settings, step_settings
 from sdpo_plugin.files import fingerprint, sampled_digest
-from sdpo_plugin.host.datasets import StepData, row_facts, source_name
+from sdpo_plugin.host.datasets import StepData, row_facts
 
 PACKAGES = ("axolotl", "trl", "transformers", "accelerate", "deepspeed", "peft", "torch", "datasets")
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
@@ -29,7 +29,6 @@ def identity_of(
 ) -> dict[str, dict[str, Any]]:
     """Facts by section; what differs is named by section and key. Causes come before what they cause."""
     template = tokenizer.chat_template
-    names = [", ".join(source_name(entry) for entry in source.cfg.datasets) for source in sources]
     return {
         "base_model": {"content of the model": sampled_digest(_files(cfg))},
         "tokenizer": {
@@ -40,8 +39,8 @@ def identity_of(
         "sdpo": _block(block),
         "config": run_settings(plain(cfg)),
         "rows": {
-            f"source {number}, {name}": source.facts.digest()
-            for number, (name, source) in enumerate(zip(names, sources, strict=True), 1)
+            f"source {number}": source.facts.digest()  # not by its name: files may be moved
+            for number, source in enumerate(sources, 1)
             if source.facts is not None
         },
         "held-out rows": {name: row_facts(rows).digest() for name, rows in heldout.items()},

@@ -11,6 +11,7 @@ from sdpo_plugin.errors import OutputError
 from sdpo_plugin.host.distributed import on_rank_0
 from sdpo_plugin.ledger import RunDir
 from sdpo_plugin.lock import RunLock
+from sdpo_plugin.report import write_report
 from sdpo_plugin.resume import FRESH, TO_GO_ON, Start, clear, close_run, find_start, require_fresh, sweep
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
@@ -75,6 +76,7 @@ class Session:
         """The host has written the final model."""
         if self._lock is not None:  # rank 0; the process group is gone
             close_run(self.run, keep_last=self._block.export_steps == "all")
+            write_report(self.run)
         self.release()
 
     def release(self) -> None:

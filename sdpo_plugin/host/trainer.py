@@ -3,10 +3,10 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
@@ -22,33 +22,29 @@ from sdpo_plugin.drift import VERSIONS, changes, require_same_run, require_same_
 from sdpo_plugin.errors import TrainingError
 from sdpo_plugin.host import distributed
 from sdpo_plugin.host.chain import Chain
-from sdpo_plugin.host.checkpoints import SealedCheckpoints, StopAtStep, written
-from sdpo_plugin.host.datasets import StepData, together, with_reference
+from sdpo_plugin.host.checkpoints import StopAtStep, written
+from sdpo_plugin.host.datasets import together, with_reference
 from sdpo_plugin.host.dropout import disable_functional_dropout
-from sdpo_plugin.host.external import free_memory, load_reference
 from sdpo_plugin.host.identity import identity_of, settings_of
 from sdpo_plugin.host.numbers import require_finite_loss, require_finite_weights
-from sdpo_plugin.host.pool import Layout, lay_out, needs_scores
+from sdpo_plugin.host.pool import lay_out
 from sdpo_plugin.host.progress import StepProgress, restart_loggers
+from sdpo_plugin.host.scorer import ScoringTrainer
 from sdpo_plugin.host.scoring import score
 from sdpo_plugin.host.startup import disk_need, free_bytes
 from sdpo_plugin.host.step_args import step_args
-from sdpo_plugin.host.stopping import Stopped, StopRequest
-from sdpo_plugin.host.weights import Snapshot, gathered, load_adapter
+from sdpo_plugin.host.stopping import StopRequest
+from sdpo_plugin.host.weights import gathered
 from sdpo_plugin.ledger import Ledger
-from sdpo_plugin.log import read_table
-from sdpo_plugin.plan import Plan, StepPlan, model_name
+from sdpo_plugin.plan import Plan, StepPlan
 from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.report import write_report
-from sdpo_plugin.resume import M_0, model_dir
-from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome, run_steps
+from sdpo_plugin.runner import Training, TrainOutcome, run_steps
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
-T = TypeVar("T")
-SHOWN_LETTERS = 80
 
 
-class StepwiseDPOTrainer(SealedCheckpoints):
+class StepwiseDPOTrainer(ScoringTrainer):
     """Axolotl's DPO trainer for `rl: sdpo`; a ``StepHost`` for ``run_steps``.
 
     Model load, final save, model card, hub push and teardown stay the host's: the chain runs inside its ``train()``.
@@ -57,13 +53,8 @@ class StepwiseDPOTrainer(SealedCheckpoints):
     tag_names: ClassVar[list[str]] = ["axolotl", "dpo", "stepwise-dpo"]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._attached: Chain | None = None
-        self._layout: Layout | None = None
-        self._base: Snapshot | None = None
         self._step: StepPlan | None = None
         self._reference: ReferenceTable | None = None  # of D_t, while step t trains
-        self._stand_in: torch.nn.Module | None = None  # M_{t-1}, where the policy in memory is M_0 already
-        self._stop: StopRequest | None = None
         self._built = False
         self._output: TrainOutput | None = None
         super().__init__(*args, **kwargs)
@@ -117,7 +108,7 @@ class StepwiseDPOTrainer(SealedCheckpoints):
             tables = {chain.run.key(path): table.checksum() for path, table in scores.items()}
             ledger = start.ledger or Ledger.begin(plan, identity, tables)
             self._check(plan, ledger)
-            run_steps(plan, self, chain.run, ledger, lambda: write_report(chain.run), start)
+            run_steps(plan, self, chain.run, ledger, self._report, start)
         self.args = self._host_args  # the host saves the final model, its card and the hub push by these
         distributed.require_engine(self)
         return self._output or TrainOutput(0, 0.0, {})
@@ -154,47 +145,6 @@ class StepwiseDPOTrainer(SealedCheckpoints):
         super().log(logs, start_time)
 
     # --- StepHost ---
-
-    def score_before(self, plan: Plan) -> EarlyTables:
-        """See ``StepHost``. What ordered the data is not computed again."""
-        chain = self._chain
-        tables = list(zip(plan.steps, self._data.base_tables, strict=False))
-        if chain.block.reference == "base" and not tables:
-            tables = [(step, self._score_data(step, M_0)) for step in plan.steps]
-        if chain.block.reference in ("previous", "base"):
-            return EarlyTables(tables)
-        name = plan.steps[0].reference
-        model = load_reference(chain.cfg, chain.block.reference, self)
-        tables += [(step, self._score_data(step, name, model)) for step in plan.steps]
-        heldout = self._score_heldout(name, model)
-        del model
-        free_memory()
-        return EarlyTables(tables, {name: heldout})
-
-    def score_step(self, step: StepPlan) -> ReferenceTable:
-        """See ``StepHost``."""
-        return self._score_data(step, model_name(step.index - 1), self._stand_in)
-
-    def score_heldout(self, model: str) -> dict[str, ReferenceTable]:
-        """See ``StepHost``."""
-        return self._score_heldout(model, self._stand_in)
-
-    def restart_policy(self) -> None:
-        """See ``StepHost``."""
-        assert self._base is not None
-        if self._stand_in is not None:
-            self._stand_in = None
-            free_memory()
-        distributed.release(self)
-        self._base.restore(self.model)
-
-    def load_policy(self, model: str, directory: Path) -> None:
-        """See ``StepHost``. A full model has been loaded by the host, from ``directory`` instead of the base's."""
-        chain = self._chain
-        if chain.cfg.adapter:
-            load_adapter(self.model, directory)
-        elif not chain.session.is_redirected:  # policy_init: base; M_{t-1} only scores
-            self._stand_in = load_reference(chain.cfg, str(directory), self)
 
     def settings(self, step: StepPlan) -> dict[str, Any]:
         """See ``StepHost``."""
@@ -241,85 +191,12 @@ class StepwiseDPOTrainer(SealedCheckpoints):
             self.save_model(str(directory), _internal_call=True)  # internal: no push to the hub for every step
             self.accelerator.wait_for_everyone()
 
-    def on_rank_0(self, action: Callable[[], T]) -> T:
-        """See ``StepHost``."""
-        return distributed.on_rank_0(action)
-
     # --- inside ---
 
-    @property
-    def _chain(self) -> Chain:
-        assert self._attached is not None, "attach() comes before train()"
-        return self._attached
-
-    @property
-    def _data(self) -> Layout:
-        assert self._layout is not None
-        return self._layout
-
-    def _score(
-        self,
-        data: StepData,
-        name: str,
-        what: str,
-        model: torch.nn.Module | None = None,
-        name_row: Callable[[int], str] | None = None,
-    ) -> ReferenceTable:
-        """Batches have the size of training batches, so that what trains also scores."""
-        size = self.args.per_device_train_batch_size
-        return score(self, data.train, size, name, what, model, data.facts, name_row, self._end_if_asked)
-
-    def _score_data(self, step: StepPlan, name: str, model: torch.nn.Module | None = None) -> ReferenceTable:
-        return self._score(
-            self._data.steps[step.index - 1], name, f"D_{step.index}", model, partial(self._name_row, step)
-        )
-
-    def _name_row(self, step: StepPlan, row: int) -> str:
-        """The row's place, and how its prompt begins: sources are shuffled and filtered before they are numbered."""
-        ids = self._data.steps[step.index - 1].train[row]["prompt_ids"]
-        text = " ".join(self.processing_class.decode(ids, skip_special_tokens=True).split())
-        return f"{step.name_row(row)}, which begins {text[:SHOWN_LETTERS]!r}"
-
-    def _score_heldout(self, model: str, other: torch.nn.Module | None = None) -> dict[str, ReferenceTable]:
-        size = self.args.per_device_eval_batch_size
-        return {
-            name: score(self, rows, size, model, f"held-out {name}", other, check=self._end_if_asked)
-            for name, rows in self._chain.heldout.items()
-        }
-
-    def _end_if_asked(self) -> None:
-        """Between two batches of a reference pass: what it has scored so far is not kept."""
-        assert self._stop is not None
-        signum = self._stop.agreed()
-        if signum:
-            raise Stopped(signum, "the reference pass under way will be made again")
-
-    def _pool_scores(self) -> dict[Path, ReferenceTable]:
-        """Log-probs of each source under M_0 where they lay out the steps, on disk before there is a plan."""
-        chain, ledger = self._chain, self._chain.session.start.ledger
-        if not needs_scores(chain.block):
-            return {}
-        paths = {chain.run.pool(number): number for number in range(1, len(chain.sources) + 1)}
-        if ledger is not None:
-            return {path: self.on_rank_0(partial(read_table, chain.run, ledger, path)) for path in paths}
-        tables = {}
-        for path, number in paths.items():
-            source = chain.sources[number - 1]
-            table = self._score(source, M_0, f"source {number}", None, partial("row {1} of {0}".format, source.name))
-            self.on_rank_0(partial(table.save, path))
-            tables[path] = table
-        return tables
-
-    def _keep_base(self) -> None:
-        """`policy_init: base`: a copy of M_0, while there are steps to train from it."""
-        chain, start = self._chain, self._chain.session.start
-        if chain.block.policy_init != "base" or start.action.kind in ("finish", "save"):
-            return
-        if start.ledger is not None and M_0 in start.ledger.exports:
-            directory = self.on_rank_0(partial(model_dir, chain.run, start.ledger, M_0))
-            assert directory is not None
-            load_adapter(self.model, directory)
-        self._base = Snapshot(self.model)
+    def _report(self) -> None:
+        run = self._chain.run
+        with written(run.report):
+            write_report(run)
 
     def _identity(self) -> dict[str, dict[str, Any]]:
         chain = self._chain

@@ -91,11 +91,7 @@ CONFLICTS: dict[str, Any] = {
     "fsdp_config": {"fsdp_version": 2},
     "context_parallel_size": 2,
 }
-TRAINING_CONFLICTS: dict[str, Any] = {
-    "lora_model_dir": "/models/adapter",
-    "resume_from_checkpoint": "/models/checkpoint-3",
-    "auto_resume_from_checkpoints": True,
-}
+TRAINING_CONFLICTS: dict[str, Any] = {"lora_model_dir": "/models/adapter"}
 DATA_ERRORS: dict[str, Case] = {
     "missing path": (lambda b: b.second(path="/nope/x.jsonl"), ("step step-2: /nope/x.jsonl:train", "path")),
     "empty file": (lambda b: b.second(path=b.file("empty.jsonl", "")), ("step step-2:", "empty.jsonl", "no rows")),
@@ -153,8 +149,8 @@ def test_all_conflicts_at_once(bench: Bench, tmp_path: Path) -> None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Content and time of every file but the host's own log, which it opens before any plugin is asked."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "debug.log")
+    """Content and time of every file but the lock and the host's own log, opened before any plugin is asked."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("debug.log", "lock"))
     return {
         f"{p.relative_to(folder)} {p.stat().st_mtime_ns}": hashlib.sha256(p.read_bytes()).hexdigest() for p in files
     }

@@ -16,7 +16,8 @@ from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 FULL = {"config.json", "generation_config.json", "model.safetensors"} | TOKENIZER
 HOST = {"README.md", "debug.log"}
-SDPO = {f"sdpo/{name}" for name in ("plan.json", "ledger.json", "report.json", "report.md")}
+EXPORT = {"training_args.bin", "README.md", "sdpo_seal.json"}
+SDPO = {f"sdpo/{name}" for name in ("plan.json", "ledger.json", "lock", "report.json", "report.md")}
 TABLES = {f"sdpo/reference/step-{index}.safetensors" for index in (1, 2)}
 HELDOUT = {f"sdpo/heldout/M_{model}-{column}.safetensors" for model in range(3) for column in (1, 2)}
 
@@ -57,7 +58,7 @@ def rich(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pyte
 
 def test_the_files_of_a_run(rich: Trained) -> None:
     """Design §4, and not a file more; TRL writes its card beside the checkpoints."""
-    steps = {f"step-{index}/{name}" for index in (1, 2) for name in FULL | {"training_args.bin", "README.md"}}
+    steps = {f"step-{index}/{name}" for index in (1, 2) for name in FULL | EXPORT}
     assert rich.files() == FULL | HOST | SDPO | TABLES | HELDOUT | steps
 
 
@@ -132,7 +133,7 @@ def test_metrics_begin_afresh_with_each_step(rich: Trained, host: Host) -> None:
 def test_export_last_keeps_the_final_model_only(
     host: Host, model: Path, two_sets: list[Config], rich: Trained, tmp_path: Path
 ) -> None:
-    """`export_steps: last` writes no model of a step, and the final one has the same bits."""
+    """`export_steps: last` leaves no model of a step, and the final one has the same bits."""
     made: dict[str, Any] = {}
     for name in ("all", "last"):
         config = base_config(model, two_sets, tmp_path / name, dataset_prepared_path=str(rich.out.parent / "prepared"))

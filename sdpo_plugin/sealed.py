@@ -108,8 +108,8 @@ def publish(staging: Path, target: Path) -> None:
 
     The file that makes it loadable comes last, so that no reader meets half a model.
     """
-    target.mkdir(parents=True, exist_ok=True)
     remove(target)
+    target.mkdir(parents=True, exist_ok=True)
     names = [path.name for path in staging.iterdir()]
     for name in sorted(names, key=lambda name: (name in MARKERS, name != SEAL, name)):
         (staging / name).replace(target / name)
@@ -119,7 +119,7 @@ def publish(staging: Path, target: Path) -> None:
 
 
 def remove(directory: Path) -> None:
-    """Remove the files that the seal of ``directory`` lists, and the seal; other files stay."""
+    """Remove the files that the seal of ``directory`` lists, the seal, and the directory if nothing else is in it."""
     try:
         names = list(read_seal(directory).files)
     except ValueError:
@@ -130,6 +130,8 @@ def remove(directory: Path) -> None:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     (directory / SEAL).unlink()
+    if not any(directory.iterdir()):
+        directory.rmdir()
 
 
 def _sync(path: Path) -> list[Any]:

@@ -376,6 +376,15 @@ def test_step_whose_reference_table_is_lost_is_scored_again_by_the_model_before_
     assert [step.state for step in start.ledger.steps] == ["exported", "planned"]
 
 
+def test_first_step_whose_reference_table_is_lost_is_scored_again_by_the_base_model(run_dir: RunDir) -> None:
+    ledger = die(run_dir, "train M_0 on D_1")
+    run_dir.reference(ledger.steps[0]).unlink()
+    start = find_start(run_dir)
+    assert start.action == Action("score", 1, "M_0")
+    assert start.ledger is not None
+    assert run_dir.key(run_dir.reference(ledger.steps[0])) not in start.ledger.tables
+
+
 @pytest.mark.parametrize("reference", ["base", EXTERNAL])
 def test_lost_table_of_another_reference_is_not_scored_by_the_model_before(run_dir: RunDir, reference: str) -> None:
     """That would be another reference; reading it tells what is missing."""

@@ -34,8 +34,8 @@ def score_first_step(trainer: Any) -> tuple[Any, list[list[dict[str, Any]]]]:
         batches.append(features)
         return collate(features)
 
-    def stop(step: Any, reference: Any, heldout: Any) -> None:
-        raise Scored(reference)
+    def stop(step: Any, training: Any) -> None:
+        raise Scored(training.reference)
 
     trainer.data_collator, trainer.train_step = record, stop
     try:

@@ -54,8 +54,8 @@ class StopRequest:
         try:
             yield
         finally:
-            for signum, handler in earlier.items():
-                signal.signal(signum, handler)
+            for signum, handler in earlier.items():  # None: it was not Python's, and cannot be put back
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
             signal.set_wakeup_fd(earlier_fd)
             writer.send(END)  # closing would not do: worker processes hold the other end too
             watcher.join()

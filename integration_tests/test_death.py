@@ -12,7 +12,7 @@ import pytest
 
 from integration_tests.harness.compare import apart, at_once
 from integration_tests.harness.data import Config, base_config, chat_set, intel_set, lora_config
-from integration_tests.harness.deaths import Life, live, outcome
+from integration_tests.harness.deaths import Life, live, outcome, read_plan
 from integration_tests.harness.launch import Host
 from integration_tests.harness.zero3 import write_zero3
 
@@ -96,6 +96,23 @@ def test_killed_under_other_settings(
 
     moments = [event for kind in ("scoring", "training", "export") for event in life.moments(kind, 2, seed=1)]
     at_once(*[lambda event=event: once(event) for event in moments])
+
+
+def test_killed_after_early_stopping_had_ended_the_step(
+    host: Host, model: Path, sets: list[Config], folder: Path, tmp_path: Path
+) -> None:
+    """Its last checkpoint says that it is over: not one update more is made, and the best model is exported."""
+    often = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_total_limit": None, "val_set_size": 0.2}
+    stops = {"early_stopping_patience": 1, "learning_rate": 5.0e-2, "num_epochs": 6}
+    life = live(host, base_config(model, sets, folder / "stopped", **{**SAVES, **often, **stops}))
+    expected = outcome(host, life.out)
+    steps = expected["steps"]
+    planned = [step["num_optimizer_steps"] for step in read_plan(life.out)["steps"]]
+    early = [i for i, step in enumerate(steps) if step["num_optimizer_steps"] < planned[i]]
+    assert early, f"no step stopped early: {steps} of {planned}"
+    exports = [i for i, what in enumerate(life.events, 1) if what.startswith("os.rename sdpo/staging/.sdpo_seal")]
+    dead = life.die(tmp_path, exports[early[0]])
+    assert outcome(host, life.go_on(dead)) == expected
 
 
 def test_lora_killed_anywhere(host: Host, model: Path, sets: list[Config], folder: Path) -> None:

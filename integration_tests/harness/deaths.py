@@ -92,3 +92,8 @@ def outcome(host: Host, out: Path) -> dict[str, Any]:
         "report": report,
         "leftovers": sorted(str(path.relative_to(out)) for path in out.rglob("*") if "staging" in path.parts),
     }
+
+
+def read_plan(out: Path) -> dict[str, Any]:
+    """What a run was going to do."""
+    return dict(json.loads((out / "sdpo" / "plan.json").read_text(encoding="utf-8")))

@@ -168,6 +168,8 @@ class StepwiseDPOTrainer(ScoringTrainer):
         set_seed(self.args.seed)  # a separate run seeds when its trainer is built, and draws nothing before it trains
         checkpoint = training.checkpoint
         self.begin_sealing(training.about, checkpoint)
+        # The evaluation at the start is made already; early stopping would count it a second time.
+        self.args.eval_on_start = self.args.eval_on_start and checkpoint is None
         self._step, self._reference = step, training.reference
         try:
             self._output = super().train(None if checkpoint is None else str(checkpoint))

@@ -313,7 +313,7 @@ def test_ledger_keeps_the_time_of_each_part(run_dir: RunDir, monkeypatch: pytest
 def test_models_that_are_superseded_go_where_only_the_last_is_kept(run_dir: RunDir) -> None:
     ledger = run(FakeHost(), run_dir, make_plan(export_steps="last"))
     assert [(step.state, step.kept) for step in ledger.steps] == [("exported", False), ("exported", True)]
-    assert {path.name for path in (run_dir.root / "step-1").iterdir()} == set()
+    assert not (run_dir.root / "step-1").exists()
     assert (run_dir.root / "step-2" / "config.json").exists()
 
 

@@ -1,5 +1,5 @@
 # make demo   the quickstart: environment, a small base model and data made on the spot, stepwise DPO, a table of steps
-# make test   all tests, with the real host; `make test-core` only those that need no host, in seconds
+# make test   all tests, with the real host; `make test-core` only those that need no host, in half a minute
 # make lint   ruff and mypy
 PYTHON ?= python3
 VENV := .venv

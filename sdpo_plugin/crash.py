@@ -13,8 +13,8 @@ from sdpo_plugin.errors import SDPOError
 SECONDS_FOR_RANK_0 = 20.0
 # Long enough for the rank that failed to say why, and for the launcher to end this one.
 SECONDS_FOR_THE_CAUSE = 5.0
-# What gloo and NCCL say when the other side of a collective is gone.
-PEER_IS_GONE = re.compile(r"closed by peer|reset by peer|broken pipe|nccl\w*error|remote process exited", re.IGNORECASE)
+# What gloo and NCCL say when the other side of a collective is gone. Other errors of NCCL's are causes themselves.
+PEER_IS_GONE = re.compile(r"closed by peer|reset by peer|broken pipe|ncclRemoteError", re.IGNORECASE)
 
 
 def install() -> None:
@@ -33,7 +33,8 @@ def uninstall() -> None:
 
 def _say_it_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the message on rank 0. Another rank waits for its launcher to end it, and speaks only if it was alone."""
-    if _is_consequence(error):
+    debug = logging.getLogger("axolotl").isEnabledFor(logging.DEBUG)
+    if _is_consequence(error) and not debug:
         time.sleep(SECONDS_FOR_THE_CAUSE)
         first = str(error).splitlines()[0]
         print(
@@ -48,7 +49,7 @@ def _say_it_once(kind: type[BaseException], error: BaseException, trace: Traceba
     rank = int(os.environ.get("RANK") or "0")
     if rank != 0:
         time.sleep(SECONDS_FOR_RANK_0)
-    if logging.getLogger("axolotl").isEnabledFor(logging.DEBUG):
+    if debug:
         _say_it_once.previous(kind, error, trace)  # type: ignore[attr-defined]
         return
     lines = [f"sdpo_plugin: {line}" for line in str(error).splitlines()]

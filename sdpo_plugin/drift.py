@@ -1,7 +1,7 @@
 """What may change between a run that died and the run that goes on, and what may not. Pure functions on JSON values."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdpo_plugin.errors import ConfigError
@@ -112,7 +112,7 @@ def _refuse(found: list[str], what: str) -> None:
         )
 
 
-def _without(config: Facts, belongs: Any) -> dict[str, Any]:
+def _without(config: Facts, belongs: Callable[[str], bool]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if value is not None and belongs(key)}
     cleaned: dict[str, Any] = without_secrets(kept)
     return dict(sorted(cleaned.items()))

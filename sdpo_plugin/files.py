@@ -62,11 +62,24 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def existing_part(path: Path) -> Path:
+    """The path itself, or the nearest directory above it that is there.
+
+    Raises:
+        OSError, ValueError: a name is too long, or has a null byte in it.
+    """
+    return next(part for part in (path, *path.absolute().parents) if part.exists())
+
+
+def free_bytes(path: Path) -> int:
+    """Free space where ``path`` is, or would be."""
+    return shutil.disk_usage(existing_part(path)).free
+
+
 def cannot_write(path: Path, error: BaseException) -> OutputError:
     """What a user is told where a write failed: disk full, quota used up, directory taken away."""
-    where = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     return OutputError(
-        f"{path} could not be written: {error} ({shutil.disk_usage(where).free / 2**30:.1f} GiB are free there). What "
+        f"{path} could not be written: {error} ({free_bytes(path) / 2**30:.1f} GiB are free there). What "
         "was on disk before is whole; free some space, or keep fewer checkpoints (save_total_limit, save_only_model), "
         "and go on with auto_resume_from_checkpoints: true."
     )

@@ -52,8 +52,7 @@ class Log:
 
         def write() -> None:
             for path, table in files.items():
-                with written(path):
-                    table.save(path)
+                save_table(table, path)
 
         self._ranks.on_rank_0(write)
         checksums = {self._run.key(path): table.checksum() for path, table in files.items()}
@@ -83,8 +82,8 @@ class Log:
         """Remove every M_t but the last one, which alone a resumed run needs: from the ledger, then from the disk."""
         exported = [step for step in self.ledger.steps if step.state == "exported"]
         for step in exported[:-1]:
-            if step.kept:
-                self.set(steps=self.ledger.record(step.index, kept=False).steps)
+            self.ledger = self.ledger.record(step.index, kept=False)
+        self._write()
         self._ranks.on_rank_0(lambda: sweep(self._run, self.ledger))
 
     def record(self, step: StepPlan, **facts: Any) -> None:
@@ -107,19 +106,29 @@ def _write(path: Path, action: Callable[[], None]) -> None:
         action()
 
 
+def save_table(table: ReferenceTable, path: Path) -> None:
+    """Write a table.
+
+    Raises:
+        OutputError: it could not be written.
+    """
+    with written(path):
+        table.save(path)
+
+
 def read_table(run: RunDir, ledger: Ledger, path: Path) -> ReferenceTable:
     """Load a table and compare it with what the ledger says of it.
 
     Raises:
         ReferenceTableError: it is missing, damaged or another one.
     """
-    remedy = "restore it"
-    if path.parent.name == "reference":
-        remedy += ", or, with reference: previous, delete it, and M_{t-1} scores the step again"
     try:
         table = ReferenceTable.load(path)
         if table.checksum() != ledger.tables[run.key(path)]:
             raise ReferenceTableError(f"{path} is a table of another run than the ledger vouches for")
     except ReferenceTableError as error:
-        raise ReferenceTableError(f"{error}. A step is not trained against it: {remedy}.") from error
+        raise ReferenceTableError(
+            f"{error}. A step is not trained against it: restore it, or, with reference: previous, delete the step's "
+            "table in sdpo/reference, and M_{t-1} scores the step again; else train into another output_dir."
+        ) from error
     return table

@@ -11,15 +11,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from sdpo_plugin.ledger import Ledger, RunDir
-from sdpo_plugin.log import Log
+from sdpo_plugin.log import Log, Ranks
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.resume import FRESH, M_0, Start, about_checkpoint, next_action
 
-T = TypeVar("T")
 Tables = Mapping[str, ReferenceTable]
 
 
@@ -63,7 +62,7 @@ class Training:
     checkpoint: Path | None = None
 
 
-class StepHost(Protocol):
+class StepHost(Ranks, Protocol):
     """What the runner asks of the host. Every rank calls every method, in the same order."""
 
     def score_before(self, plan: Plan) -> EarlyTables:
@@ -95,9 +94,6 @@ class StepHost(Protocol):
 
     def export_step(self, step: StepPlan, directory: Path) -> None:
         """Write the policy as it stands as a loadable model with its tokenizer."""
-
-    def on_rank_0(self, action: Callable[[], T]) -> T:
-        """Run ``action`` on rank 0; its result, or the error that it raised, is every rank's."""
 
 
 def run_steps(

@@ -163,8 +163,8 @@ def refusal(run_dir: RunDir, host: FakeHost, plan: Plan | None = None) -> str:
 
 
 REMEDY = (
-    ". A step is not trained against it: restore it, or, with reference: previous, delete it, and M_{t-1} scores the "
-    "step again."
+    ". A step is not trained against it: restore it, or, with reference: previous, delete the step's table in "
+    "sdpo/reference, and M_{t-1} scores the step again; else train into another output_dir."
 )
 
 
@@ -201,13 +201,16 @@ def test_lost_table_of_a_fixed_reference_is_not_made_up(run_dir: RunDir, model: 
     assert re.match(rf"cannot read the reference table {re.escape(str(path))}: .*\. A step is not trained", message)
 
 
-def test_damaged_held_out_table_of_the_reference_stops_the_step_with_its_own_remedy(run_dir: RunDir) -> None:
-    die(run_dir, "train M_1 on D_2")
+def test_damaged_held_out_table_of_the_reference_stops_the_step(run_dir: RunDir) -> None:
+    ledger = die(run_dir, "train M_1 on D_2")
     path = run_dir.heldout("M_1", 0)
     path.write_bytes(path.read_bytes()[:-1])
     message = refusal(run_dir, FakeHost())
     assert message.startswith(f"cannot read the reference table {path}: ")
-    assert message.endswith(". A step is not trained against it: restore it.")
+    assert message.endswith(REMEDY)
+    # The remedy helps: the step is scored again, and with it the held-out sets.
+    run_dir.reference(ledger.steps[1]).unlink()
+    assert go_on(run_dir, FakeHost()).finished
 
 
 def test_tables_that_the_plan_was_made_with_stay_vouched_for(run_dir: RunDir) -> None:

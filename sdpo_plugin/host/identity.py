@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from sdpo_plugin.args import SDPOConfig
-from sdpo_plugin.drift import VERSIONS, run_settings, step_settings
+from sdpo_plugin.drift import VERSIONS, run_settings, step_settings, without_secrets
 from sdpo_plugin.files import fingerprint, sampled_digest
 from sdpo_plugin.host.datasets import StepData, row_facts
 
@@ -74,7 +74,7 @@ def _deepspeed(cfg: DictDefault) -> Any:
 def _block(block: SDPOConfig) -> dict[str, Any]:
     """What every step is made by; overrides of a step are compared with the step, and `export_steps` is free."""
     facts: dict[str, Any] = block.model_dump(include={"partition", "policy_init", "reference"}, exclude_none=True)
-    return facts
+    return dict(without_secrets(facts))
 
 
 def _files(cfg: DictDefault) -> list[Path]:

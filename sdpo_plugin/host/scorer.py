@@ -16,7 +16,7 @@ from sdpo_plugin.host.pool import Layout, needs_scores
 from sdpo_plugin.host.scoring import score
 from sdpo_plugin.host.stopping import Stopped
 from sdpo_plugin.host.weights import Snapshot, load_adapter
-from sdpo_plugin.log import read_table
+from sdpo_plugin.log import read_table, save_table
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.resume import M_0, model_dir
@@ -112,7 +112,7 @@ class ScoringTrainer(SealedCheckpoints):
         for path, number in paths.items():
             source = chain.sources[number - 1]
             table = self._score(source, M_0, f"source {number}", None, partial("row {1} of {0}".format, source.name))
-            self.on_rank_0(partial(table.save, path))
+            self.on_rank_0(partial(save_table, table, path))
             tables[path] = table
         return tables
 

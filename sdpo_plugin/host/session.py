@@ -8,6 +8,7 @@ from axolotl.utils.distributed import is_main_process
 
 from sdpo_plugin.args import SDPOConfig, step_names
 from sdpo_plugin.errors import OutputError
+from sdpo_plugin.files import written
 from sdpo_plugin.host.distributed import on_rank_0
 from sdpo_plugin.ledger import RunDir
 from sdpo_plugin.lock import RunLock
@@ -75,8 +76,9 @@ class Session:
     def close(self) -> None:
         """The host has written the final model."""
         if self._lock is not None:  # rank 0; the process group is gone
-            close_run(self.run, keep_last=self._block.export_steps == "all")
-            write_report(self.run)
+            with written(self.run.ledger):
+                close_run(self.run, keep_last=self._block.export_steps == "all")
+                write_report(self.run)
         self.release()
 
     def release(self) -> None:
@@ -96,7 +98,8 @@ class Session:
 
     def _decide(self) -> Start:
         if self._lock is None:
-            self._lock = RunLock(self.run.lock)
+            with written(self.run.lock):
+                self._lock = RunLock(self.run.lock)
         asked = self._cfg.resume_from_checkpoint
         if not self._resumes or not self.run.ledger.exists():
             if asked:

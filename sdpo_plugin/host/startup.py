@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,9 +13,11 @@ from transformers.trainer_utils import SaveStrategy
 
 from sdpo_plugin.disk import DiskNeed, kept_checkpoints, models_at_once
 from sdpo_plugin.errors import DataError, OutputError
+from sdpo_plugin.files import existing_part
 from sdpo_plugin.host.datasets import IDS, StepData
 from sdpo_plugin.host.weights import whole_size
 from sdpo_plugin.plan import StepPlan
+from sdpo_plugin.resume import checkpoints
 
 OPTIMIZER_STATES = 2  # of Adam and its kin, each as large as what is trained
 NO_STATES = ("sgd", "rmsprop", "adagrad", "adafactor", "lion", "muon", "8bit", "4bit", "galore", "apollo", "lomo")
@@ -29,7 +30,7 @@ def check_output_dir(output_dir: Path) -> None:
         OutputError: a part of its path is a file, or may not be written to; or it is no path at all.
     """
     try:
-        existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+        existing = existing_part(output_dir)
     except (OSError, ValueError) as error:  # too long a name, or a null byte in it
         raise OutputError(
             f"output_dir: {str(output_dir)!r} cannot be a directory: {error}; set another output_dir."
@@ -78,17 +79,11 @@ def disk_need(trainer: Trainer, left: Sequence[tuple[StepPlan, TrainingArguments
     model = trained if has_adapter else sum(_bytes(parameter) for parameter in parameters)
     states = 0 if any(part in str(trainer.args.optim).lower() for part in NO_STATES) else OPTIMIZER_STATES
     optimizer = 0 if trainer.args.save_only_model else states * trained
-    count = sum(
-        kept_checkpoints(step.num_optimizer_steps, _every(step.num_optimizer_steps, args), args.save_total_limit)
-        for step, args in left
-    )
+    count = 0
+    for step, args in left:
+        kept = kept_checkpoints(step.num_optimizer_steps, _every(step.num_optimizer_steps, args), args.save_total_limit)
+        count += max(0, kept - len(checkpoints(Path(args.output_dir))))  # of a half-trained step some are there already
     return DiskNeed(models_at_once(len(left), export_steps), model, count, model + optimizer)
-
-
-def free_bytes(output_dir: Path) -> int:
-    """Free space where the run writes."""
-    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
 
 
 def _every(num_updates: int, args: TrainingArguments) -> int | None:

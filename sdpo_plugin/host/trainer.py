@@ -20,6 +20,7 @@ from sdpo_plugin import gate
 from sdpo_plugin.disk import require_space
 from sdpo_plugin.drift import VERSIONS, changes, require_same_run, require_same_step
 from sdpo_plugin.errors import TrainingError
+from sdpo_plugin.files import free_bytes
 from sdpo_plugin.host import distributed
 from sdpo_plugin.host.chain import Chain
 from sdpo_plugin.host.checkpoints import StopAtStep, written
@@ -31,7 +32,7 @@ from sdpo_plugin.host.pool import lay_out
 from sdpo_plugin.host.progress import StepProgress, restart_loggers
 from sdpo_plugin.host.scorer import ScoringTrainer
 from sdpo_plugin.host.scoring import score
-from sdpo_plugin.host.startup import disk_need, free_bytes
+from sdpo_plugin.host.startup import disk_need
 from sdpo_plugin.host.step_args import step_args
 from sdpo_plugin.host.stopping import StopRequest
 from sdpo_plugin.host.weights import gathered

@@ -5,7 +5,11 @@ What happens is told by the environment, so that the config stays that of the ru
 - `note:FILE`: nothing but a line in FILE for every event of the run's life: forward passes, updates, files written.
 - `die:N`: SIGKILL at event N of that life, counted from 1.
 - `break:NAME`: an error of no known kind where a file with this in its path is opened for writing.
-- `raise:STEP:UPDATE:RANK`, `hang:STEP:UPDATE:RANK`: an error, or an update that takes for ever.
+- `raise:STEP:UPDATE:RANK`, `hang:STEP:UPDATE:RANK`, `memory:STEP:UPDATE:RANK`: an error, an update that takes for ever,
+  PyTorch's error of a GPU that has no memory left.
+- `score:BATCH:RANK`: an error in that batch of a reference pass, counted from 1.
+- `evaluate:BATCH:RANK`, `signal:BATCH:RANK`: an error, or SIGTERM to itself, in that batch of the host's evaluations.
+- `worker:BATCH:RANK`: an error where a data loader worker of that rank puts its batch together.
 - `poison:STEP:UPDATE:TOKEN`: the embedding of a token turns to NaN, on every rank.
 - `limit:BYTES`: no file may grow beyond this, as under a quota.
 - `slow:SECONDS`: every forward pass takes that much longer.
@@ -14,6 +18,7 @@ What happens is told by the environment, so that the config stays that of the ru
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import shutil
@@ -21,9 +26,11 @@ import signal
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback
 
@@ -57,7 +64,60 @@ class FaultPlugin(BasePlugin):
         if self._kind == "slow":
             seconds = float(self._value)
             trainer.model.register_forward_pre_hook(lambda module, arguments: time.sleep(seconds))
-        return [Fault(self._kind, self._value)] if self._kind in ("raise", "hang", "poison") else []
+        if self._kind in ("score", "worker"):
+            batch, rank = map(int, self._value.split(":"))
+            if rank == _rank() and self._kind == "score":
+                trainer.model.register_forward_pre_hook(Nth(batch, lambda module, *rest: not module.training))
+            elif rank == _rank():
+                trainer.data_collator = Collator(trainer.data_collator, batch)
+        if self._kind in ("evaluate", "signal"):
+            return [InEvaluation(self._kind, *map(int, self._value.split(":")))]
+        return [Fault(self._kind, self._value)] if self._kind in ("raise", "hang", "memory", "poison") else []
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK") or "0")
+
+
+class Nth:
+    """Raises when it is called for the n-th time where it counts."""
+
+    def __init__(self, number: int, counts: Callable[..., bool] = lambda *arguments: True) -> None:
+        self._left, self._counts = number, counts
+
+    def __call__(self, *arguments: Any) -> None:
+        self._left -= self._counts(*arguments)
+        if self._left == 0:
+            raise KeyError("a fault of the test")
+
+
+class Collator:
+    """The trainer's own, which breaks in a worker process, and only there."""
+
+    def __init__(self, own: Any, batch: int) -> None:
+        self._own, self._fault = own, Nth(batch, lambda rows: multiprocessing.parent_process() is not None)
+
+    def __call__(self, rows: Any) -> Any:
+        self._fault(rows)
+        return self._own(rows)
+
+
+class InEvaluation(TrainerCallback):
+    """What happens once, in a batch of the evaluations that the host makes within a step."""
+
+    def __init__(self, kind: str, batch: int, rank: int) -> None:
+        self._kind, self._batch, self._rank = kind, batch, rank
+        self._count = 0
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After every batch of an evaluation."""
+        self._count += 1
+        if self._count != self._batch or self._rank != _rank():
+            return
+        if self._kind == "evaluate":
+            raise KeyError("a fault of the test")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)  # it is noticed by a thread
 
 
 class Fault(TrainerCallback):
@@ -78,9 +138,11 @@ class Fault(TrainerCallback):
             return
         if self.kind == "poison":
             poison(model.get_input_embeddings().weight, self.value)
-        elif int(os.environ.get("RANK") or "0") == self.value:
+        elif _rank() == self.value:
             if self.kind == "raise":
                 raise KeyError("a fault of the test")
+            if self.kind == "memory":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             time.sleep(600)
 
 

@@ -134,7 +134,9 @@ def perform(rank: dict[str, Any]) -> int:
         print(stop.code, file=sys.stderr)
         return 1
     except BaseException:  # noqa: BLE001 - what ends a process ends the child, and the log says why
-        sys.excepthook(*sys.exc_info())  # the hook that the interpreter would have called
+        # As the interpreter does: it keeps the traceback, and with it whatever the run had open, while it exits.
+        sys.last_type, sys.last_value, sys.last_traceback = sys.exc_info()
+        sys.excepthook(*sys.exc_info())
         return 1
     return 0
 

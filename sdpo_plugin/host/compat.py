@@ -40,6 +40,19 @@ RELIED_ON: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (DPOTrainer, "compute_ref_log_probs", ("self", "model", "inputs")),
     (Trainer, "_save_checkpoint", ("self", "model", "trial")),
     (Trainer, "_load_callback_state", ("self",)),
+    (Trainer, "_load_rng_state", ("self", "checkpoint")),
+    (Trainer, "_evaluate", ("self", "trial", "ignore_keys_for_eval", "skip_scheduler")),
+    (Trainer, "_determine_best_metric", ("self", "metrics", "trial")),
+    (Trainer, "_finalize_training", ("self", "trial", "num_train_samples", "start_time")),
+    (
+        Trainer,
+        "_maybe_log_save_evaluate",
+        (
+            *("self", "tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time"),
+            "learning_rate",
+        ),
+    ),
+    (DPOTrainer, "prediction_step", ("self", "model", "inputs", "prediction_loss_only", "ignore_keys")),
     (
         Trainer,
         "_run_epoch",

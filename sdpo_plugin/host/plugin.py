@@ -18,6 +18,7 @@ from sdpo_plugin.host.best_model import keep_best_model
 from sdpo_plugin.host.chain import Chain, tokenize
 from sdpo_plugin.host.datasets import StepData, flatten_steps, load_steps, source_name, together
 from sdpo_plugin.host.external import require_same_tokenizer
+from sdpo_plugin.host.launcher import launchers
 from sdpo_plugin.host.pool import preview
 from sdpo_plugin.host.session import Session, describe
 from sdpo_plugin.host.startup import check_output_dir, check_vocabulary
@@ -35,6 +36,7 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
     def __init__(self) -> None:
         super().__init__()
         compat.require_supported_host()
+        launchers()  # as they are now; one that goes while data are read is missed later
         self._steps: list[StepData] = []
         self._session: Session | None = None
 

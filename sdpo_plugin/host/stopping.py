@@ -1,4 +1,5 @@
-"""SIGTERM and SIGINT: finish the optimizer step, write a checkpoint, say how to go on. A second signal ends at once."""
+"""SIGTERM and SIGINT: finish the optimizer step, write a checkpoint, say how to resume. A second signal ends at once.
+A launcher that is gone is a SIGTERM: nobody would ever send one."""
 
 import os
 import signal
@@ -6,21 +7,17 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
 
-import torch
-import torch.distributed as dist
-from accelerate import PartialState
-from accelerate.data_loader import DataLoaderAdapter
-from torch.utils.data import DataLoader
+from sdpo_plugin.host.distributed import largest
+from sdpo_plugin.host.launcher import launchers
+from sdpo_plugin.host.workers import SIGNALS
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A terminal or a scheduler signals the whole process group and the launcher passes it on: the same request, twice.
 SAME_REQUEST_SECONDS = 1.0
+SECONDS_TO_NOTICE = 1.0  # that the launcher is gone
 END = b"\0"  # no signal's number
 
 
@@ -34,7 +31,6 @@ class StopRequest:
     def __init__(self) -> None:
         self._signum = 0
         self._since = 0.0
-        self._group = dist.new_group(backend="gloo") if PartialState().num_processes > 1 else None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -64,24 +60,32 @@ class StopRequest:
 
     def agreed(self) -> int:
         """The signal that one of the ranks was sent, 0 for none; the same answer on every rank, which all ask."""
-        if self._group is None:
-            return self._signum
-        flag = torch.tensor(self._signum)
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
-        return int(flag)
+        return largest(self._signum)
 
     def _watch(self, reader: socket.socket) -> None:
-        while END not in (received := reader.recv(64)):
+        reader.settimeout(SECONDS_TO_NOTICE)
+        received = b""
+        while END not in received:
+            try:
+                received = reader.recv(64)
+            except TimeoutError:
+                self._look_for_launchers()
+                continue
             for signum in received:
                 if signum in SIGNALS:
                     self._take(signum)
 
-    def _take(self, signum: int) -> None:
+    def _look_for_launchers(self) -> None:
+        gone = [launcher for launcher in launchers() if not launcher.is_alive()]
+        if gone and not self._signum:
+            self._take(signal.SIGTERM, f"{gone[0].name}, which launched this run (process {gone[0].pid}), is gone")
+
+    def _take(self, signum: int, why: str | None = None) -> None:
         now = time.monotonic()
         name = signal.Signals(signum).name
         if not self._signum:
             self._signum, self._since = signum, now
-            _say(f"{name}: the run stops after this update, with a checkpoint. A second signal ends it at once.")
+            _say(f"{why or name}: the run stops after this update, with a checkpoint. A second signal ends it at once.")
         elif now - self._since > SAME_REQUEST_SECONDS:
             _say(f"{name} again: ended at once.")
             os._exit(128 + signum)
@@ -98,24 +102,10 @@ class Stopped(SystemExit):
         )
 
 
-def shielded(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """A data loader whose worker processes leave these signals to the run: sent to the whole process group, SIGTERM
-    would end them, and with them the run in the middle of an update. They end when their run does."""
-    base = loader.base_dataloader if isinstance(loader, DataLoaderAdapter) else loader
-    base.worker_init_fn = partial(_shield, base.worker_init_fn)
-    return loader
-
-
-def _shield(first: Callable[[int], None] | None, worker: int) -> None:
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
-    if first is not None:
-        first(worker)
-
-
 def _say(text: str) -> None:
     if int(os.environ.get("RANK") or "0") == 0:
-        print(f"\nsdpo_plugin: {text}", file=sys.stderr, flush=True)  # a progress bar may stand in this line
+        with suppress(OSError):  # the terminal may have gone with the launcher
+            print(f"\nsdpo_plugin: {text}", file=sys.stderr, flush=True)  # a progress bar may stand in this line
 
 
 def _ignore(signum: int, frame: FrameType | None) -> None:

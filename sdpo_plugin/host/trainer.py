@@ -23,7 +23,7 @@ from sdpo_plugin.errors import TrainingError
 from sdpo_plugin.files import free_bytes
 from sdpo_plugin.host import distributed
 from sdpo_plugin.host.chain import Chain
-from sdpo_plugin.host.checkpoints import StopAtStep, written
+from sdpo_plugin.host.checkpoints import EvaluationLeft, StopAtStep, written
 from sdpo_plugin.host.datasets import together, with_reference
 from sdpo_plugin.host.dropout import disable_functional_dropout
 from sdpo_plugin.host.identity import identity_of, settings_of
@@ -34,7 +34,7 @@ from sdpo_plugin.host.scorer import ScoringTrainer
 from sdpo_plugin.host.scoring import score
 from sdpo_plugin.host.startup import disk_need
 from sdpo_plugin.host.step_args import step_args
-from sdpo_plugin.host.stopping import StopRequest
+from sdpo_plugin.host.stopping import Stopped, StopRequest
 from sdpo_plugin.host.weights import gathered
 from sdpo_plugin.ledger import Ledger
 from sdpo_plugin.plan import Plan, StepPlan
@@ -174,6 +174,9 @@ class StepwiseDPOTrainer(ScoringTrainer):
         self._step, self._reference = step, training.reference
         try:
             self._output = super().train(None if checkpoint is None else str(checkpoint))
+        except EvaluationLeft as left:  # at the start, or once more where a checkpoint is resumed
+            where = f"step {step.name} begins again" if checkpoint is None else f"step {step.name} resumes {checkpoint}"
+            raise Stopped(left.signum, f"an evaluation under way will be made again, and {where}") from None
         finally:
             self._step = self._reference = None
             self.end_sealing()
@@ -192,7 +195,7 @@ class StepwiseDPOTrainer(ScoringTrainer):
         require_finite_weights(self, f"M_{step.index}")
         with written(directory):
             self.save_model(str(directory), _internal_call=True)  # internal: no push to the hub for every step
-            self.accelerator.wait_for_everyone()
+            distributed.wait_for_all()
 
     # --- inside ---
 
@@ -267,7 +270,7 @@ class StepwiseDPOTrainer(ScoringTrainer):
             loss=self._first_loss,
             margin=self._metrics["train"]["rewards/margins"][-1],
             beta=self.beta,
-            tolerance=gate.tolerance_nats(self._half_precision(), inputs["input_ids"].shape[1]),
+            tolerance=gate.tolerance_nats(self._half_precision(), distributed.largest(inputs["input_ids"].shape[1])),
             expected=gate.start_loss(self.loss_types, self.loss_weights, self.beta, self.label_smoothing)
             if plain
             else None,

@@ -1,0 +1,209 @@
+"""Every way a run can end: before its deadline, with the right exit code, and with nothing left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration_tests.harness.compare import apart
+from integration_tests.harness.data import Config, base_config, write_config
+from integration_tests.harness.deaths import PLUGINS, train
+from integration_tests.harness.env import ROOT, host_env
+from integration_tests.harness.fresh import TOOLS
+from integration_tests.harness.launch import Host
+from integration_tests.harness.messages import messages
+from integration_tests.harness.processes import left_running
+from integration_tests.harness.results import Result
+from integration_tests.harness.running import Running
+from integration_tests.harness.sdpo import sdpo_config
+from integration_tests.harness.zero3 import write_zero3
+
+DEADLINE = 90.0  # a run of these takes three seconds; one that hangs takes for ever
+FAULT = "KeyError: 'a fault of the test'"
+EVALUATES = {"val_set_size": 0.25, "eval_strategy": "steps", "eval_steps": 2, "eval_batch_size": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that runs share."""
+    return tmp_path_factory.mktemp("endings")
+
+
+def config_of(model: Path, sets: list[Config], out: Path, shared: Path, **overrides: Any) -> Path:
+    """Two steps; data loader workers as the host has them, which is one."""
+    plain = base_config(model, sets, out, dataset_prepared_path=str(shared / "prepared"), **overrides)
+    made = sdpo_config(plain, plugins=PLUGINS, auto_resume_from_checkpoints=True)
+    assert "dataloader_num_workers" not in made or "dataloader_num_workers" in overrides
+    return write_config(out / "config.yaml", made)
+
+
+def ends(running: Running, code: int) -> Result:
+    """Assert that every rank ends by itself before the deadline, with this code, and leaves no process behind."""
+    result = running.wait(DEADLINE, grace=DEADLINE)
+    assert not result.timed_out, result.log_text[-3000:]
+    assert set(running.codes().values()) == {code}, f"{running.codes()}\n{result.log_text[-3000:]}"
+    assert left_running(running.pids) == {}
+    return result
+
+
+# How a step, a pass, an evaluation or a file goes wrong; what the log then says; the overrides that it takes.
+FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "a step": ("raise:1:3:0", FAULT, {}),
+    "the second step": ("raise:2:3:0", FAULT, {}),
+    "a data loader worker": ("worker:3:0", "a fault of the test", {}),
+    "a reference pass": ("score:3:0", FAULT, {}),
+    "an evaluation": ("evaluate:3:0", FAULT, EVALUATES),
+    "an export": ("break:sdpo/staging", FAULT, {}),
+    "the final save": ("break:open config.json", FAULT, {}),
+    "memory": ("memory:1:3:0", "CUDA out of memory", {}),
+    "our own stop": ("", "sdpo_plugin: the loss of update ", {"learning_rate": 1.0e20}),
+}
+
+
+# Only where workers are alive when the error comes do two of them differ from the host's one.
+WORKERS = [(what, None) for what in FAULTS] + [
+    (what, 2) for what in ("a step", "a data loader worker", "an evaluation", "memory", "our own stop")
+]
+
+
+@pytest.mark.parametrize(("what", "workers"), WORKERS)
+def test_error(
+    host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, what: str, workers: int | None
+) -> None:
+    """The cause is shown, the exit code is 1."""
+    fault, said, overrides = FAULTS[what]
+    overrides = {**overrides, **({"dataloader_num_workers": workers} if workers else {})}
+    config = config_of(model, two_sets, tmp_path, folder, **overrides)
+    run = host.start(["train", str(config), "--launcher", "python"], tmp_path, env={"SDPO_TEST_FAULT": fault or None})
+    assert said in ends(run, 1).log_text
+
+
+RANKS_FAULTS = {
+    "a step": "raise:1:3:1",
+    "a data loader worker": "worker:3:1",
+    "a reference pass": "score:3:1",
+    "memory": "memory:2:2:0",
+}
+
+
+@pytest.mark.parametrize("what", RANKS_FAULTS)
+def test_error_on_one_of_two_ranks(
+    host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, what: str
+) -> None:
+    """Nobody ends the other rank from outside."""
+    zero3 = write_zero3(tmp_path / "zero3.json")
+    config = config_of(model, two_sets, tmp_path, folder, deepspeed=str(zero3), micro_batch_size=2)
+    env = {"SDPO_TEST_FAULT": RANKS_FAULTS[what]}
+    result = ends(host.start(["train", str(config), "--launcher", "python"], tmp_path, env=env, ranks=2), 1)
+    assert "a fault of the test" in result.log_text or "CUDA out of memory" in result.log_text
+
+
+# --- under the host's launchers ---
+
+LAUNCHERS = {"accelerate": ["axolotl", "train"], "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"]}
+ON_CPU_RANKS = str(ROOT / "integration_tests" / "harness" / "cpu_launcher.py")
+
+
+@contextmanager
+def launched(launcher: str, config: Path, host: Host, fault: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`axolotl train config.yaml` as a user types it, or two ranks by torchrun; a session of its own."""
+    name, *rest = LAUNCHERS[launcher]
+    command = [str(TOOLS / name), *rest, *([ON_CPU_RANKS, "train"] if launcher == "torchrun" else []), str(config)]
+    if launcher == "torchrun":
+        host.build_ops()
+    env = host_env(host.scratch, {"SDPO_TEST_FAULT": fault or None})
+    with (config.parent / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=config.parent,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        for pid in left_running([process.pid], 0):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def launched_config(launcher: str, model: Path, sets: list[Config], out: Path, shared: Path, **overrides: Any) -> Path:
+    """Under torchrun two ranks have to have an engine: plain DDP is another test's."""
+    ranks = {"deepspeed": str(write_zero3(out / "zero3.json")), "micro_batch_size": 2}
+    return config_of(model, sets, out, shared, **(ranks if launcher == "torchrun" else {}), **overrides)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_error_under_a_launcher(
+    host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, launcher: str
+) -> None:
+    """It reports the failure, and its machine is free again."""
+    config = launched_config(launcher, model, two_sets, tmp_path, folder)
+    with launched(launcher, config, host, f"raise:1:3:{int(launcher == 'torchrun')}") as process:
+        assert process.wait(180) == 1, (tmp_path / "log").read_text()[-3000:]
+        assert left_running([process.pid]) == {}
+    assert FAULT in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "signum"),
+    [("accelerate", signal.SIGTERM), ("accelerate", signal.SIGKILL), ("torchrun", signal.SIGKILL)],
+)
+def test_a_run_whose_launcher_is_gone_stops_at_a_checkpoint(
+    host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, launcher: str, signum: int
+) -> None:
+    """Nobody is left who could end it. accelerate hands SIGTERM on to nobody; torchrun does."""
+    config = launched_config(launcher, model, two_sets, tmp_path, folder, num_epochs=2000)
+    with launched(launcher, config, host, "slow:0.02") as process:
+        deadline = time.monotonic() + 180
+        while "'loss'" not in (tmp_path / "log").read_text(errors="replace"):
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.1)
+        process.send_signal(signum)
+        process.wait(30)
+        assert left_running([process.pid], 60) == {}
+    said = (tmp_path / "log").read_text(errors="replace")
+    assert f"{launcher}, which launched this run (process {process.pid}), is gone: the run stops after this" in said
+    assert "stopped by SIGTERM: update " in said
+    assert list((tmp_path / "out/step-1").glob("checkpoint-*/sdpo_seal.json"))
+
+
+# --- in the middle of an evaluation ---
+
+STOPPED: dict[str, tuple[str, dict[str, Any]]] = {
+    "within a step": ("signal:8:0", {"save_strategy": "no"}),
+    "where a checkpoint is due": ("signal:14:0", {"save_strategy": "steps", "save_steps": 2}),
+    "best model": ("signal:8:0", {"save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": True}),
+    "after the last update": ("signal:20:0", {"save_strategy": "no", "eval_strategy": "epoch", "eval_steps": None}),
+}
+
+
+@pytest.mark.parametrize("where", STOPPED)
+def test_signal_during_an_evaluation(
+    host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, where: str
+) -> None:
+    """The evaluation is left, so that a launcher that kills after a while finds a checkpoint; it is made when the run
+    is resumed, and the end is that of a run that nobody stopped."""
+    fault, overrides = STOPPED[where]
+    shared = {**EVALUATES, "num_epochs": 2, **overrides}
+    whole = config_of(model, two_sets, tmp_path / "whole", folder, **shared)
+    evaluations = train(host, whole).check().log_text.count("'eval_loss'")
+    config = config_of(model, two_sets, tmp_path, folder, **shared)
+    stopped = train(host, config, fault)
+    assert stopped.returncode == 143, stopped.log_text[-3000:]
+    assert "stopped by SIGTERM: update " in messages(stopped)[-1]
+    made = stopped.log_text.count("'eval_loss'")
+    resumed = train(host, config).check()
+    assert made + resumed.log_text.count("'eval_loss'") == evaluations
+    assert apart(host, tmp_path / "out", tmp_path / "whole" / "out") == 0.0

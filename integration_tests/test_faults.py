@@ -87,12 +87,13 @@ def test_reference_that_is_no_number_names_its_row(
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_loss_that_is_no_number_names_its_row_and_spoils_nothing(
-    host: Host, model: Path, poisoned: tuple[Path, int], sets: list[Config], whole: Path, tmp_path: Path, ranks: int
+    host: Host, model: Path, poisoned: tuple[Path, int], sets: list[Config], tmp_path: Path, ranks: int
 ) -> None:
     """The model goes wrong in the middle of step 2, for one row; on two ranks only one of them has it."""
     shared = {"deepspeed": str(write_zero3(tmp_path / "zero3.json")), "micro_batch_size": 2} if ranks == 2 else {}
     make = lora_config if ranks == 2 else base_config  # its embedding is frozen, and no shard of an optimizer
-    config = config_of(model, sets, tmp_path, make, **shared, save_strategy="no", save_steps=None, num_epochs=2)
+    settings = {**shared, "save_strategy": "no", "save_steps": None, "num_epochs": 2}
+    config = config_of(model, sets, tmp_path, make, **settings)
     result = train(host, config, f"poison:2:5:{poisoned[1]}", ranks)
     said = "\n".join(messages(result))
     assert result.returncode == 1
@@ -104,6 +105,10 @@ def test_loss_that_is_no_number_names_its_row_and_spoils_nothing(
     assert not (tmp_path / "out/step-2/config.json").exists()
     assert all("Traceback" not in result.log(rank) for rank in range(ranks))
     train(host, config, ranks=ranks).check()
+    undisturbed = config_of(model, sets, tmp_path / "undisturbed", make, **settings)
+    train(host, undisturbed, ranks=ranks).check()
+    # Measured: 0.0. Sums over ranks are taken in a fixed order here; another machine may round otherwise.
+    assert apart(host, tmp_path / "out", undisturbed.parent / "out") <= (1e-6 if ranks == 2 else 0.0)
 
 
 def test_weights_that_are_no_numbers_are_not_written(
@@ -152,7 +157,7 @@ def test_disk_that_is_too_small_is_refused_before_training(
     assert "keep fewer checkpoints (save_total_limit, save_only_model)" in said
 
 
-def test_estimate_is_shown_and_true(whole: Path, host: Host, model: Path, sets: list[Config], tmp_path: Path) -> None:
+def test_estimate_is_shown_and_true(host: Host, model: Path, sets: list[Config], tmp_path: Path) -> None:
     """What it names is what then lies there: exports, final model, and checkpoints with two states of AdamW."""
     result = train(host, config_of(model, sets, tmp_path)).check()
     lines = [line for line in result.log_text.splitlines() if line.startswith(("exported models", "checkpoints"))]

@@ -63,17 +63,19 @@ def step_settings(config: Facts) -> dict[str, Any]:
     return _without(config, lambda key: (_is_a_steps(key) or key in PARALLEL_KEYS) and not _is_free(key))
 
 
-def changes(before: Facts, now: Facts) -> list[str]:
+def changes(before: Facts, now: Facts, names: Mapping[str, str] | None = None) -> list[str]:
     """The keys whose values differ, with both values."""
     keys = [key for key in [*before, *(key for key in now if key not in before)] if before.get(key) != now.get(key)]
-    return [f"{key} is {_brief(now.get(key))}, and it was {_brief(before.get(key))}" for key in keys]
+    called = {key: f"{key} ({name})" for key, name in (names or {}).items()}
+    return [f"{called.get(key, key)} is {_brief(now.get(key))}, and it was {_brief(before.get(key))}" for key in keys]
 
 
-def require_same_run(before: Facts, now: Facts) -> None:
-    """Refuse to go on with something else than the run began with.
+def require_same_run(before: Facts, now: Facts, names: Mapping[str, str] | None = None) -> None:
+    """Refuse to resume a run with something else than it began with.
 
     Args:
         before, now: sections ("base model", "rows", "config", …) of facts.
+        names: what a key is called besides, for the message: the file behind "source 3".
 
     Raises:
         ConfigError: one line for each thing that has changed.
@@ -82,7 +84,7 @@ def require_same_run(before: Facts, now: Facts) -> None:
     for section in [*before, *(name for name in now if name not in before)]:
         if section == VERSIONS:
             continue  # a newer host may round otherwise, and is no reason to lose a run: said, not refused
-        found += [f"{section}: {change}" for change in changes(before.get(section, {}), now.get(section, {}))]
+        found += [f"{section}: {line}" for line in changes(before.get(section, {}), now.get(section, {}), names)]
     _refuse(found, "the run in output_dir")
 
 
@@ -129,6 +131,8 @@ def _is_a_steps(key: str) -> bool:
 def _brief(value: Any) -> str:
     if value is None:
         return "not set"
+    if isinstance(value, Mapping) and value.keys() == {"rows", "digest"}:
+        return f"{value['rows']:,} rows with digest {value['digest'][:12]}…"
     text = repr(value)
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
         return f"{value[:12]}…"

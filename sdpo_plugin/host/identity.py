@@ -1,23 +1,28 @@
-"""What a run is made of, as facts that can be compared when it goes on: models, tokenizer, rows, config."""
+"""What a run is made of, as facts that can be compared when it is resumed: models, tokenizer, rows, config.
+
+Nothing here needs a model, so that a run that is finished can be compared too, without loading one.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from sdpo_plugin.args import SDPOConfig
+from sdpo_plugin.args import SDPOConfig, step_names
 from sdpo_plugin.drift import VERSIONS, run_settings, step_settings, without_secrets
-from sdpo_plugin.files import fingerprint, sampled_digest
-from sdpo_plugin.host.datasets import StepData, row_facts
+from sdpo_plugin.files import canonical_json, fingerprint, sampled_digest
+from sdpo_plugin.host.datasets import StepData, source_name
 
 PACKAGES = ("axolotl", "trl", "transformers", "accelerate", "deepspeed", "peft", "torch", "datasets")
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
+TEXTS = ("prompt", "chosen", "rejected")  # the columns that the host prepares
 
 
 def identity_of(
@@ -25,9 +30,16 @@ def identity_of(
     block: SDPOConfig,
     tokenizer: PreTrainedTokenizerBase,
     sources: Sequence[StepData],
-    heldout: Mapping[str, Dataset],
 ) -> dict[str, dict[str, Any]]:
-    """Facts by section; what differs is named by section and key. Causes come before what they cause."""
+    """Facts by section; what differs is named by section and key. Causes come before what they cause.
+
+    Args:
+        cfg: the host's config.
+        block: the `sdpo:` block.
+        tokenizer: of the policy.
+        sources: data of each entry of `datasets:`, or of each of `sdpo.steps`, as the host has prepared them.
+    """
+    heldout = {name: rows for source in sources for name, rows in source.heldout.items()}
     template = tokenizer.chat_template
     return {
         "base_model": {"content of the model": sampled_digest(_files(cfg))},
@@ -38,14 +50,26 @@ def identity_of(
         },
         "sdpo": _block(block),
         "config": run_settings(plain(cfg)),
-        "rows": {
-            f"source {number}": source.facts.digest()  # not by its name: files may be moved
-            for number, source in enumerate(sources, 1)
-            if source.facts is not None
-        },
-        "held-out rows": {name: row_facts(rows).digest() for name, rows in heldout.items()},
+        "rows": {f"source {number}": rows_of(source.train) for number, source in enumerate(sources, 1)},
+        "held-out rows": {name: rows_of(rows) for name, rows in heldout.items()},
         VERSIONS: {package: version(package) for package in PACKAGES},
     }
+
+
+def source_names(sources: Sequence[StepData]) -> dict[str, str]:
+    """Where the rows lie, by the keys of their facts: files may be moved, and a message has to name them."""
+    return {
+        f"source {number}": ", ".join(source_name(entry) for entry in source.cfg.datasets)
+        for number, source in enumerate(sources, 1)
+    }
+
+
+def rows_of(dataset: Dataset) -> dict[str, Any]:
+    """How many rows, and a digest of their texts in order: XXH3 of 128 bits."""
+    digest = xxhash.xxh3_128()
+    for batch in dataset.select_columns(list(TEXTS)).iter(1000):
+        digest.update(canonical_json(batch))
+    return {"rows": len(dataset), "digest": digest.hexdigest()}
 
 
 def settings_of(cfg: DictDefault, world_size: int) -> dict[str, Any]:
@@ -74,6 +98,8 @@ def _deepspeed(cfg: DictDefault) -> Any:
 def _block(block: SDPOConfig) -> dict[str, Any]:
     """What every step is made by; overrides of a step are compared with the step, and `export_steps` is free."""
     facts: dict[str, Any] = block.model_dump(include={"partition", "policy_init", "reference"}, exclude_none=True)
+    if block.steps is not None:
+        facts["names of the steps"] = step_names(block.steps)
     return dict(without_secrets(facts))
 
 

@@ -102,7 +102,7 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         if is_main_process():
             LOG.info("stepwise DPO (sDPO), %d steps\n%s", len(plan.steps), plan.table())
         if not preprocess:
-            session.open()
+            session.open(self._steps)
             if session.start.ledger is not None and is_main_process():
                 LOG.info(describe(session.start))
             self._session = session

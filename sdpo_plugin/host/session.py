@@ -1,16 +1,22 @@
 """One run in one output directory: its lock, whether it begins or goes on, and which model is loaded for that."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from axolotl.loaders import load_tokenizer
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 
 from sdpo_plugin.args import SDPOConfig, step_names
+from sdpo_plugin.drift import VERSIONS, changes, require_same_run, require_same_step
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.files import written
+from sdpo_plugin.host.datasets import StepData
 from sdpo_plugin.host.distributed import on_rank_0
-from sdpo_plugin.ledger import RunDir
+from sdpo_plugin.host.identity import identity_of, settings_of, source_names
+from sdpo_plugin.ledger import Ledger, RunDir
 from sdpo_plugin.lock import RunLock
 from sdpo_plugin.report import write_report
 from sdpo_plugin.resume import FRESH, TO_GO_ON, Start, clear, close_run, find_start, require_fresh, sweep
@@ -23,12 +29,14 @@ class Session:
 
     Attributes:
         run: the output directory.
-        start: where the run begins or goes on, once it is open.
+        start: where the run begins or is resumed, once it is open.
+        identity: what must be the same when the run is resumed, once it is open.
     """
 
     def __init__(self, cfg: DictDefault, block: SDPOConfig) -> None:
         self.run = RunDir(Path(cfg.output_dir))
         self.start: Start = FRESH
+        self.identity: dict[str, dict[str, Any]] = {}
         self._cfg, self._block = cfg, block
         self._lock: RunLock | None = None
         self._base: tuple[str, str] | None = None
@@ -48,20 +56,39 @@ class Session:
 
         on_rank_0(look)
 
-    def open(self) -> None:
+    def open(self, steps: Sequence[StepData]) -> None:
         """Take the directory and decide where to begin.
 
+        Args:
+            steps: data of each entry of `datasets:`, or of each of `sdpo.steps`, as the host has prepared them.
+
         Raises:
-            OutputError: as in ``check``; or there is nothing to go on from, or it is damaged.
+            OutputError: as in ``check``; or there is nothing to resume, or it is damaged.
+            ConfigError: the run would be resumed with something else than it began with.
             SystemExit: status 0: the run is finished already.
         """
+        tokenizer = load_tokenizer(self._cfg)
+        self.identity = on_rank_0(lambda: identity_of(self._cfg, self._block, tokenizer, steps))
         self.start = on_rank_0(self._decide)
+        if self.start.ledger is not None:
+            self._require_same(self.start.ledger, steps)
         for line in self.start.passed_over:
             _tell(line)
         if self.start.action.kind == "nothing":
             _tell(f"this run is finished: {self.run.root} holds its final model. Nothing is left to do.")
             raise SystemExit(0)
         self._redirect()
+
+    def _require_same(self, ledger: Ledger, steps: Sequence[StepData]) -> None:
+        """What the run is made of is what it began with; of a finished one the hyper-parameters too, which are
+        compared step by step where there are steps to train."""
+        require_same_run(ledger.identity, self.identity, source_names(steps))
+        for change in changes(ledger.identity[VERSIONS], self.identity[VERSIONS]):
+            _tell(f"the run is resumed with other software than it began with: {change}", logging.WARNING)
+        if self.start.action.kind in ("save", "nothing"):
+            for number, record in enumerate(ledger.steps):
+                cfg = steps[number % len(steps)].cfg  # the steps of a partition share theirs
+                require_same_step(record.name, record.settings, settings_of(cfg, 1), from_checkpoint=False)
 
     @property
     def is_redirected(self) -> bool:
@@ -138,6 +165,6 @@ def describe(start: Start) -> str:
     return f"going on with {step} from {start.action.model}, next: {start.action.kind}"
 
 
-def _tell(text: str) -> None:
+def _tell(text: str, level: int = logging.INFO) -> None:
     if is_main_process():
-        LOG.info(text)
+        LOG.log(level, text)

@@ -18,7 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from sdpo_plugin import gate
 from sdpo_plugin.disk import require_space
-from sdpo_plugin.drift import VERSIONS, changes, require_same_run, require_same_step
+from sdpo_plugin.drift import require_same_step
 from sdpo_plugin.errors import TrainingError
 from sdpo_plugin.files import free_bytes
 from sdpo_plugin.host import distributed
@@ -26,7 +26,7 @@ from sdpo_plugin.host.chain import Chain
 from sdpo_plugin.host.checkpoints import EvaluationLeft, StopAtStep, written
 from sdpo_plugin.host.datasets import together, with_reference
 from sdpo_plugin.host.dropout import disable_functional_dropout
-from sdpo_plugin.host.identity import identity_of, settings_of
+from sdpo_plugin.host.identity import settings_of
 from sdpo_plugin.host.numbers import require_finite_loss, require_finite_weights
 from sdpo_plugin.host.pool import lay_out
 from sdpo_plugin.host.progress import StepProgress, restart_loggers
@@ -92,14 +92,9 @@ class StepwiseDPOTrainer(ScoringTrainer):
             The host's output of the last step.
 
         Raises:
-            ConfigError: the run goes on with something else than it began with.
+            ConfigError: a step is resumed with other hyper-parameters than it began with.
         """
         chain, start = self._chain, self._chain.session.start
-        identity = self._identity()
-        if start.ledger is not None:
-            require_same_run(start.ledger.identity, identity)
-            for change in changes(start.ledger.identity[VERSIONS], identity[VERSIONS]):
-                LOG.warning("the run goes on with other software than it began with: %s", change)
         self._keep_base()
         self._stop = StopRequest()
         with self._stop.listening():
@@ -107,7 +102,7 @@ class StepwiseDPOTrainer(ScoringTrainer):
             self._layout = lay_out(chain.cfg, chain.block, chain.sources, chain.heldout, list(scores.values()))
             plan = self._layout.plan
             tables = {chain.run.key(path): table.checksum() for path, table in scores.items()}
-            ledger = start.ledger or Ledger.begin(plan, identity, tables)
+            ledger = start.ledger or Ledger.begin(plan, chain.session.identity, tables)
             self._check(plan, ledger)
             run_steps(plan, self, chain.run, ledger, self._report, start)
         self.args = self._host_args  # the host saves the final model, its card and the hub push by these
@@ -203,12 +198,6 @@ class StepwiseDPOTrainer(ScoringTrainer):
         run = self._chain.run
         with written(run.report):
             write_report(run)
-
-    def _identity(self) -> dict[str, dict[str, Any]]:
-        chain = self._chain
-        return self.on_rank_0(
-            partial(identity_of, chain.cfg, chain.block, self.processing_class, chain.sources, chain.heldout)
-        )
 
     def _check(self, plan: Plan, ledger: Ledger) -> None:
         """Begun steps are as they began, and what is left fits on the disk."""

@@ -1,13 +1,14 @@
 """Where a run goes on. The ledger alone is trusted; what it vouches for is checked before it is used."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from sdpo_plugin.errors import OutputError
+from sdpo_plugin.files import remove_folder
 from sdpo_plugin.ledger import Ledger, RunDir, StepRecord
+from sdpo_plugin.places import without_deleted_models
 from sdpo_plugin.plan import model_name
 from sdpo_plugin.sealed import MARKERS, flaw, read_seal, remove
 
@@ -58,7 +59,8 @@ class Start:
         action: what comes first.
         model_dir: where ``action.model`` is read from; None where it is the base model, or comes with the checkpoint.
         checkpoint: the checkpoint that the step under way goes on from.
-        passed_over: newer checkpoints that are not whole, each with the reason.
+        passed_over: what is missed on disk and not needed, each with the reason: newer checkpoints that are not
+            whole, models that were deleted.
     """
 
     ledger: Ledger | None
@@ -79,7 +81,7 @@ def find_start(run: RunDir, asked: Path | None = None) -> Start:
         asked: a checkpoint that the user wants the step under way to go on from, instead of the newest.
 
     Raises:
-        OutputError: the ledger or a model that is needed is damaged; ``asked`` cannot be used.
+        OutputError: the ledger or a model is damaged, or a model that is needed is gone; ``asked`` cannot be used.
     """
     ledger = _without_lost_table(Ledger.load(run.ledger), run)
     action = next_action(ledger)
@@ -91,12 +93,18 @@ def find_start(run: RunDir, asked: Path | None = None) -> Start:
     if action.kind == "train":
         record = ledger.steps[action.step - 1]
         checkpoint, passed_over = _checkpoint(run, ledger, record, asked)
-        if checkpoint is not None:
-            return Start(ledger, action, None, checkpoint, passed_over)
-        return Start(ledger, action, model_dir(run, ledger, action.model), None, passed_over)
+        model = None if checkpoint is not None else model_dir(run, ledger, action.model)
+        return _past_deleted_models(run, Start(ledger, action, model, checkpoint, passed_over))
     if action.kind == "nothing":  # M_T's double may be gone, as `export_steps: last` says
         return Start(ledger, action)
-    return Start(ledger, action, model_dir(run, ledger, action.model))
+    return _past_deleted_models(run, Start(ledger, action, model_dir(run, ledger, action.model)))
+
+
+def _past_deleted_models(run: RunDir, start: Start) -> Start:
+    """The same start; the ledger says of models that were deleted, and are not needed, that they are not kept."""
+    assert start.ledger is not None
+    ledger, deleted = without_deleted_models(run, start.ledger, start.model_dir)
+    return replace(start, ledger=ledger, passed_over=(*start.passed_over, *deleted))
 
 
 def model_dir(run: RunDir, ledger: Ledger, model: str) -> Path | None:
@@ -208,13 +216,14 @@ def clear(run: RunDir) -> None:
     """Remove what a run that came to nothing has left: its ledger, tables, and a model half written."""
     run.ledger.unlink(missing_ok=True)
     for folder in (*run.tables, run.start, run.staging):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 def sweep(run: RunDir, ledger: Ledger) -> None:
     """Remove what a death has left behind: models that the ledger says are not kept, files that were half written."""
     for path in (run.root / "sdpo").rglob(".*.tmp"):
-        path.unlink()
+        if not path.is_dir():
+            path.unlink()
     for step in ledger.steps:
         if not step.kept:
             remove(run.step(step))

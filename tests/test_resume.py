@@ -1,6 +1,7 @@
 """Where a run goes on: over every state of a ledger, and over everything that can be wrong on disk."""
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.ledger import Ledger, RunDir, State
+from sdpo_plugin.report import build_report
 from sdpo_plugin.resume import (
     FRESH,
     Action,
@@ -225,11 +227,75 @@ def test_checkpoint_of_another_step_does_not_count(run_dir: RunDir) -> None:
     assert find_start(run_dir).checkpoint is None
 
 
-def test_damaged_model_does_not_matter_where_a_checkpoint_holds_the_policy(run_dir: RunDir) -> None:
-    die(run_dir, "train M_1 on D_2")
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["missing", "empty"])
+def test_damaged_model_is_refused_also_where_a_checkpoint_holds_the_policy(
+    run_dir: RunDir, damage: Callable[[Path], None]
+) -> None:
+    """It is kept for its user, who would not learn of it otherwise. Deleting all of it is the user's own business."""
+    ledger = die(run_dir, "train M_1 on D_2")
+    newest, model = checkpoint(run_dir, 2, 5), run_dir.root / "step-1"
+    damage(model / WEIGHTS)
+    problem = f"{WEIGHTS} has 0 bytes instead of 3" if (model / WEIGHTS).exists() else f"{WEIGHTS} is missing"
+    expected = (
+        f"{model} is not the M_1 that this run has made: {problem}. The run does not need it to go on: restore it, or "
+        "delete the whole directory to resume without it."
+    )
+    with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
+        find_start(run_dir)
+    shutil.rmtree(model)  # the remedy helps
+    start = find_start(run_dir)
+    line = f"{model} has been deleted: the run goes on without M_1, which it does not need"
+    assert start == Start(ledger.record(1, kept=False), Action("train", 2, "M_1"), None, newest, (line,))
+
+
+def test_flipped_bit_of_a_model_that_is_not_needed_is_not_looked_for(run_dir: RunDir) -> None:
+    """Reading every model of a long chain would take hours; names and sizes take none."""
+    ledger = die(run_dir, "train M_1 on D_2")
     newest = checkpoint(run_dir, 2, 5)
-    (run_dir.root / "step-1" / WEIGHTS).unlink()
-    assert find_start(run_dir).checkpoint == newest
+    flip_bit(run_dir.root / "step-1" / WEIGHTS)
+    assert find_start(run_dir) == Start(ledger, Action("train", 2, "M_1"), None, newest)
+
+
+@pytest.mark.parametrize("left", ["config.json", SEAL])
+def test_model_of_which_something_is_left_is_damaged(run_dir: RunDir, left: str) -> None:
+    die(run_dir, "train M_1 on D_2")
+    checkpoint(run_dir, 2, 5)
+    for path in (run_dir.root / "step-1").iterdir():
+        if path.name != left:
+            path.unlink()
+    with pytest.raises(OutputError, match=r"delete the whole directory to resume without it\.$"):
+        find_start(run_dir)
+
+
+def test_model_that_is_needed_is_missed_when_it_is_deleted(run_dir: RunDir) -> None:
+    die(run_dir, "train M_1 on D_2")
+    shutil.rmtree(run_dir.root / "step-1")
+    with pytest.raises(OutputError, match=r"step-1 is not the M_1 that this run has made: it has no seal.*Restore it"):
+        find_start(run_dir)
+
+
+def test_several_deleted_models_are_told_one_by_one(run_dir: RunDir) -> None:
+    """The checkpoints of a step may stay where its model goes."""
+    plan = make_plan([[1.0]] * 3)
+    die(run_dir, "score held-out by M_3, called M_3", FakeHost([[1.0]] * 3), plan)
+    kept = checkpoint(run_dir, 1, 5)
+    for path in (run_dir.root / "step-1").iterdir():
+        if path != kept:
+            path.unlink()
+    shutil.rmtree(run_dir.root / "step-2")
+    start = find_start(run_dir)
+    assert start.ledger is not None
+    assert [step.kept for step in start.ledger.steps] == [False, False, True]
+    assert start.passed_over == tuple(
+        f"{run_dir.root / f'step-{index}'} has been deleted: the run goes on without M_{index}, which it does not need"
+        for index in (1, 2)
+    )
+    host = FakeHost([[1.0]] * 3)
+    ledger = run_steps(plan, host, run_dir, start.ledger, host.progress, start)
+    assert ledger.finished
+    assert Ledger.load(run_dir.ledger) == ledger
+    assert [step["model_dir"] for step in build_report(run_dir)["steps"]] == [None, None, "step-3"]
+    assert find_start(run_dir).passed_over == ()  # told once
 
 
 def test_seal_of_a_checkpoint_names_run_step_and_reference(run_dir: RunDir) -> None:

@@ -121,7 +121,7 @@ class Ledger:
         identity: what must be the same when the run goes on.
         prepared: everything that is scored before step 1 is on disk.
         tables: checksum of each table of log-probs, by its path.
-        exports: digest of the seal of each model, "M_0" (an adapter) … "M_T".
+        exports: digest of the seal of each model, "M_0" (an adapter) … "M_T"; none of one that its user has deleted.
         finished: all steps are trained and the last model is scored.
         saved: the host has written the final model.
     """
@@ -208,8 +208,11 @@ class Ledger:
         for step in self.steps:
             if step.state != "planned" and layout.reference(step).as_posix() not in self.tables:
                 raise ValueError(f"step {step.name} is {step.state} and has no reference table")
-            if step.state == "exported" and model_name(step.index) not in self.exports:
+            if step.state == "exported" and step.kept and model_name(step.index) not in self.exports:
                 raise ValueError(f"step {step.name} is exported and has no digest of its model")
+        last = next((step for step in reversed(self.steps) if step.state == "exported"), None)
+        if last is not None and not last.kept and not self.saved and model_name(last.index) in self.exports:
+            raise ValueError(f"the model of step {last.name} is the last one, and to be removed")
         unknown = [model for model in self.exports if model not in models]
         if unknown:
             raise ValueError(f"it vouches for models that no step makes: {unknown}")

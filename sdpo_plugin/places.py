@@ -1,13 +1,14 @@
 """What stands in the places of a run's models and tables: links that lead out of it, models that a user has deleted."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.files import require_no_link
 from sdpo_plugin.ledger import Ledger, RunDir
 from sdpo_plugin.plan import model_name
-from sdpo_plugin.sealed import flaw, is_gone
+from sdpo_plugin.sealed import flaw, is_gone, read_seal
 
 
 def require_own_places(run: RunDir, to_train: Iterable[str]) -> None:
@@ -28,10 +29,10 @@ def require_own_places(run: RunDir, to_train: Iterable[str]) -> None:
             require_no_link(checkpoint)
 
 
-def without_deleted_models(run: RunDir, ledger: Ledger, checked: Path | None) -> tuple[Ledger, tuple[str, ...]]:
-    """The ledger, in which models that are wholly gone are not kept, and a line on each of them.
+def as_on_disk(run: RunDir, ledger: Ledger, checked: Path | None) -> tuple[Ledger, tuple[str, ...]]:
+    """The ledger, in which a model that its user has deleted is not kept, and one that is back is; a line on each.
 
-    The others are looked at, not read: a check of every byte is made of the model that is needed, and of no other.
+    Files are looked at, not read: a check of every byte is made of the model that is needed, and of no other.
 
     Args:
         run: the directory.
@@ -44,16 +45,29 @@ def without_deleted_models(run: RunDir, ledger: Ledger, checked: Path | None) ->
     lines = []
     for step in ledger.steps:
         model, directory = model_name(step.index), run.step(step)
-        if step.state != "exported" or not step.kept or directory == checked:
+        if step.state != "exported" or (step.kept and directory == checked):
             continue
-        if is_gone(directory):
-            ledger = ledger.record(step.index, kept=False)
+        problem = flaw(directory, {"run": ledger.run, "model": model}, ledger.exports.get(model), deep=False)
+        if not step.kept:
+            if model not in ledger.exports and problem is None:
+                ledger = _with_model(ledger, step.index, read_seal(directory).digest)
+                lines.append(f"{directory} is back: {model} was missing before")
+        elif is_gone(directory):
+            ledger = _with_model(ledger, step.index, None)
             lines.append(f"{directory} has been deleted: the run goes on without {model}, which it does not need")
-            continue
-        problem = flaw(directory, {"run": ledger.run, "model": model}, ledger.exports[model], deep=False)
-        if problem:
+        elif problem:
             raise OutputError(
                 f"{directory} is not the {model} that this run has made: {problem}. The run does not need it to go "
                 "on: restore it, or delete the whole directory to resume without it."
             )
     return ledger, tuple(lines)
+
+
+def _with_model(ledger: Ledger, index: int, digest: str | None) -> Ledger:
+    """M_t is there, sealed with this digest; None: its user has deleted it.
+
+    Without a digest it is not this run's to remove, should its user put it back.
+    """
+    others = {model: digest for model, digest in ledger.exports.items() if model != model_name(index)}
+    found = {} if digest is None else {model_name(index): digest}
+    return replace(ledger.record(index, kept=digest is not None), exports=others | found)

@@ -8,7 +8,7 @@ from typing import Literal
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.files import remove_folder
 from sdpo_plugin.ledger import Ledger, RunDir, StepRecord
-from sdpo_plugin.places import without_deleted_models
+from sdpo_plugin.places import as_on_disk
 from sdpo_plugin.plan import model_name
 from sdpo_plugin.sealed import MARKERS, flaw, read_seal, remove
 
@@ -60,7 +60,7 @@ class Start:
         model_dir: where ``action.model`` is read from; None where it is the base model, or comes with the checkpoint.
         checkpoint: the checkpoint that the step under way goes on from.
         passed_over: what is missed on disk and not needed, each with the reason: newer checkpoints that are not
-            whole, models that were deleted.
+            whole, models that were deleted, or are back.
     """
 
     ledger: Ledger | None
@@ -94,17 +94,17 @@ def find_start(run: RunDir, asked: Path | None = None) -> Start:
         record = ledger.steps[action.step - 1]
         checkpoint, passed_over = _checkpoint(run, ledger, record, asked)
         model = None if checkpoint is not None else model_dir(run, ledger, action.model)
-        return _past_deleted_models(run, Start(ledger, action, model, checkpoint, passed_over))
+        return _with_models_as_on_disk(run, Start(ledger, action, model, checkpoint, passed_over))
     if action.kind == "nothing":  # M_T's double may be gone, as `export_steps: last` says
         return Start(ledger, action)
-    return _past_deleted_models(run, Start(ledger, action, model_dir(run, ledger, action.model)))
+    return _with_models_as_on_disk(run, Start(ledger, action, model_dir(run, ledger, action.model)))
 
 
-def _past_deleted_models(run: RunDir, start: Start) -> Start:
-    """The same start; the ledger says of models that were deleted, and are not needed, that they are not kept."""
+def _with_models_as_on_disk(run: RunDir, start: Start) -> Start:
+    """The same start; models that are not needed may have been deleted, or put back, and the ledger says so."""
     assert start.ledger is not None
-    ledger, deleted = without_deleted_models(run, start.ledger, start.model_dir)
-    return replace(start, ledger=ledger, passed_over=(*start.passed_over, *deleted))
+    ledger, lines = as_on_disk(run, start.ledger, start.model_dir)
+    return replace(start, ledger=ledger, passed_over=(*start.passed_over, *lines))
 
 
 def model_dir(run: RunDir, ledger: Ledger, model: str) -> Path | None:
@@ -113,11 +113,10 @@ def model_dir(run: RunDir, ledger: Ledger, model: str) -> Path | None:
     Raises:
         OutputError: it is not what the ledger vouches for.
     """
-    if model not in ledger.exports:
-        assert model == M_0
+    if model == M_0 and model not in ledger.exports:
         return None
     directory = run.start if model == M_0 else run.step(ledger.steps[int(model.removeprefix("M_")) - 1])
-    problem = flaw(directory, {"run": ledger.run, "model": model}, ledger.exports[model])
+    problem = flaw(directory, {"run": ledger.run, "model": model}, ledger.exports.get(model))
     if problem:
         raise OutputError(
             f"{directory} is not the {model} that this run has made: {problem}. Restore it, or train again into "
@@ -225,7 +224,7 @@ def sweep(run: RunDir, ledger: Ledger) -> None:
         if not path.is_dir():
             path.unlink()
     for step in ledger.steps:
-        if not step.kept:
+        if not step.kept and model_name(step.index) in ledger.exports:  # else its user has deleted it
             remove(run.step(step))
 
 

@@ -25,7 +25,7 @@ class Findings:
             return None
         try:
             table = _vouched(self._run, self._ledger, path)
-            if rows_digest not in (None, table.rows_digest):
+            if rows_digest not in (None, table.rows_digest) or not len(table):
                 raise ReferenceTableError(f"{path} is of other rows")
         except ReferenceTableError as error:
             self.missed.append(f"{self._run.key(path)} cannot be used, so its numbers are missing here: {error}")

@@ -191,9 +191,17 @@ def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None
         pytest.param({"steps": [{**STEP, "x": 1}]}, "steps.0.x is 1: Unexpected keyword argument", id="step-key"),
         pytest.param({"steps": None}, "steps is None: Input should be a valid array", id="no-steps"),
         pytest.param({"steps": []}, "states in an order that no run takes: [], prepared: False", id="empty"),
-        pytest.param({"steps": [{**STEP, "state": "done"}, STEP]}, "steps.0.state is 'done': Input should be 'planned', ", id="unknown-state"),
-        pytest.param({"steps": [{**STEP, "state": None}]}, "steps.0.state is None: Input should be 'planned', ", id="no-state"),
-        pytest.param({"steps": [{**STEP, "state": []}]}, "steps.0.state is []: Input should be 'planned', ", id="state-of-a-kind"),
+        pytest.param(
+            {"steps": [{**STEP, "state": "done"}, STEP]},
+            "steps.0.state is 'done': Input should be 'planned', ",
+            id="unknown-state",
+        ),
+        pytest.param(
+            {"steps": [{**STEP, "state": None}]}, "steps.0.state is None: Input should be 'planned', ", id="no-state"
+        ),
+        pytest.param(
+            {"steps": [{**STEP, "state": []}]}, "steps.0.state is []: Input should be 'planned', ", id="state-of-a-kind"
+        ),
         pytest.param(
             {"steps": [STEP, {**STEP, "state": "scored"}], "prepared": True},
             "states in an order that no run takes: ['planned', 'scored'], prepared: True",

@@ -295,7 +295,9 @@ def test_damaged_scores_leave_their_cell_empty_and_are_told_by_their_path(run_di
     assert damaged["gamma"] == [[-4.0, None], [None, 4.0], [None, None]]
     assert damaged["reward_accuracy"] == [[0.0, None], [None, 0.75], [None, None]]
     (warning,) = damaged["warnings"]
-    assert warning.startswith(missed("sdpo/scores/M_0-step-2.safetensors") + f"cannot read the reference table {path}: ")
+    assert warning.startswith(
+        missed("sdpo/scores/M_0-step-2.safetensors") + f"cannot read the reference table {path}: "
+    )
     changed = ("gamma", "reward_accuracy", "warnings")
     assert {key: value for key, value in damaged.items() if key not in changed} == {
         key: value for key, value in report.items() if key not in changed

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -21,11 +22,12 @@ from sdpo_plugin.resume import (
     close_run,
     find_start,
     next_action,
+    sweep,
 )
 from sdpo_plugin.runner import run_steps
-from sdpo_plugin.sealed import SEAL, seal
+from sdpo_plugin.sealed import SEAL, read_seal, seal
 from tests.dead_runs import Life, checkpoint, die, ledger_of
-from tests.fakes import EXTERNAL, IDENTITY, WEIGHTS, FakeHost, make_plan
+from tests.fakes import EXTERNAL, IDENTITY, WEIGHTS, FakeHost, HostDiedError, make_plan
 
 GO_ON = "set auto_resume_from_checkpoints: true"
 IN_TRAINING = ("train M_0 on D_1", "train M_1 on D_2")
@@ -245,7 +247,8 @@ def test_damaged_model_is_refused_also_where_a_checkpoint_holds_the_policy(
     shutil.rmtree(model)  # the remedy helps
     start = find_start(run_dir)
     line = f"{model} has been deleted: the run goes on without M_1, which it does not need"
-    assert start == Start(ledger.record(1, kept=False), Action("train", 2, "M_1"), None, newest, (line,))
+    expected_ledger = replace(ledger.record(1, kept=False), exports={})
+    assert start == Start(expected_ledger, Action("train", 2, "M_1"), None, newest, (line,))
 
 
 def test_flipped_bit_of_a_model_that_is_not_needed_is_not_looked_for(run_dir: RunDir) -> None:
@@ -464,3 +467,61 @@ def test_table_of_a_step_that_is_done_is_not_missed(run_dir: RunDir) -> None:
     ledger = die(run_dir, "train M_1 on D_2")
     run_dir.reference(ledger.steps[0]).unlink()
     assert find_start(run_dir).action == Action("train", 2, "M_1")
+
+
+def test_model_that_was_deleted_and_put_back_is_left_alone(run_dir: RunDir, tmp_path: Path) -> None:
+    """The ledger says again that it is there; what would be removed is only what the run itself gives up."""
+    plan = make_plan([[1.0]] * 3)
+    die(run_dir, "train M_2 on D_3", FakeHost([[1.0]] * 3), plan)
+    model = run_dir.root / "step-1"
+    model.rename(tmp_path / "archive")
+    start = find_start(run_dir)
+    assert start.ledger is not None
+    host = FakeHost([[1.0]] * 3, dies_in="train M_2 on D_3")
+    with pytest.raises(HostDiedError):
+        run_steps(plan, host, run_dir, start.ledger, host.progress, start)
+    (tmp_path / "archive").rename(model)
+    before = Ledger.load(run_dir.ledger)
+    sweep(run_dir, before)
+    assert (model / WEIGHTS).exists()
+    start = find_start(run_dir)
+    assert start.passed_over == (f"{model} is back: M_1 was missing before",)
+    assert start.ledger is not None
+    assert [step.kept for step in before.steps] == [False, True, True]
+    assert [step.kept for step in start.ledger.steps] == [True, True, True]
+    assert start.ledger.exports["M_1"] == read_seal(model).digest
+
+
+def test_model_that_is_needed_again_can_be_put_back(run_dir: RunDir, tmp_path: Path) -> None:
+    """It was deleted while a checkpoint held the policy, and then the checkpoint was lost."""
+    plan, host = make_plan(), FakeHost(dies_in="train M_0 on D_2")  # the fake does not read checkpoints
+    die(run_dir, "train M_1 on D_2")
+    newest, model = checkpoint(run_dir, 2, 5), run_dir.root / "step-1"
+    model.rename(tmp_path / "archive")
+    start = find_start(run_dir)
+    assert start.ledger is not None
+    with pytest.raises(HostDiedError):
+        run_steps(plan, host, run_dir, start.ledger, host.progress, start)
+    shutil.rmtree(newest)
+    with pytest.raises(OutputError, match=r"step-1 is not the M_1 that this run has made: it has no seal.*Restore it"):
+        find_start(run_dir)
+    (tmp_path / "archive").rename(model)
+    start = find_start(run_dir)
+    assert (start.action, start.model_dir) == (Action("train", 2, "M_1"), model)
+    assert start.ledger is not None
+    assert start.ledger.steps[0].kept
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_model_that_came_back_damaged_is_no_model_again(run_dir: RunDir, needed: bool) -> None:
+    ledger = die(run_dir, "train M_1 on D_2")
+    exports = {model: digest for model, digest in ledger.exports.items() if model != "M_1"}
+    replace(ledger.record(1, kept=False), exports=exports).save(run_dir.ledger)
+    drop_byte(run_dir.root / "step-1" / WEIGHTS)
+    if needed:
+        with pytest.raises(OutputError, match=r"made: weights.json has 2 bytes instead of 3\. Restore it, or train"):
+            find_start(run_dir)
+        return
+    newest = checkpoint(run_dir, 2, 5)
+    start = find_start(run_dir)
+    assert (start.checkpoint, start.passed_over) == (newest, ())

@@ -22,6 +22,7 @@ from integration_tests.harness.messages import messages
 from integration_tests.harness.models import make_model
 from integration_tests.harness.results import Result
 from sdpo_plugin.ledger import Ledger, RunDir
+from sdpo_plugin.report import load_report
 
 STEP = {"num_epochs": 2, "save_strategy": "steps", "save_steps": 2}
 
@@ -209,6 +210,7 @@ DRIFT: dict[str, tuple[Callable[[Copy], dict[str, Any]], tuple[str, ...]]] = {
     ),
     "rows": (other_rows, ("rows: source 3 is ", "…, and it was ")),
     "base model": (other_base, ("base_model: content of the model is ",)),
+    "name of a step": (lambda copy: copy.steps(1, name="simple"), ("name of step 1 is 'simple', and it was 'easy'",)),
     "template": (lambda copy: {"chat_template": "chatml"}, ("tokenizer: chat template is ",)),
 }
 
@@ -314,6 +316,46 @@ def test_a_damaged_model_is_refused_where_it_is_needed(copy: Copy) -> None:
     refused(
         copy.go_on(), f"{copy.out}/easy is not the M_1 that this run has made", "model.safetensors has been changed"
     )
+
+
+def test_what_a_run_does_not_need_may_be_deleted(copy: Copy) -> None:
+    """A finished step's model, and its reference table: one line in the log, null in the report, the same end."""
+    shutil.rmtree(copy.out / "easy")
+    (copy.out / "sdpo/reference/easy.safetensors").unlink()
+    result = copy.go_on().check()
+    assert f"{copy.out}/easy has been deleted: the run goes on without M_1, which it does not need" in result.log_text
+    copy.ends_right()
+    assert [step.kept for step in Ledger.load(RunDir(copy.out).ledger).steps] == [False, True, True]
+    report = load_report(RunDir(copy.out).report)
+    assert [step["model_dir"] for step in report["steps"]] == [None, "middle", "hard"]
+    assert [step["gamma_ref"] is None for step in report["steps"]] == [True, False, False]
+    (warning,) = report["warnings"]
+    assert warning.startswith("sdpo/reference/easy.safetensors cannot be used, so its numbers are missing here: ")
+
+
+def test_a_model_that_was_cut_is_refused_where_it_is_not_needed(copy: Copy) -> None:
+    """Its user would not learn of it otherwise: the checkpoint of step 2 holds the policy."""
+    cut(copy.out / "easy" / "model.safetensors")
+    refused(
+        copy.go_on(),
+        f"{copy.out}/easy is not the M_1 that this run has made: model.safetensors has ",
+        "restore it, or delete the whole directory to resume without it.",
+    )
+
+
+def test_what_leads_out_of_the_run_directory_is_not_followed(copy: Copy) -> None:
+    """A ledger that names another run's model as its own to remove, and a lock that is a link to a file."""
+    victim = Path(shutil.copytree(copy.out / "easy", copy.out.parent / "victim" / "easy"))
+    before, path = snapshot(victim), RunDir(copy.out).ledger
+    ledger, whole = Ledger.load(path), path.read_bytes()
+    ledger.record(1, name="../victim/easy", kept=False).save(path)
+    refused(copy.go_on(), "ledger.json is not a ledger of schema version 1 (steps.0.name: ", "'../victim/easy' cannot")
+    path.write_bytes(whole)
+    lock = RunDir(copy.out).lock
+    lock.unlink()
+    lock.symlink_to(victim / "config.json")
+    refused(copy.go_on(), f"{lock} is a symbolic link to {victim}/config.json", "or remove the link")
+    assert snapshot(victim) == before
 
 
 def test_a_table_of_another_run_is_refused(copy: Copy) -> None:

@@ -1,13 +1,13 @@
 """The `sdpo:` block of the config, validated by Pydantic with unknown keys forbidden."""
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.names import require_step_name
 
 OVERRIDES = (
     "learning_rate",
@@ -30,9 +30,6 @@ FRACTION_SLACK = 1e-3
 
 MAX_STEPS = 1000
 """More steps than anyone trains; a slip of the keyboard must not ask for more shares than there is memory for."""
-
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_RESERVED = {"sdpo", "runs", "merged"}
 
 
 class StepArgs(BaseModel):
@@ -82,15 +79,7 @@ class StepArgs(BaseModel):
     @field_validator("name")
     @classmethod
     def _name_is_a_plain_file_name(cls, name: str | None) -> str | None:
-        if name is None or (
-            _PLAIN_NAME.fullmatch(name) and name.lower() not in _RESERVED and not name.lower().startswith("checkpoint-")
-        ):
-            return name
-        raise ValueError(
-            f"a step's name is the directory its model is written to, and {name!r} cannot be one: "
-            "use letters, digits, '.', '_' and '-', beginning with a letter or digit; "
-            f"'checkpoint-…' and {sorted(_RESERVED)} are taken"
-        )
+        return None if name is None else require_step_name(name)
 
     @model_validator(mode="after")
     def _one_kind_of_warmup_and_of_held_out_rows(self) -> "StepArgs":

@@ -36,12 +36,7 @@ def _say_it_once(kind: type[BaseException], error: BaseException, trace: Traceba
     debug = logging.getLogger("axolotl").isEnabledFor(logging.DEBUG)
     if _is_consequence(error) and not debug:
         time.sleep(SECONDS_FOR_THE_CAUSE)
-        first = str(error).splitlines()[0]
-        print(
-            f"\nsdpo_plugin: rank {os.environ['RANK']} ends because another rank did: {first}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"\n{lines(_lost_peer(kind, error))}", file=sys.stderr, flush=True)
         return
     if not isinstance(error, SDPOError):
         _say_it_once.previous(kind, error, trace)  # type: ignore[attr-defined]
@@ -52,9 +47,26 @@ def _say_it_once(kind: type[BaseException], error: BaseException, trace: Traceba
     if debug:
         _say_it_once.previous(kind, error, trace)  # type: ignore[attr-defined]
         return
-    lines = [f"sdpo_plugin: {line}" for line in str(error).splitlines()]
     where = "" if rank == 0 else f" on rank {rank}"
-    print(f"\n{kind.__name__}{where}\n" + "\n".join(lines), file=sys.stderr, flush=True)
+    print(f"\n{kind.__name__}{where}\n{lines(str(error))}", file=sys.stderr, flush=True)
+
+
+def lines(message: str) -> str:
+    """A message as this package says it: with its name before every line."""
+    return "\n".join(f"sdpo_plugin: {line}" for line in message.splitlines())
+
+
+def _lost_peer(kind: type[BaseException], error: BaseException) -> str:
+    """One line of a rank that lost another one; where no rank knows more, it is all that there is to read."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = said[0]
+    if not PEER_IS_GONE.search(first):  # NCCL says on a line of its own what it met
+        first = f"{first} … {next(line for line in said if PEER_IS_GONE.search(line))}"
+    return (
+        f"rank {os.environ.get('RANK') or '0'} ends because another rank did: {kind.__name__}: {first} "
+        "(the cause is what another rank says; if each rank says this, then the network between the ranks failed, "
+        "or one was killed, e.g. out of memory: look at dmesg and at the launcher's log)"
+    )
 
 
 def _is_consequence(error: BaseException) -> bool:

@@ -1,7 +1,8 @@
 """What may change between a run that died and the run that goes on, and what may not. Pure functions on JSON values."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from sdpo_plugin.errors import ConfigError
@@ -85,6 +86,20 @@ def require_same_run(before: Facts, now: Facts, names: Mapping[str, str] | None 
         if section == VERSIONS:
             continue  # a newer host may round otherwise, and is no reason to lose a run: said, not refused
         found += [f"{section}: {line}" for line in changes(before.get(section, {}), now.get(section, {}), names)]
+    _refuse(found, "the run in output_dir")
+
+
+def require_same_steps(before: Sequence[str], now: Sequence[str]) -> None:
+    """Refuse to go on with steps of other names: a name is where a step's model and table lie.
+
+    Args:
+        before, now: names of all steps, in order.
+
+    Raises:
+        ConfigError: one line for each name that has changed.
+    """
+    pairs = enumerate(zip_longest(before, now), 1)
+    found = [f"name of step {t} is {_brief(new)}, and it was {_brief(old)}" for t, (old, new) in pairs if old != new]
     _refuse(found, "the run in output_dir")
 
 

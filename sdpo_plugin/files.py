@@ -98,6 +98,27 @@ def written(path: Path) -> Iterator[None]:
         raise cannot_write(path, error) from error
 
 
+def require_no_link(path: Path) -> None:
+    """Refuse to write where a symbolic link leads: what is there is another's.
+
+    Raises:
+        OutputError: the path is one; the message says where it leads.
+    """
+    if path.is_symlink():
+        raise OutputError(
+            f"{path} is a symbolic link to {path.readlink()}, and a run writes nothing outside of its output_dir; "
+            "put what it leads to in its place, or remove the link."
+        )
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it; of a symbolic link only the link."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def canonical_json(value: Any) -> bytes:
     """The one byte string of ``value``: sorted keys, no spaces. What fingerprints are made of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,16 +1,17 @@
 """What a run has done so far, and where it keeps it: one record a step, written after the data it vouches for."""
 
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.files import fingerprint, write_json
-from sdpo_plugin.plan import Plan, StepPlan
+from sdpo_plugin.names import PathBelow, StepName
+from sdpo_plugin.plan import Plan, StepPlan, model_name
+from sdpo_plugin.stored import STRICT, Count, checked, read_object
 
 SCHEMA_VERSION = 1
 State = Literal["planned", "scored", "training", "trained", "exported"]
@@ -31,14 +32,16 @@ class StepRecord:
         kept: whether M_t is still there; `export_steps: last` keeps only what a resumed run would need.
     """
 
-    index: int
-    name: str
+    __pydantic_config__ = STRICT
+
+    index: Count
+    name: StepName
     reference: str
     policy_init: str
     state: State = "planned"
     first_loss: float | None = None
     final_loss: float | None = None
-    num_optimizer_steps: int | None = None
+    num_optimizer_steps: Count | None = None
     score_seconds: float | None = None
     train_seconds: float | None = None
     export_seconds: float | None = None
@@ -118,20 +121,24 @@ class Ledger:
         identity: what must be the same when the run goes on.
         prepared: everything that is scored before step 1 is on disk.
         tables: checksum of each table of log-probs, by its path.
-        exports: digest of the seal of each model, "M_0" (an adapter) … "M_T".
+        exports: digest of the seal of each model, "M_0" (an adapter) … "M_T"; none of one that its user has deleted.
         finished: all steps are trained and the last model is scored.
         saved: the host has written the final model.
+        final: digest of the final model's seal.
     """
+
+    __pydantic_config__ = STRICT
 
     run: str
     plan_fingerprint: str
-    identity: dict[str, Any]
+    identity: dict[str, dict[str, Any]]
     steps: tuple[StepRecord, ...]
     prepared: bool = False
-    tables: dict[str, str] = field(default_factory=dict)
+    tables: dict[PathBelow, str] = field(default_factory=dict)
     exports: dict[str, str] = field(default_factory=dict)
     finished: bool = False
     saved: bool = False
+    final: str | None = None
 
     @classmethod
     def begin(cls, plan: Plan, identity: Mapping[str, Any], tables: Mapping[str, str] | None = None) -> "Ledger":
@@ -157,17 +164,19 @@ class Ledger:
             OutputError: the file is torn, changed or of another schema version.
         """
         try:
-            value = json.loads(path.read_bytes())
+            value = read_object(path)
             checksum = value.pop("checksum")
             if value["schema_version"] != SCHEMA_VERSION:
                 raise ValueError("another schema version")
             if fingerprint(value) != checksum:
                 raise ValueError("its content does not fit its checksum")
             del value["schema_version"]
-            ledger = cls(steps=tuple(StepRecord(**step) for step in value.pop("steps")), **value)
+            ledger = checked(cls, value)
             ledger._require_order()
+            ledger._require_names()
+            ledger._require_files()
             return ledger
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise OutputError(
                 f"{path} is not a ledger of schema version {SCHEMA_VERSION} ({error}); "
                 "restore it, or move the output directory away, or set another output_dir."
@@ -176,9 +185,6 @@ class Ledger:
     def _require_order(self) -> None:
         """Steps are done one after the other: exported ones, at most one under way, planned ones."""
         states = [step.state for step in self.steps]
-        unknown = set(states) - set(get_args(State))
-        if unknown:
-            raise ValueError(f"unknown state {sorted(unknown)}")
         done = len(list(takewhile(lambda state: state == "exported", states)))
         in_turn = all(state == "planned" for state in states[done + 1 :])
         begun = states != ["planned"] * len(states)
@@ -186,3 +192,29 @@ class Ledger:
             raise ValueError(f"states in an order that no run takes: {states}, prepared: {self.prepared}")
         if (self.finished and done < len(states)) or (self.saved and not self.finished):
             raise ValueError(f"finished: {self.finished}, saved: {self.saved} with states {states}")
+
+    def _require_names(self) -> None:
+        """Steps are numbered, have directories of their own, and begin at the model before them or at the base."""
+        for number, step in enumerate(self.steps, 1):
+            if step.index != number:
+                raise ValueError(f"step {number} has the index {step.index}")
+            if step.policy_init not in (model_name(0), model_name(number - 1)):
+                raise ValueError(f"step {number} starts from {step.policy_init!r}")
+        names = [step.name for step in self.steps]
+        if len({name.lower() for name in names}) < len(names):
+            raise ValueError(f"two steps have one name: {names}")
+
+    def _require_files(self) -> None:
+        """A step that is scored has its reference table, one that is exported its model."""
+        layout, models = RunDir(Path()), [model_name(index) for index in range(len(self.steps) + 1)]
+        for step in self.steps:
+            if step.state != "planned" and layout.reference(step).as_posix() not in self.tables:
+                raise ValueError(f"step {step.name} is {step.state} and has no reference table")
+            if step.state == "exported" and step.kept and model_name(step.index) not in self.exports:
+                raise ValueError(f"step {step.name} is exported and has no digest of its model")
+        last = next((step for step in reversed(self.steps) if step.state == "exported"), None)
+        if last is not None and not last.kept and not self.saved and model_name(last.index) in self.exports:
+            raise ValueError(f"the model of step {last.name} is the last one, and to be removed")
+        unknown = [model for model in self.exports if model not in models]
+        if unknown:
+            raise ValueError(f"it vouches for models that no step makes: {unknown}")

@@ -4,10 +4,12 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import IO
 
 from sdpo_plugin.errors import OutputError
+from sdpo_plugin.files import require_no_link
 
 
 class RunLock:
@@ -17,12 +19,13 @@ class RunLock:
     it, and NFS and the cluster file systems that have locks at all keep it across machines.
 
     Raises:
-        OutputError: another process holds it, or the file system has no locks.
+        OutputError: another process holds it, the file system has no locks, or something else stands in its place.
     """
 
     def __init__(self, path: Path) -> None:
+        require_no_link(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] | None = path.open("a+", encoding="utf-8")
+        self._file: IO[str] | None = _open(path)
         try:
             _lock(self._file, path.parent.parent)
             self._file.truncate(0)
@@ -37,6 +40,23 @@ class RunLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _open(path: Path) -> IO[str]:
+    """Open the lock file, and nothing else: what it holds is overwritten."""
+    require_no_link(path)
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is no file, and the run's lock has to stand there; remove it.")
+    # The flags hold what was just looked at: a link is not followed, and a pipe is not waited for.
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(handle)
+        raise OutputError(
+            f"{path} is one file with another ({found.st_nlink} hard links), which the run's lock would overwrite; "
+            "delete this name of it."
+        )
+    return os.fdopen(handle, "a+", encoding="utf-8")
 
 
 def _lock(file: IO[str], output_dir: Path) -> None:

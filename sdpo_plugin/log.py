@@ -1,18 +1,19 @@
 """Plan, tables, models and ledger on disk, by rank 0: data first, then the ledger that vouches for it."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sdpo_plugin.errors import ReferenceTableError
-from sdpo_plugin.files import write_json, written
+from sdpo_plugin.drift import require_same_steps
+from sdpo_plugin.files import remove_folder, write_json, written
 from sdpo_plugin.ledger import Ledger, RunDir
+from sdpo_plugin.places import require_own_places
 from sdpo_plugin.plan import Plan, StepPlan
 from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.resume import sweep
 from sdpo_plugin.sealed import publish, seal
+from sdpo_plugin.tables import read_table, save_table
 
 T = TypeVar("T")
 
@@ -32,13 +33,20 @@ class Log:
         ranks: of this run.
         run: where everything goes.
         ledger: so far.
+
+    Raises:
+        ConfigError: the plan has other steps than the ledger.
+        OutputError: a symbolic link stands where the run would write.
     """
 
     def __init__(self, plan: Plan, ranks: Ranks, run: RunDir, ledger: Ledger) -> None:
         self._ranks, self._run = ranks, run
+        require_same_steps([step.name for step in ledger.steps], [step.name for step in plan.steps])
+        to_train = [step.name for step in ledger.steps if step.state != "exported"]
+        ranks.on_rank_0(lambda: require_own_places(run, to_train))
         # The ledger of a new run is rank 0's, for its random name.
         self.ledger = ranks.on_rank_0(lambda: replace(ledger, plan_fingerprint=plan.fingerprint()))
-        ranks.on_rank_0(lambda: shutil.rmtree(run.staging, ignore_errors=True))
+        ranks.on_rank_0(lambda: remove_folder(run.staging))
         ranks.on_rank_0(lambda: sweep(run, self.ledger))
         ranks.on_rank_0(lambda: _write(run.plan, lambda: write_json(run.plan, plan.to_json())))
         self._write()
@@ -104,31 +112,3 @@ class Log:
 def _write(path: Path, action: Callable[[], None]) -> None:
     with written(path):
         action()
-
-
-def save_table(table: ReferenceTable, path: Path) -> None:
-    """Write a table.
-
-    Raises:
-        OutputError: it could not be written.
-    """
-    with written(path):
-        table.save(path)
-
-
-def read_table(run: RunDir, ledger: Ledger, path: Path) -> ReferenceTable:
-    """Load a table and compare it with what the ledger says of it.
-
-    Raises:
-        ReferenceTableError: it is missing, damaged or another one.
-    """
-    try:
-        table = ReferenceTable.load(path)
-        if table.checksum() != ledger.tables[run.key(path)]:
-            raise ReferenceTableError(f"{path} is a table of another run than the ledger vouches for")
-    except ReferenceTableError as error:
-        raise ReferenceTableError(
-            f"{error}. A step is not trained against it: restore it, or, with reference: previous, delete the step's "
-            "table in sdpo/reference, and M_{t-1} scores the step again; else train into another output_dir."
-        ) from error
-    return table

@@ -3,9 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from sdpo_plugin.errors import OutputError
 from sdpo_plugin.files import fingerprint
+from sdpo_plugin.names import StepName
+from sdpo_plugin.stored import STRICT, Count, checked, read_object
 
 SCHEMA_VERSION = 1
 
@@ -30,18 +34,20 @@ class StepPlan:
         source_rows: rows of D_t that come from each of ``sources``.
     """
 
-    index: int
-    name: str
+    __pydantic_config__ = STRICT
+
+    index: Count
+    name: StepName
     sources: tuple[str, ...]
-    num_rows: int
-    num_dropped: int | None
-    num_heldout: int
-    num_optimizer_steps: int
+    num_rows: Count
+    num_dropped: Count | None
+    num_heldout: Count
+    num_optimizer_steps: Count
     rows_digest: str | None = None
     reference: str = ""
     policy_init: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
-    source_rows: tuple[int, ...] = ()
+    source_rows: tuple[Count, ...] = ()
 
     def describe_sources(self) -> str:
         """The sources, with their rows where several make up the step."""
@@ -73,8 +79,10 @@ class StepPlan:
 class SourceRank:
     """A source in the order easy to hard: the base model's reward accuracy on it, with a 95 % interval."""
 
+    __pydantic_config__ = STRICT
+
     source: str
-    num_rows: int
+    num_rows: Count
     accuracy: float
     low: float
     high: float
@@ -84,9 +92,11 @@ class SourceRank:
 class Overlap:
     """Rows of ``step`` whose prompt stands in ``other`` too: another step's data or a held-out set."""
 
+    __pydantic_config__ = STRICT
+
     step: str
     other: str
-    num_rows: int
+    num_rows: Count
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,8 @@ class Plan:
         overlaps: where prompts of a step stand elsewhere too.
     """
 
+    __pydantic_config__ = STRICT
+
     base_model: str
     steps: tuple[StepPlan, ...]
     heldout: tuple[str, ...] = ()
@@ -110,7 +122,8 @@ class Plan:
     overlaps: tuple[Overlap, ...] = ()
 
     def __post_init__(self) -> None:
-        assert [step.index for step in self.steps] == list(range(1, len(self.steps) + 1))
+        indices = [step.index for step in self.steps]
+        assert indices == list(range(1, len(indices) + 1)), f"steps are numbered {indices}"
 
     def to_json(self) -> dict[str, Any]:
         """The plan as it stands in `sdpo/plan.json`."""
@@ -123,28 +136,31 @@ class Plan:
         Raises:
             ValueError: another schema version, a key that is missing or unknown, or a fingerprint that does not fit.
         """
+        if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+            found = value.get("schema_version") if isinstance(value, dict) else value
+            raise ValueError(f"plan schema_version is {found!r}; this version reads 1")
+        content = {key: part for key, part in value.items() if key not in ("schema_version", "fingerprint")}
         try:
-            return cls._read(value)
-        except (KeyError, TypeError, AttributeError, AssertionError) as error:
-            raise ValueError(f"not a plan of schema version {SCHEMA_VERSION}: {error!r}") from error
-
-    @classmethod
-    def _read(cls, value: dict[str, Any]) -> "Plan":
-        if value.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"plan schema_version is {value.get('schema_version')!r}; this version reads 1")
-        lists = ("sources", "source_rows")
-        plan = cls(
-            base_model=value["base_model"],
-            steps=tuple(StepPlan(**{**step, **{key: tuple(step[key]) for key in lists}}) for step in value["steps"]),
-            heldout=tuple(value["heldout"]),
-            export_steps=value["export_steps"],
-            partition=value["partition"],
-            ordering=tuple(SourceRank(**rank) for rank in value["ordering"]),
-            overlaps=tuple(Overlap(**overlap) for overlap in value["overlaps"]),
-        )
-        if plan.fingerprint() != value["fingerprint"]:
+            plan = checked(cls, content)
+        except ValueError as error:
+            raise ValueError(f"not a plan of schema version {SCHEMA_VERSION}: {error}") from error
+        if plan.fingerprint() != value.get("fingerprint"):
             raise ValueError("plan fingerprint does not fit its content; the file was changed by hand or torn")
         return plan
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """Read a `plan.json`.
+
+        Raises:
+            OutputError: it is missing, torn, changed or of another schema version.
+        """
+        try:
+            return cls.from_json(read_object(path))
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"{path} cannot be read: {error}; restore it, or resume the run, which writes it again."
+            ) from error
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that the plan says."""

@@ -19,12 +19,7 @@ from sdpo_plugin.files import write_bytes
 SCHEMA_VERSION = 1
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
-DTYPES = {
-    "chosen": np.dtype(np.float32),
-    "rejected": np.dtype(np.float32),
-    "chosen_tokens": np.dtype(np.int64),
-    "rejected_tokens": np.dtype(np.int64),
-}
+DTYPES = {"chosen": "F32", "rejected": "F32", "chosen_tokens": "I64", "rejected_tokens": "I64"}  # safetensors' words
 
 
 @dataclass(frozen=True)
@@ -106,13 +101,16 @@ class ReferenceTable:
         try:
             with safe_open(path, framework="numpy") as file:
                 about = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                # Types are looked at before they are loaded: numpy has no word for some of them.
+                dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (not a dict)
+                keys = {"schema_version", "model", "rows_digest", "checksum"}
+                if set(about) != keys or about["schema_version"] != str(SCHEMA_VERSION) or dtypes != DTYPES:
+                    raise ReferenceTableError(f"{path} is not a reference table of schema version {SCHEMA_VERSION}")
+                arrays = {name: file.get_tensor(name) for name in DTYPES}
+        except ReferenceTableError:
+            raise
         except (SafetensorError, OSError, ValueError) as error:
             raise ReferenceTableError(f"cannot read the reference table {path}: {error}") from error
-        dtypes = {name: array.dtype for name, array in arrays.items()}
-        keys = {"schema_version", "model", "rows_digest", "checksum"}
-        if set(about) != keys or about["schema_version"] != str(SCHEMA_VERSION) or dtypes != DTYPES:
-            raise ReferenceTableError(f"{path} is not a reference table of schema version {SCHEMA_VERSION}")
         if len({array.shape for array in arrays.values()}) != 1 or arrays["chosen"].ndim != 1:
             raise ReferenceTableError(f"{path}: the columns of the reference table have different lengths")
         table = cls(**arrays, model=about["model"], rows_digest=about["rows_digest"])

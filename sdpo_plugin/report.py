@@ -1,23 +1,26 @@
 """The report of a run, made from what the run left on disk: no model, no host, also for a run that died."""
 
-import json
+import argparse
+import io
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sdpo_plugin import diagnostics
-from sdpo_plugin.errors import OutputError
-from sdpo_plugin.files import write_bytes, write_json
+from sdpo_plugin import crash, diagnostics
+from sdpo_plugin.errors import OutputError, SDPOError
+from sdpo_plugin.files import require_no_link, write_bytes, write_json
 from sdpo_plugin.ledger import Ledger, RunDir, StepRecord
-from sdpo_plugin.plan import Plan, StepPlan, model_name, text_table
+from sdpo_plugin.notes import notes
+from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
+from sdpo_plugin.render import markdown
+from sdpo_plugin.stored import read_object
+from sdpo_plugin.tables import Findings
 
 SCHEMA_VERSION = 1
-# Reward accuracy from which a reference has probably seen the data: a base model is near one half, and the paper's
-# model goes from γ_ref -38.60 to +84.35 by training on it.
-SEEN_BEFORE = 0.9
 Matrix = list[list[float | None]]
 
 
@@ -28,20 +31,18 @@ def build_report(run: RunDir) -> dict[str, Any]:
     those of `eval_gamma`, `eval_reward_accuracy` and `eval_improvement` (share of rows with γ above that of M_0) the
     held-out sets named in `eval_sets`. None: not computed.
 
+    A table that is missing or damaged leaves its cells empty, and a line in `warnings`: it is told of, not trained on.
+
     Raises:
-        OutputError, ReferenceTableError, OSError: a file of the run is missing or torn.
+        OutputError: there is no run here, or its plan or ledger is missing or torn.
     """
     plan, ledger = _load(run)
+    found = Findings(run, ledger)
     models = [model_name(index) for index in range(len(plan.steps) + 1)]
-    scored = [step for step, record in zip(plan.steps, ledger.steps, strict=True) if record.state != "planned"]
-    references = {step.index: ReferenceTable.load(run.reference(step)) for step in scored}
-    train = _cells(models, {**_extra_scores(run, plan, models), **{(t.model, i): t for i, t in references.items()}})
-    heldout = {
-        (row, column): ReferenceTable.load(run.heldout(model, column))
-        for row, model in enumerate(models)
-        for column in range(len(plan.heldout))
-        if _is_recorded(ledger, row) and run.heldout(model, column).exists()  # a damaged one that was deleted: no cell
-    }
+    references = _references(found, run, plan, ledger)
+    own = {(table.model, index): table for index, table in references.items()}
+    train = _cells(models, {**_extra_scores(found, run, plan, models), **own})
+    heldout = _heldout(found, run, plan, ledger)
     shape, eval_shape = (len(models), len(plan.steps)), (len(models), len(plan.heldout))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -51,7 +52,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "partition": plan.partition,
         "ordering": [asdict(rank) for rank in plan.ordering],
         "overlaps": [asdict(overlap) for overlap in plan.overlaps],
-        "warnings": _warnings(plan, references),
+        "warnings": [*notes(plan, references), *found.missed],
         "steps": [
             _step(step, record, references.get(step.index))
             for step, record in zip(plan.steps, ledger.steps, strict=True)
@@ -73,85 +74,86 @@ def build_report(run: RunDir) -> dict[str, Any]:
 
 
 def _load(run: RunDir) -> tuple[Plan, Ledger]:
-    try:
-        plan = Plan.from_json(json.loads(run.plan.read_bytes()))
-    except ValueError as error:
-        raise OutputError(f"{run.plan} cannot be read: {error}") from error
-    ledger = Ledger.load(run.ledger)
+    _require_run(run)
+    plan, ledger = Plan.load(run.plan), Ledger.load(run.ledger)
     if ledger.plan_fingerprint != plan.fingerprint():
         raise OutputError(
             f"{run.ledger} belongs to another plan than {run.plan}: the run died while "
             "it wrote them, and resuming it writes both; or one of them was changed by hand"
         )
+    planned, done = (
+        [(step.name, step.reference, step.policy_init) for step in steps] for steps in (plan.steps, ledger.steps)
+    )
+    if planned != done:
+        differ = next((t for t, both in enumerate(zip(planned, done, strict=False), 1) if both[0] != both[1]), None)
+        seen = "they have different numbers of steps"
+        if differ is not None:
+            seen = f"step {differ} is {planned[differ - 1]} in the one and {done[differ - 1]} in the other"
+        raise OutputError(
+            f"{run.plan} and {run.ledger} speak of other steps: {seen} (name, reference, start); one of them was "
+            "changed by hand: restore it."
+        )
     return plan, ledger
 
 
+def _require_run(run: RunDir) -> None:
+    if not run.root.is_dir():
+        what = "is no directory" if run.root.exists() else "does not exist"
+        raise OutputError(f"{run.root} {what}; give the output_dir of a run.")
+    if not run.plan.exists() and not run.ledger.exists():
+        raise OutputError(
+            f"{run.root} holds no run: {run.plan} does not exist; give the output_dir of a run of rl: sdpo. One that "
+            "has just begun has a plan when its data are prepared."
+        )
+    if not run.ledger.exists():
+        raise OutputError(f"{run.ledger} does not exist: the run died as it began; begin it again, or restore it.")
+
+
 def write_report(run: RunDir) -> None:
-    """Write `report.json` and `report.md` of the run, as far as it has come."""
-    report = build_report(run)
+    """Write `report.json` and `report.md` of the run, as far as it has come.
+
+    Raises:
+        OutputError: as in ``build_report``.
+        OSError: they cannot be written.
+    """
+    _write(run, build_report(run))
+
+
+def _write(run: RunDir, report: dict[str, Any]) -> None:
     write_json(run.report, report)
     write_bytes(run.report.with_suffix(".md"), markdown(report).encode())
 
 
-def summary_table(report: dict[str, Any]) -> str:
-    """One line a step: what it was trained on, where it began and ended, what it did on held-out rows."""
-    sets = report["eval_sets"]
-    rows = [("step", "rows", "updates", "mean γ_ref", "first loss", "last loss", *(f"acc {name}" for name in sets))]
-    base = report["eval_reward_accuracy"][0]
-    rows.append(("M_0", "", "", "", "", "", *(_number(value, ".3f") for value in base)))
-    for index, step in enumerate(report["steps"], 1):
-        gamma_ref = step["gamma_ref"] or {"mean": None}
-        rows.append(
-            (
-                f"M_{index} {step['name']}",
-                f"{step['num_rows']:,}",
-                _number(step["num_optimizer_steps"], ","),
-                _number(gamma_ref["mean"], "+.2f"),
-                _number(step["first_loss"], ".4f"),
-                _number(step["final_loss"], ".4f"),
-                *(_number(value, ".3f") for value in report["eval_reward_accuracy"][index]),
-            )
-        )
-    return text_table(rows)
+def _references(found: Findings, run: RunDir, plan: Plan, ledger: Ledger) -> dict[int, ReferenceTable]:
+    """The reference table of each step that has been scored."""
+    scored = [step for step, record in zip(plan.steps, ledger.steps, strict=True) if record.state != "planned"]
+    tables = {step.index: found.read(run.reference(step), step.rows_digest) for step in scored}
+    return {index: table for index, table in tables.items() if table is not None}
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The report for reading."""
-    state = "finished" if report["finished"] else "not finished"
-    parts = [
-        "# Stepwise DPO (sDPO) run",
-        f"Base model: `{report['base_model']}`. Steps: {len(report['steps'])}, {state}.",
-        f"```\n{summary_table(report)}\n```",
-        "acc: share of held-out rows in which the model scores the preferred answer higher. "
-        "γ_ref: log-ratio of preferred over rejected answer under the step's reference, in nats, before the step.",
-    ]
-    parts += [f"Note: {warning}." for warning in report["warnings"]]
-    if report["ordering"]:
-        ranks = [("easy to hard", "rows", "accuracy of M_0", "95 %")]
-        for rank in report["ordering"]:
-            interval = f"{rank['low']:.3f} to {rank['high']:.3f}"
-            ranks.append((rank["source"], f"{rank['num_rows']:,}", f"{rank['accuracy']:.3f}", interval))
-        parts.append(f"```\n{text_table(ranks)}\n```")
-    if report["eval_sets"]:
-        for title, key, spec in (
-            ("mean γ, held out", "eval_gamma", "+.2f"),
-            ("γ above M_0's, share", "eval_improvement", ".3f"),
-        ):
-            rows = [(title, *report["eval_sets"])]
-            for model, values in zip(report["models"], report[key], strict=True):
-                rows.append((model, *(_number(value, spec) for value in values)))
-            parts.append(f"```\n{text_table(rows)}\n```")
-    return "\n\n".join(parts) + "\n"
+def _extra_scores(
+    found: Findings, run: RunDir, plan: Plan, models: Sequence[str]
+) -> dict[tuple[str, int], ReferenceTable]:
+    """Tables of D_t under models that were not its reference, as far as a run has made them."""
+    tables = {
+        (model, step.index): found.read(run.score(model, step), step.rows_digest)
+        for model in models
+        for step in plan.steps
+    }
+    return {at: table for at, table in tables.items() if table is not None}
 
 
-def _extra_scores(run: RunDir, plan: Plan, models: Sequence[str]) -> dict[tuple[str, int], ReferenceTable]:
-    """Tables of D_t under models that were not its reference, as far as a run has made them.
-
-    The ledger does not vouch for them: one that a dead run left in this directory is of other rows, and passed over.
-    """
-    files = {(model, step.index): run.score(model, step) for model in models for step in plan.steps}
-    tables = {at: ReferenceTable.load(path) for at, path in files.items() if path.exists()}
-    return {at: table for at, table in tables.items() if table.rows_digest == plan.steps[at[1] - 1].rows_digest}
+def _heldout(found: Findings, run: RunDir, plan: Plan, ledger: Ledger) -> dict[tuple[int, int], ReferenceTable]:
+    """Tables of the held-out sets by row and column of a matrix; one column is of the same rows throughout."""
+    tables: dict[tuple[int, int], ReferenceTable] = {}
+    for column in range(len(plan.heldout)):
+        rows_digest = None
+        for row in range(len(plan.steps) + 1):
+            path = run.heldout(model_name(row), column)
+            table = found.read(path, rows_digest) if _is_recorded(ledger, row) else None
+            if table is not None:
+                tables[row, column], rows_digest = table, table.rows_digest
+    return tables
 
 
 def _cells(
@@ -180,34 +182,6 @@ def _step(step: StepPlan, record: StepRecord, table: ReferenceTable | None) -> d
     }
 
 
-def _warnings(plan: Plan, references: Mapping[int, ReferenceTable]) -> list[str]:
-    """What a reader should know before believing the numbers."""
-    found = []
-    for earlier, later in zip(plan.ordering, plan.ordering[1:], strict=False):
-        if later.high >= earlier.low:
-            found.append(
-                f"the order of {earlier.source} ({earlier.accuracy:.3f}, 95 % {earlier.low:.3f} to {earlier.high:.3f}) "
-                f"before {later.source} ({later.accuracy:.3f}, {later.low:.3f} to {later.high:.3f}) lies within noise"
-            )
-    for step in plan.steps:
-        table = references.get(step.index)
-        if table is None or step.reference in {model_name(index) for index in range(len(plan.steps))}:
-            continue
-        accuracy = diagnostics.reward_accuracy(table)
-        if accuracy >= SEEN_BEFORE:
-            found.append(
-                f"the reference {step.reference} prefers the chosen answer in {accuracy:.1%} of the rows of step "
-                f"{step.name} (mean γ_ref {diagnostics.gamma_stats(table).mean:+.2f}): it has probably been trained on "
-                "them. In the paper mean γ_ref was -38.60 under the base model and +84.35 under the model trained on "
-                "that data (arXiv 2403.19270, Fig. 2)"
-            )
-    found += [
-        f"{overlap.num_rows:,} rows of step {overlap.step} have a prompt that stands in {overlap.other} too"
-        for overlap in plan.overlaps
-    ]
-    return found
-
-
 def _is_recorded(ledger: Ledger, row: int) -> bool:
     """Held-out rows are scored by M_{t-1} before step t, and by M_T when all is done."""
     return ledger.steps[row].state != "planned" if row < len(ledger.steps) else ledger.finished
@@ -217,30 +191,58 @@ def _matrix(shape: tuple[int, int], values: dict[tuple[int, int], float]) -> Mat
     return [[values.get((row, column)) for column in range(shape[1])] for row in range(shape[0])]
 
 
-def _number(value: float | None, spec: str) -> str:
-    return "–" if value is None else format(value, spec)
-
-
 def load_report(path: Path) -> dict[str, Any]:
     """Read a `report.json`.
 
     Raises:
-        ValueError: another schema version.
+        OutputError: it is missing, torn or of another schema version.
     """
-    report: dict[str, Any] = json.loads(path.read_bytes())
+    try:
+        report = read_object(path)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read: {error}; python -m sdpo_plugin.report makes it again.") from error
     if report.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"{path} has schema_version {report.get('schema_version')!r}; this version reads 1")
+        raise OutputError(f"{path} has schema_version {report.get('schema_version')!r}; this version reads 1")
     return report
 
 
-def main(arguments: list[str]) -> None:
-    """`python -m sdpo_plugin.report OUTPUT_DIR`: make the report of a run again and print it."""
-    if len(arguments) != 1:
-        raise SystemExit("usage: python -m sdpo_plugin.report OUTPUT_DIR")
-    run = RunDir(Path(arguments[0]))
-    write_report(run)
-    print(markdown(load_report(run.report)))
+def main(arguments: Sequence[str]) -> int:
+    """`python -m sdpo_plugin.report OUTPUT_DIR`: make the report of a run again and print it.
+
+    Returns:
+        The exit code: 0, or 1 where there is no report to be made. Wrong usage ends with 2, as argparse does.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m sdpo_plugin.report",
+        description="Make the report of a run again, from what it left on disk, and print it; also of a run that died. "
+        "Writes sdpo/report.json and sdpo/report.md there.",
+    )
+    parser.add_argument("output_dir", type=Path, help="the output_dir of a run with rl: sdpo")
+    run = RunDir(parser.parse_args(arguments).output_dir)
+    try:
+        report = build_report(run)
+        _print(markdown(report))
+        require_no_link(run.report.parent)
+        _write(run, report)
+    except SDPOError as error:
+        print(crash.lines(str(error)), file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(crash.lines(f"the report could not be read or written in {run.root}: {error}"), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print(text: str) -> None:
+    """Print for whatever reads: one that knows no γ, one that has seen enough."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes once more when it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

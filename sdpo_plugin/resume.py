@@ -1,17 +1,19 @@
 """Where a run goes on. The ledger alone is trusted; what it vouches for is checked before it is used."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from sdpo_plugin.errors import OutputError
+from sdpo_plugin.files import remove_folder
 from sdpo_plugin.ledger import Ledger, RunDir, StepRecord
+from sdpo_plugin.places import as_on_disk
 from sdpo_plugin.plan import model_name
-from sdpo_plugin.sealed import MARKERS, flaw, read_seal, remove
+from sdpo_plugin.sealed import MARKERS, flaw, read_seal, remove, seal
 
 M_0 = model_name(0)
+WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 TO_GO_ON = "set auto_resume_from_checkpoints: true"
 
 
@@ -58,7 +60,8 @@ class Start:
         action: what comes first.
         model_dir: where ``action.model`` is read from; None where it is the base model, or comes with the checkpoint.
         checkpoint: the checkpoint that the step under way goes on from.
-        passed_over: newer checkpoints that are not whole, each with the reason.
+        passed_over: what is missed on disk and not needed, each with the reason: newer checkpoints that are not
+            whole, models that were deleted, or are back.
     """
 
     ledger: Ledger | None
@@ -79,7 +82,7 @@ def find_start(run: RunDir, asked: Path | None = None) -> Start:
         asked: a checkpoint that the user wants the step under way to go on from, instead of the newest.
 
     Raises:
-        OutputError: the ledger or a model that is needed is damaged; ``asked`` cannot be used.
+        OutputError: the ledger or a model is damaged, or a model that is needed is gone; ``asked`` cannot be used.
     """
     ledger = _without_lost_table(Ledger.load(run.ledger), run)
     action = next_action(ledger)
@@ -91,12 +94,41 @@ def find_start(run: RunDir, asked: Path | None = None) -> Start:
     if action.kind == "train":
         record = ledger.steps[action.step - 1]
         checkpoint, passed_over = _checkpoint(run, ledger, record, asked)
-        if checkpoint is not None:
-            return Start(ledger, action, None, checkpoint, passed_over)
-        return Start(ledger, action, model_dir(run, ledger, action.model), None, passed_over)
+        model = None if checkpoint is not None else model_dir(run, ledger, action.model)
+        return _with_models_as_on_disk(run, Start(ledger, action, model, checkpoint, passed_over))
     if action.kind == "nothing":  # M_T's double may be gone, as `export_steps: last` says
-        return Start(ledger, action)
-    return Start(ledger, action, model_dir(run, ledger, action.model))
+        return _finished(run, _with_models_as_on_disk(run, Start(ledger, action)))
+    return _with_models_as_on_disk(run, Start(ledger, action, model_dir(run, ledger, action.model)))
+
+
+def _with_models_as_on_disk(run: RunDir, start: Start) -> Start:
+    """The same start; models that are not needed may have been deleted, or put back, and the ledger says so."""
+    assert start.ledger is not None
+    ledger, lines = as_on_disk(run, start.ledger, start.model_dir)
+    return replace(start, ledger=ledger, passed_over=(*start.passed_over, *lines))
+
+
+def _finished(run: RunDir, start: Start) -> Start:
+    """The same start, if the final model is whole; one that is not is written again from M_T's directory.
+
+    Raises:
+        OutputError: there is none.
+    """
+    ledger = start.ledger
+    assert ledger is not None
+    model = model_name(len(ledger.steps))
+    problem = flaw(run.root, {"run": ledger.run, "model": model}, ledger.final)
+    if problem is None:
+        return start
+    if not ledger.steps[-1].kept:
+        raise OutputError(
+            f"{run.root} does not hold the final model that this run has written: {problem}. Restore it, or train "
+            "again into another output_dir."
+        )
+    ledger = replace(ledger, saved=False)
+    directory = model_dir(run, ledger, model)
+    said = f"the final model in {run.root} is not whole ({problem}): it is written again from {directory}"
+    return Start(ledger, next_action(ledger), directory, passed_over=(*start.passed_over, said))
 
 
 def model_dir(run: RunDir, ledger: Ledger, model: str) -> Path | None:
@@ -105,11 +137,10 @@ def model_dir(run: RunDir, ledger: Ledger, model: str) -> Path | None:
     Raises:
         OutputError: it is not what the ledger vouches for.
     """
-    if model not in ledger.exports:
-        assert model == M_0
+    if model == M_0 and model not in ledger.exports:
         return None
     directory = run.start if model == M_0 else run.step(ledger.steps[int(model.removeprefix("M_")) - 1])
-    problem = flaw(directory, {"run": ledger.run, "model": model}, ledger.exports[model])
+    problem = flaw(directory, {"run": ledger.run, "model": model}, ledger.exports.get(model))
     if problem:
         raise OutputError(
             f"{directory} is not the {model} that this run has made: {problem}. Restore it, or train again into "
@@ -208,24 +239,36 @@ def clear(run: RunDir) -> None:
     """Remove what a run that came to nothing has left: its ledger, tables, and a model half written."""
     run.ledger.unlink(missing_ok=True)
     for folder in (*run.tables, run.start, run.staging):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 def sweep(run: RunDir, ledger: Ledger) -> None:
     """Remove what a death has left behind: models that the ledger says are not kept, files that were half written."""
     for path in (run.root / "sdpo").rglob(".*.tmp"):
-        path.unlink()
+        if not path.is_dir():
+            path.unlink()
     for step in ledger.steps:
-        if not step.kept:
+        if not step.kept and model_name(step.index) in ledger.exports:  # else its user has deleted it
             remove(run.step(step))
 
 
 def close_run(run: RunDir, keep_last: bool) -> None:
-    """Record that the host has written the final model; without ``keep_last`` its double in step T's place goes.
+    """Seal the final model, which the host has written, and record it; without ``keep_last`` its double in step T's
+    place goes.
 
     Raises:
         OutputError: the ledger is damaged.
+        OSError: a file cannot be read or written.
     """
-    ledger = replace(Ledger.load(run.ledger), saved=True)
-    ledger.record(len(ledger.steps), kept=keep_last).save(run.ledger)
-    sweep(run, Ledger.load(run.ledger))
+    ledger = Ledger.load(run.ledger)
+    last = len(ledger.steps)
+    digest = seal(run.root, {"run": ledger.run, "model": model_name(last)}, only=_final_model(run.root))
+    ledger = replace(ledger, saved=True, final=digest).record(last, kept=keep_last)
+    ledger.save(run.ledger)
+    sweep(run, ledger)
+
+
+def _final_model(root: Path) -> list[Path]:
+    """Weights, and what makes them loadable: not the card, which a user may edit, and not the host's logs."""
+    weights = [path for pattern in WEIGHTS for path in root.glob(pattern) if path.name != "training_args.bin"]
+    return weights + [root / name for name in MARKERS if (root / name).exists()]

@@ -4,16 +4,17 @@ A directory without a seal was being written when its run died; one whose files 
 one whose seal speaks of another run, step or reference is foreign. None of them is ever used.
 """
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from sdpo_plugin.files import fingerprint, sync_directory, write_json
+from sdpo_plugin.files import fingerprint, require_no_link, sync_directory, write_json
+from sdpo_plugin.names import PathBelow
+from sdpo_plugin.stored import STRICT, Count, checked, read_object
 
 SCHEMA_VERSION = 1
 SEAL = "sdpo_seal.json"
@@ -29,23 +30,37 @@ class Seal:
     Attributes:
         about: whose it is, e.g. run, step, reference.
         facts: what its reader needs to know besides.
-        files: [bytes, XXH3 digest of 128 bits] by path below the directory.
+        files: bytes and XXH3 digest of 128 bits by path below the directory.
         digest: SHA-256 of all that.
     """
 
+    __pydantic_config__ = STRICT
+
     about: dict[str, str]
     facts: dict[str, Any]
-    files: dict[str, list[Any]]
+    files: dict[PathBelow, tuple[Count, str]]
     digest: str
 
 
-def seal(directory: Path, about: Mapping[str, str], facts: Mapping[str, Any] | None = None) -> str:
+def seal(
+    directory: Path,
+    about: Mapping[str, str],
+    facts: Mapping[str, Any] | None = None,
+    only: Iterable[Path] | None = None,
+) -> str:
     """Put every file of ``directory`` on disk, then the seal that vouches for them; return the seal's digest.
+
+    Args:
+        directory: holds what is sealed.
+        about: whose it is.
+        facts: what its reader needs to know besides.
+        only: the files that are sealed, where not all of them are.
 
     Raises:
         OSError: a file cannot be read, synced or written.
     """
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != SEAL)
+    found = directory.rglob("*") if only is None else only
+    paths = sorted(path for path in found if path.is_file() and path.name != SEAL)
     files = {str(path.relative_to(directory)): _sync(path) for path in paths}
     for folder in {path.parent for path in paths} | {directory, directory.parent}:
         sync_directory(folder)
@@ -62,26 +77,27 @@ def read_seal(directory: Path) -> Seal:
         ValueError: there is none, or it is torn or changed; the message says which.
     """
     try:
-        content = json.loads((directory / SEAL).read_bytes())
+        content = read_object(directory / SEAL)
         digest = content.pop("digest")
-        if content["schema_version"] != SCHEMA_VERSION or fingerprint(content) != digest:
-            raise ValueError("changed, or of another schema version")
-        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in content["files"]):
-            raise ValueError("it names files outside of its directory")
-        return Seal(content["about"], content["facts"], content["files"], digest)
+        if content.pop("schema_version") != SCHEMA_VERSION:
+            raise ValueError("another schema version")
+        if fingerprint({"schema_version": SCHEMA_VERSION, **content}) != digest:
+            raise ValueError("its content does not fit its digest")
+        return checked(Seal, {**content, "digest": digest})
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError("it has no seal, so it was never finished") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"its seal is damaged ({error})") from error
 
 
-def flaw(directory: Path, about: Mapping[str, str], digest: str | None = None) -> str | None:
+def flaw(directory: Path, about: Mapping[str, str], digest: str | None = None, *, deep: bool = True) -> str | None:
     """Why a sealed directory must not be used; None where it is whole and of this run.
 
     Args:
         directory: sealed by ``seal``; other files in it do not count.
         about: what its seal has to say.
         digest: of the seal, where a ledger vouches for this very one.
+        deep: read the files; otherwise their sizes have to do.
     """
     try:
         found = read_seal(directory)
@@ -98,7 +114,7 @@ def flaw(directory: Path, about: Mapping[str, str], digest: str | None = None) -
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
-        if _digest(path) != content:
+        if deep and _digest(path) != content:
             return f"{name} has been changed: its digest does not fit the seal"
     return None
 
@@ -107,7 +123,12 @@ def publish(staging: Path, target: Path) -> None:
     """Move a sealed directory's files into ``target``, where others may stand; a model appears there whole.
 
     The file that makes it loadable comes last, so that no reader meets half a model.
+
+    Raises:
+        OSError: a file cannot be moved.
+        OutputError: ``target`` is a symbolic link.
     """
+    require_no_link(target)
     remove(target)
     target.mkdir(parents=True, exist_ok=True)
     names = [path.name for path in staging.iterdir()]
@@ -118,20 +139,38 @@ def publish(staging: Path, target: Path) -> None:
     staging.rmdir()
 
 
+def is_gone(directory: Path) -> bool:
+    """Whether nothing is left of a model: no seal, and nothing that makes it loadable."""
+    return not any((directory / name).exists() for name in (SEAL, *MARKERS))
+
+
 def remove(directory: Path) -> None:
-    """Remove the files that the seal of ``directory`` lists, the seal, and the directory if nothing else is in it."""
+    """Remove the files that the seal of ``directory`` lists, the seal, and the directory if nothing else is in it.
+
+    What a symbolic link leads to stays: it is not this run's to remove. A link among the files goes itself.
+    """
+    if directory.is_symlink():
+        return
     try:
         names = list(read_seal(directory).files)
     except ValueError:
         return
-    for name in sorted(names, key=lambda name: name not in MARKERS):
-        (directory / name).unlink(missing_ok=True)
-    for folder in sorted({(directory / name).parent for name in names} - {directory}, reverse=True):
+    below = [name for name in names if not _leads_away(directory, name)]
+    for name in sorted(below, key=lambda name: name not in MARKERS):
+        if not (directory / name).is_dir():
+            (directory / name).unlink(missing_ok=True)
+    for folder in sorted({(directory / name).parent for name in below} - {directory}, reverse=True):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    (directory / SEAL).unlink()
+    (directory / SEAL).unlink(missing_ok=True)
     if not any(directory.iterdir()):
         directory.rmdir()
+
+
+def _leads_away(directory: Path, name: str) -> bool:
+    """Whether a folder on the way to a file is a symbolic link."""
+    folders = [directory.joinpath(folder) for folder in Path(name).parents if folder != Path()]
+    return any(folder.is_symlink() for folder in folders)
 
 
 def _sync(path: Path) -> list[Any]:

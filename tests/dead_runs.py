@@ -23,7 +23,10 @@ def ledger_of(state: Life, init: str = "previous") -> Ledger:
         StepRecord(index, f"step-{index}", f"M_{index - 1}", f"M_{index - 1 if init == 'previous' else 0}", value)  # type: ignore[arg-type]
         for index, value in enumerate(states, 1)
     )
-    return Ledger("r", "p" * 64, IDENTITY, steps, prepared=prepared, finished=finished, saved=saved)
+    layout = RunDir(Path())
+    tables = {str(layout.reference(step)): "c" * 64 for step in steps if step.state != "planned"}
+    exports = {f"M_{step.index}": "d" * 64 for step in steps if step.state == "exported"}
+    return Ledger("r", "p" * 64, IDENTITY, steps, prepared, tables, exports, finished, saved)
 
 
 def die(run: RunDir, call: str, host: FakeHost | None = None, plan: Plan | None = None) -> Ledger:

@@ -68,6 +68,39 @@ def test_debug_level_shows_the_traceback(run_python: RunPython) -> None:
     assert "sdpo_plugin.errors.ConfigError: relora: True clashes;\nremove relora.\n" in done.stderr
 
 
+GLOO = "[/build/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4711"
+NCCL = (
+    "NCCL error in: ProcessGroupNCCL.cpp:3690, remote process exited or there was a network error, NCCL version 2.27\\n"
+    "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.\\n"
+    "Last error:\\nsocketProgress: Connection closed by remote peer"
+)
+NCCL_SAYS = (
+    "NCCL error in: ProcessGroupNCCL.cpp:3690, remote process exited or there was a network error, NCCL version 2.27 "
+    "… ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely."
+)
+
+
+@pytest.mark.parametrize(("error", "says"), [(GLOO, GLOO), (f"\\n{GLOO}\\nmore", GLOO), (NCCL, NCCL_SAYS)])
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_rank_that_lost_another_says_what_it_met_and_what_that_means_where_no_rank_knows_the_cause(
+    run_python: RunPython, error: str, says: str, rank: str
+) -> None:
+    """A network that fails leaves each rank with such an error, and no traceback of any would say more."""
+    program = f'{DIE}\ncrash.SECONDS_FOR_THE_CAUSE = 0.25\nraise RuntimeError("{error}")'
+    done = run_python(program, RANK=rank, WORLD_SIZE="4")
+    assert done.stderr == (
+        f"\nsdpo_plugin: rank {rank} ends because another rank did: RuntimeError: {says} (the cause is what another "
+        "rank says; if each rank says this, then the network between the ranks failed, or one was killed, e.g. out of "
+        "memory: look at dmesg and at the launcher's log)\n"
+    )
+    assert float(done.stdout) >= 0.25
+    assert done.returncode == 1
+
+
+def test_lost_peer_of_a_run_of_one_rank_is_an_error_like_others(run_python: RunPython) -> None:
+    assert "Traceback" in run_python(f'{DIE}\nraise RuntimeError("{GLOO}")', WORLD_SIZE="1").stderr
+
+
 @pytest.fixture
 def earlier_hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """A hook that was there before ours; the list says what it was given."""

@@ -10,7 +10,7 @@ from sdpo_plugin.errors import OutputError
 from sdpo_plugin.ledger import Ledger, RunDir
 from sdpo_plugin.resume import Action, Start, clear, close_run, find_start, require_fresh, sweep
 from sdpo_plugin.runner import run_steps
-from sdpo_plugin.sealed import SEAL
+from sdpo_plugin.sealed import SEAL, read_seal
 from tests.dead_runs import checkpoint, die, ledger_of
 from tests.fakes import D_1, IDENTITY, FakeHost, make_plan
 
@@ -133,7 +133,9 @@ def test_sweep_removes_the_models_that_the_ledger_says_are_gone(run_dir: RunDir)
 def test_closing_a_run_records_it_and_takes_away_the_double(run_dir: RunDir, keep_last: bool) -> None:
     before = finish(run_dir)
     close_run(run_dir, keep_last)
-    expected = dataclasses.replace(before, saved=True).record(3, kept=keep_last)
+    final = read_seal(run_dir.root)
+    assert final.about == {"run": before.run, "model": "M_3"}
+    expected = dataclasses.replace(before, saved=True, final=final.digest).record(3, kept=keep_last)
     assert Ledger.load(run_dir.ledger) == expected
     assert ("step-3/config.json" in tree(run_dir.root)) is keep_last
     assert {"step-1/config.json", "step-2/config.json"} <= tree(run_dir.root)

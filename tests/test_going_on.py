@@ -1,6 +1,8 @@
 """A run that died goes on: what is done again, what is not, and with which tables."""
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -8,8 +10,10 @@ from sdpo_plugin.errors import ReferenceTableError
 from sdpo_plugin.ledger import Ledger, RunDir
 from sdpo_plugin.plan import Plan
 from sdpo_plugin.reference import ReferenceTable
+from sdpo_plugin.report import build_report
 from sdpo_plugin.resume import find_start
 from sdpo_plugin.runner import run_steps
+from sdpo_plugin.tables import read_table
 from tests.dead_runs import checkpoint, die
 from tests.fakes import CALLS, D_1, D_2, EXTERNAL, FakeHost, content, make_plan, run, score
 
@@ -222,3 +226,45 @@ def test_tables_that_the_plan_was_made_with_stay_vouched_for(run_dir: RunDir) ->
     ledger = run_steps(make_plan(), host, run_dir, begun, host.progress)
     assert ledger.tables[run_dir.key(path)] == table.checksum()
     assert len(ledger.tables) == 9
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, spoil], ids=["missing", "torn"])
+@pytest.mark.parametrize("call", ["train M_1 on D_2", "score held-out by M_2, called M_2"])
+def test_table_that_no_step_needs_any_more_ends_no_run(
+    run_dir: RunDir, call: str, damage: Callable[[Path], None]
+) -> None:
+    """The reference of a finished step, held-out rows under a model that is no reference now, diagnostics."""
+    early = FakeHost(early=["M_0"])  # easy to hard: M_0 has scored every step
+    ledger = die(run_dir, call, early)
+    spare = [run_dir.reference(ledger.steps[0]), run_dir.heldout("M_0", 0), run_dir.score("M_0", make_plan().steps[1])]
+    for path in spare:
+        damage(path)
+    seen = []
+    host = FakeHost(early=["M_0"])
+    host.progress = lambda: seen.append(build_report(run_dir))  # type: ignore[method-assign]
+    assert go_on(run_dir, host).finished
+    assert seen
+    for report in seen:
+        assert report["steps"][0]["gamma_ref"] is None
+        assert report["gamma"][0] == [None, None]
+        assert report["eval_gamma"][0][0] is None
+        assert [warning.split(" cannot be used")[0] for warning in report["warnings"]] == [
+            run_dir.key(path) for path in (spare[0], spare[2], spare[1])
+        ]
+    assert [step["gamma_ref"] is None for step in seen[-1]["steps"]] == [True, False]
+
+
+def test_table_that_lays_out_the_steps_has_a_remedy_of_its_own(run_dir: RunDir) -> None:
+    """No step's table can be deleted instead."""
+    path = run_dir.pool(1)
+    ledger = Ledger.begin(make_plan(), {}, {run_dir.key(path): "c" * 64})
+    expected = (
+        rf"cannot read the reference table {re.escape(str(path))}: .*\. The steps cannot be laid out without it, and "
+        r"the base model is not asked again once a run has begun: restore it, or train into another output_dir\."
+    )
+    with pytest.raises(ReferenceTableError, match=f"^{expected}$"):
+        read_table(run_dir, ledger, path)

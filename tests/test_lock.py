@@ -143,6 +143,73 @@ def test_holder_that_has_not_said_who_it_is(lock_path: Path, content: str) -> No
         kill(pid)
 
 
+def test_lock_is_not_written_through_a_link(lock_path: Path) -> None:
+    """Its target would be emptied, whosever it is."""
+    victim = lock_path.parent.parent.parent / "victim"
+    victim.write_text("not the run's")
+    lock_path.parent.mkdir(parents=True)
+    lock_path.symlink_to(victim)
+    expected = (
+        f"{lock_path} is a symbolic link to {victim}, and a run writes nothing outside of its output_dir; "
+        "put what it leads to in its place, or remove the link."
+    )
+    for _ in range(2):
+        with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
+            RunLock(lock_path)
+        assert victim.read_text() == "not the run's"
+    victim.unlink()  # a link that leads nowhere would make a file there
+    with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
+        RunLock(lock_path)
+    assert not victim.exists()
+    lock_path.unlink()  # the remedy helps
+    RunLock(lock_path).release()
+
+
+def test_lock_is_not_written_into_another_file(lock_path: Path) -> None:
+    victim = lock_path.parent.parent.parent / "victim"
+    victim.write_text("not the run's")
+    lock_path.parent.mkdir(parents=True)
+    lock_path.hardlink_to(victim)
+    expected = (
+        f"{lock_path} is one file with another (2 hard links), which the run's lock would overwrite; delete this name "
+        "of it."
+    )
+    with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
+        RunLock(lock_path)
+    assert victim.read_text() == "not the run's"
+    lock_path.unlink()
+    RunLock(lock_path).release()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["directory", "pipe"])
+def test_lock_that_is_no_file_is_refused_and_not_waited_for(lock_path: Path, make: Callable[[Path], None]) -> None:
+    lock_path.parent.mkdir(parents=True)
+    make(lock_path)
+    expected = f"{lock_path} is no file, and the run's lock has to stand there; remove it."
+    with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
+        RunLock(lock_path)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_records_of_a_run_do_not_lie_behind_a_link(lock_path: Path, exists: bool) -> None:
+    elsewhere = lock_path.parent.parent.parent / "elsewhere"
+    if exists:
+        elsewhere.mkdir()
+    lock_path.parent.parent.mkdir()
+    lock_path.parent.symlink_to(elsewhere)
+    with pytest.raises(OutputError, match=rf"^{re.escape(str(lock_path.parent))} is a symbolic link to "):
+        RunLock(lock_path)
+    assert not elsewhere.exists() or not any(elsewhere.iterdir())
+
+
+def test_output_directory_itself_may_be_a_link(tmp_path: Path) -> None:
+    """It is where the user wants the run."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    RunLock(RunDir(tmp_path / "out").lock).release()
+    assert (tmp_path / "disk" / "sdpo" / "lock").is_file()
+
+
 def test_file_system_without_locks_is_told(lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

@@ -13,6 +13,9 @@ from sdpo_plugin.plan import Overlap, Plan, SourceRank, StepPlan, host_total_ste
 from tests.fakes import make_plan
 
 TEXT = st.text(max_size=10)
+NAME = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True).filter(
+    lambda name: name.lower() not in ("sdpo", "runs", "merged") and not name.lower().startswith("checkpoint-")
+)
 COUNT = st.integers(0, 10**9)
 SHARE = st.floats(0, 1)
 SETTING = st.none() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
@@ -27,7 +30,7 @@ def plans(draw: st.DrawFn) -> Plan:
     steps = tuple(
         StepPlan(
             index=index,
-            name=draw(TEXT),
+            name=draw(NAME),
             sources=tuple(draw(st.lists(TEXT, max_size=3))),
             num_rows=draw(COUNT),
             num_dropped=draw(st.none() | COUNT),
@@ -180,11 +183,27 @@ def no_steps(value: dict[str, Any]) -> None:
     value["steps"] = None
 
 
-@pytest.mark.parametrize("change", [swap_steps, drop_heldout, add_key, drop_sources, drop_rank, no_steps])
-def test_misshapen_file_is_refused(change: Any) -> None:
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (swap_steps, "steps are numbered [2, 1]"),
+        (add_key, "steps.0.colour is 'red': Unexpected keyword argument"),
+        (drop_sources, "steps.0.sources is missing"),
+        (drop_rank, "ordering.0.num_rows is missing"),
+        (no_steps, "steps is None: Input should be a valid array"),
+    ],
+)
+def test_misshapen_file_is_refused(change: Any, why: str) -> None:
     value = make_plan().to_json()
     change(value)
-    with pytest.raises(ValueError, match=r"^not a plan of schema version 1: \w+Error\("):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'not a plan of schema version 1: {why}')}$"):
+        Plan.from_json(value)
+
+
+def test_file_without_a_key_is_refused() -> None:
+    value = make_plan().to_json()
+    drop_heldout(value)
+    with pytest.raises(ValueError, match="plan fingerprint does not fit its content; the file was changed by hand"):
         Plan.from_json(value)
 
 

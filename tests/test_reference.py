@@ -1,6 +1,7 @@
 """The table of reference log-probs: whole, finite, of these rows, or not at all."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -248,6 +249,33 @@ def saved(tmp_path: Path) -> Path:
 
 def header_size(data: bytes) -> int:
     return int.from_bytes(data[:8], "little")
+
+
+@pytest.mark.parametrize(("kind", "size"), [("BF16", 2), ("F8_E4M3", 1), ("F16", 2), ("I8", 1), ("U64", 8), ("F64", 8)])
+def test_column_of_another_type_is_refused(saved: Path, kind: str, size: int) -> None:
+    """Some of them numpy does not know."""
+    data = saved.read_bytes()
+    end = 8 + header_size(data)
+    header = json.loads(data[8:end])
+    low, high = header["chosen_tokens"]["data_offsets"]
+    header["chosen_tokens"] |= {"dtype": kind, "shape": [(high - low) // size]}
+    changed = json.dumps(header).encode()
+    saved.write_bytes(len(changed).to_bytes(8, "little") + changed + data[end:])
+    with pytest.raises(ReferenceTableError, match=re.escape(f"{saved} is not a reference table of schema version 1")):
+        ReferenceTable.load(saved)
+
+
+@pytest.mark.parametrize("brackets", ["[", '{"a":'])
+def test_header_that_is_nested_without_end_is_refused(saved: Path, brackets: str) -> None:
+    header = brackets.encode() * 10**5
+    saved.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ReferenceTableError, match=re.escape(f"cannot read the reference table {saved}: ")):
+        ReferenceTable.load(saved)
+
+
+def test_directory_in_the_place_of_a_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReferenceTableError, match=re.escape(f"cannot read the reference table {tmp_path}: ")):
+        ReferenceTable.load(tmp_path)
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Where a run goes on: over every state of a ledger, and over everything that can be wrong on disk."""
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -10,6 +12,7 @@ import pytest
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.ledger import Ledger, RunDir, State
+from sdpo_plugin.report import build_report
 from sdpo_plugin.resume import (
     FRESH,
     Action,
@@ -19,11 +22,12 @@ from sdpo_plugin.resume import (
     close_run,
     find_start,
     next_action,
+    sweep,
 )
 from sdpo_plugin.runner import run_steps
-from sdpo_plugin.sealed import SEAL, seal
+from sdpo_plugin.sealed import SEAL, read_seal, seal
 from tests.dead_runs import Life, checkpoint, die, ledger_of
-from tests.fakes import EXTERNAL, IDENTITY, WEIGHTS, FakeHost, make_plan
+from tests.fakes import EXTERNAL, IDENTITY, WEIGHTS, FakeHost, HostDiedError, make_plan
 
 GO_ON = "set auto_resume_from_checkpoints: true"
 IN_TRAINING = ("train M_0 on D_1", "train M_1 on D_2")
@@ -114,11 +118,54 @@ def test_finished_run_has_its_model_still_to_be_saved_and_then_nothing(run_dir: 
     assert (start.action, start.model_dir, start.checkpoint) == (Action("nothing", 0, "M_2"), None, None)
 
 
-def test_finished_run_may_lose_its_models(run_dir: RunDir) -> None:
+def finish(run_dir: RunDir, keep_last: bool = True) -> Path:
+    """A run to its end; the final model, as the host would have written it."""
     host = FakeHost()
     run_steps(make_plan(), host, run_dir, Ledger.begin(make_plan(), IDENTITY), host.progress)
-    close_run(run_dir, keep_last=True)
+    final = run_dir.root / "model.safetensors"
+    final.write_bytes(b"M_2" * 100)
+    (run_dir.root / "config.json").write_text("{}")
+    (run_dir.root / "README.md").write_text("a card")
+    close_run(run_dir, keep_last)
+    return final
+
+
+def test_finished_run_may_lose_its_models_and_no_part_of_one(run_dir: RunDir) -> None:
+    """Whoever deletes a whole directory means it; half a one would be loaded."""
+    finish(run_dir)
     (run_dir.root / "step-2" / WEIGHTS).unlink()
+    with pytest.raises(OutputError, match=rf"step-2 is not the M_2 that this run has made: {WEIGHTS} is missing"):
+        find_start(run_dir)
+    shutil.rmtree(run_dir.root / "step-2")
+    start = find_start(run_dir)
+    assert start.action.kind == "nothing"
+    assert "step-2 has been deleted" in start.passed_over[0]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_final_model_that_is_not_whole_is_written_again(run_dir: RunDir, damage: str) -> None:
+    final = finish(run_dir)
+    data = final.read_bytes()
+    changed = {"cut": data[:50], "changed": data[:-1] + b"!"}
+    final.unlink() if damage == "missing" else final.write_bytes(changed[damage])
+    said = {"missing": "is missing", "cut": "has 50 bytes instead of 300", "changed": "has been changed"}[damage]
+    start = find_start(run_dir)
+    assert (start.action, start.model_dir) == (Action("save", 0, "M_2"), run_dir.root / "step-2")
+    assert f"the final model in {run_dir.root} is not whole (model.safetensors {said}" in start.passed_over[0]
+    final.write_bytes(data)
+    assert find_start(run_dir).action.kind == "nothing"
+
+
+def test_final_model_that_is_not_whole_and_has_no_double_is_refused(run_dir: RunDir) -> None:
+    """`export_steps: last`, or a step-2 that its user has deleted."""
+    finish(run_dir, keep_last=False).unlink()
+    with pytest.raises(OutputError, match=r"does not hold the final model .*: model.safetensors is missing. Restore"):
+        find_start(run_dir)
+
+
+def test_card_of_the_final_model_may_be_edited(run_dir: RunDir) -> None:
+    finish(run_dir)
+    (run_dir.root / "README.md").write_text("a better card")
     assert find_start(run_dir).action.kind == "nothing"
 
 
@@ -225,11 +272,76 @@ def test_checkpoint_of_another_step_does_not_count(run_dir: RunDir) -> None:
     assert find_start(run_dir).checkpoint is None
 
 
-def test_damaged_model_does_not_matter_where_a_checkpoint_holds_the_policy(run_dir: RunDir) -> None:
-    die(run_dir, "train M_1 on D_2")
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["missing", "empty"])
+def test_damaged_model_is_refused_also_where_a_checkpoint_holds_the_policy(
+    run_dir: RunDir, damage: Callable[[Path], None]
+) -> None:
+    """It is kept for its user, who would not learn of it otherwise. Deleting all of it is the user's own business."""
+    ledger = die(run_dir, "train M_1 on D_2")
+    newest, model = checkpoint(run_dir, 2, 5), run_dir.root / "step-1"
+    damage(model / WEIGHTS)
+    problem = f"{WEIGHTS} has 0 bytes instead of 3" if (model / WEIGHTS).exists() else f"{WEIGHTS} is missing"
+    expected = (
+        f"{model} is not the M_1 that this run has made: {problem}. The run does not need it to go on: restore it, or "
+        "delete the whole directory to resume without it."
+    )
+    with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
+        find_start(run_dir)
+    shutil.rmtree(model)  # the remedy helps
+    start = find_start(run_dir)
+    line = f"{model} has been deleted: the run goes on without M_1, which it does not need"
+    expected_ledger = replace(ledger.record(1, kept=False), exports={})
+    assert start == Start(expected_ledger, Action("train", 2, "M_1"), None, newest, (line,))
+
+
+def test_flipped_bit_of_a_model_that_is_not_needed_is_not_looked_for(run_dir: RunDir) -> None:
+    """Reading every model of a long chain would take hours; names and sizes take none."""
+    ledger = die(run_dir, "train M_1 on D_2")
     newest = checkpoint(run_dir, 2, 5)
-    (run_dir.root / "step-1" / WEIGHTS).unlink()
-    assert find_start(run_dir).checkpoint == newest
+    flip_bit(run_dir.root / "step-1" / WEIGHTS)
+    assert find_start(run_dir) == Start(ledger, Action("train", 2, "M_1"), None, newest)
+
+
+@pytest.mark.parametrize("left", ["config.json", SEAL])
+def test_model_of_which_something_is_left_is_damaged(run_dir: RunDir, left: str) -> None:
+    die(run_dir, "train M_1 on D_2")
+    checkpoint(run_dir, 2, 5)
+    for path in (run_dir.root / "step-1").iterdir():
+        if path.name != left:
+            path.unlink()
+    with pytest.raises(OutputError, match=r"delete the whole directory to resume without it\.$"):
+        find_start(run_dir)
+
+
+def test_model_that_is_needed_is_missed_when_it_is_deleted(run_dir: RunDir) -> None:
+    die(run_dir, "train M_1 on D_2")
+    shutil.rmtree(run_dir.root / "step-1")
+    with pytest.raises(OutputError, match=r"step-1 is not the M_1 that this run has made: it has no seal.*Restore it"):
+        find_start(run_dir)
+
+
+def test_several_deleted_models_are_told_one_by_one(run_dir: RunDir) -> None:
+    """The checkpoints of a step may stay where its model goes."""
+    plan = make_plan([[1.0]] * 3)
+    die(run_dir, "score held-out by M_3, called M_3", FakeHost([[1.0]] * 3), plan)
+    kept = checkpoint(run_dir, 1, 5)
+    for path in (run_dir.root / "step-1").iterdir():
+        if path != kept:
+            path.unlink()
+    shutil.rmtree(run_dir.root / "step-2")
+    start = find_start(run_dir)
+    assert start.ledger is not None
+    assert [step.kept for step in start.ledger.steps] == [False, False, True]
+    assert start.passed_over == tuple(
+        f"{run_dir.root / f'step-{index}'} has been deleted: the run goes on without M_{index}, which it does not need"
+        for index in (1, 2)
+    )
+    host = FakeHost([[1.0]] * 3)
+    ledger = run_steps(plan, host, run_dir, start.ledger, host.progress, start)
+    assert ledger.finished
+    assert Ledger.load(run_dir.ledger) == ledger
+    assert [step["model_dir"] for step in build_report(run_dir)["steps"]] == [None, None, "step-3"]
+    assert find_start(run_dir).passed_over == ()  # told once
 
 
 def test_seal_of_a_checkpoint_names_run_step_and_reference(run_dir: RunDir) -> None:
@@ -398,3 +510,61 @@ def test_table_of_a_step_that_is_done_is_not_missed(run_dir: RunDir) -> None:
     ledger = die(run_dir, "train M_1 on D_2")
     run_dir.reference(ledger.steps[0]).unlink()
     assert find_start(run_dir).action == Action("train", 2, "M_1")
+
+
+def test_model_that_was_deleted_and_put_back_is_left_alone(run_dir: RunDir, tmp_path: Path) -> None:
+    """The ledger says again that it is there; what would be removed is only what the run itself gives up."""
+    plan = make_plan([[1.0]] * 3)
+    die(run_dir, "train M_2 on D_3", FakeHost([[1.0]] * 3), plan)
+    model = run_dir.root / "step-1"
+    model.rename(tmp_path / "archive")
+    start = find_start(run_dir)
+    assert start.ledger is not None
+    host = FakeHost([[1.0]] * 3, dies_in="train M_2 on D_3")
+    with pytest.raises(HostDiedError):
+        run_steps(plan, host, run_dir, start.ledger, host.progress, start)
+    (tmp_path / "archive").rename(model)
+    before = Ledger.load(run_dir.ledger)
+    sweep(run_dir, before)
+    assert (model / WEIGHTS).exists()
+    start = find_start(run_dir)
+    assert start.passed_over == (f"{model} is back: M_1 was missing before",)
+    assert start.ledger is not None
+    assert [step.kept for step in before.steps] == [False, True, True]
+    assert [step.kept for step in start.ledger.steps] == [True, True, True]
+    assert start.ledger.exports["M_1"] == read_seal(model).digest
+
+
+def test_model_that_is_needed_again_can_be_put_back(run_dir: RunDir, tmp_path: Path) -> None:
+    """It was deleted while a checkpoint held the policy, and then the checkpoint was lost."""
+    plan, host = make_plan(), FakeHost(dies_in="train M_0 on D_2")  # the fake does not read checkpoints
+    die(run_dir, "train M_1 on D_2")
+    newest, model = checkpoint(run_dir, 2, 5), run_dir.root / "step-1"
+    model.rename(tmp_path / "archive")
+    start = find_start(run_dir)
+    assert start.ledger is not None
+    with pytest.raises(HostDiedError):
+        run_steps(plan, host, run_dir, start.ledger, host.progress, start)
+    shutil.rmtree(newest)
+    with pytest.raises(OutputError, match=r"step-1 is not the M_1 that this run has made: it has no seal.*Restore it"):
+        find_start(run_dir)
+    (tmp_path / "archive").rename(model)
+    start = find_start(run_dir)
+    assert (start.action, start.model_dir) == (Action("train", 2, "M_1"), model)
+    assert start.ledger is not None
+    assert start.ledger.steps[0].kept
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_model_that_came_back_damaged_is_no_model_again(run_dir: RunDir, needed: bool) -> None:
+    ledger = die(run_dir, "train M_1 on D_2")
+    exports = {model: digest for model, digest in ledger.exports.items() if model != "M_1"}
+    replace(ledger.record(1, kept=False), exports=exports).save(run_dir.ledger)
+    drop_byte(run_dir.root / "step-1" / WEIGHTS)
+    if needed:
+        with pytest.raises(OutputError, match=r"made: weights.json has 2 bytes instead of 3\. Restore it, or train"):
+            find_start(run_dir)
+        return
+    newest = checkpoint(run_dir, 2, 5)
+    start = find_start(run_dir)
+    assert (start.checkpoint, start.passed_over) == (newest, ())

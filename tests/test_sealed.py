@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sdpo_plugin.errors import OutputError
 from sdpo_plugin.files import fingerprint
 from sdpo_plugin.sealed import SEAL, Seal, flaw, publish, read_seal, remove, seal
 from tests.fakes import each_cut, each_flipped_bit
@@ -63,7 +64,7 @@ def test_seal_lists_every_file_with_size_and_digest(sealed: Path) -> None:
     assert (found.about, found.facts) == (ABOUT, {"first_loss": 0.30000000000000004})
     assert {name: size for name, (size, _) in found.files.items()} == {name: len(data) for name, data in FILES.items()}
     # XXH3 of 128 bits of the empty input, from the specification's test vectors
-    assert found.files["empty"] == [0, "99aa06d3014798d86001c324468d497f"]
+    assert found.files["empty"] == (0, "99aa06d3014798d86001c324468d497f")
     assert list(found.files) == sorted(FILES)
 
 
@@ -224,7 +225,7 @@ def test_json_that_is_no_seal_is_a_flaw(sealed: Path, content: str) -> None:
 
 def test_seal_of_another_schema_version_is_a_flaw(sealed: Path) -> None:
     forge(sealed, schema_version=2)
-    assert flaw(sealed, ABOUT) == "its seal is damaged (changed, or of another schema version)"
+    assert flaw(sealed, ABOUT) == "its seal is damaged (another schema version)"
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../other/w", "state/../../w", ".."])
@@ -232,7 +233,7 @@ def test_seal_that_names_files_outside_of_its_directory_is_a_flaw(sealed: Path, 
     outside = sealed.parent / "w"
     outside.write_text("not the seal's")
     forge(sealed, files={name: [14, "0" * 32]})
-    assert flaw(sealed, ABOUT) == "its seal is damaged (it names files outside of its directory)"
+    assert flaw(sealed, ABOUT) == f"its seal is damaged (files: {name!r} is no path below its directory)"
     remove(sealed)
     assert outside.exists()
     assert set(contents(sealed)) == {*FILES, SEAL}
@@ -254,6 +255,56 @@ def test_removal_takes_what_the_seal_lists_and_nothing_else(sealed: Path) -> Non
     remove(sealed)
     assert contents(sealed) == {"mine.txt": b"a", "checkpoint-3/w": b"b"}
     remove(sealed)  # nothing to do
+
+
+def test_removal_does_not_follow_links(sealed: Path, tmp_path: Path) -> None:
+    """A folder that is one leads to another's files; a file that is one goes, and not what it leads to."""
+    shutil.move(sealed / "state", tmp_path / "state")
+    (sealed / "state").symlink_to(tmp_path / "state")
+    (sealed / "empty").unlink()
+    (sealed / "empty").symlink_to(tmp_path / "victim")
+    (tmp_path / "victim").touch()
+    remove(sealed)
+    assert contents(tmp_path / "state") == {"rank-0.pt": b"zero", "deep/rank-1.pt": b"one"}
+    assert (tmp_path / "victim").exists()
+    assert [path.name for path in sealed.iterdir()] == ["state"]
+
+
+def test_directory_that_is_a_link_is_not_removed_or_written_through(sealed: Path, tmp_path: Path) -> None:
+    link, before = tmp_path / "link", contents(sealed)
+    link.symlink_to(sealed)
+    remove(link)
+    staging = fill(tmp_path / "staging")
+    seal(staging, ABOUT)
+    with pytest.raises(
+        OutputError, match=re.escape(f"{link} is a symbolic link to {sealed}, and a run writes nothing")
+    ):
+        publish(staging, link)
+    assert contents(sealed) == before
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("name", [SEAL, "state", "folder"])
+def test_removal_by_an_odd_seal_ends(sealed: Path, name: str) -> None:
+    (sealed / "folder").mkdir()
+    forge(sealed, files={name: [1, "0" * 32], "config.json": [8, "0" * 32]})
+    remove(sealed)
+    assert not (sealed / "config.json").exists()
+    assert (sealed / "state" / "rank-0.pt").exists()
+
+
+@pytest.mark.parametrize("size", [-1, 2**64, "9", 1.5, None, True], ids=repr)
+def test_size_that_is_none_is_a_flaw(sealed: Path, size: object) -> None:
+    forge(sealed, files={"empty": [size, "0" * 32]})
+    assert str(flaw(sealed, ABOUT)).startswith(f"its seal is damaged (files.empty.0 is {size!r}: Input should be ")
+
+
+def test_shallow_look_compares_sizes_alone(sealed: Path) -> None:
+    (sealed / "config.json").write_bytes(b'{"a": 2}')
+    assert flaw(sealed, ABOUT, deep=False) is None
+    assert flaw(sealed, ABOUT) == "config.json has been changed: its digest does not fit the seal"
+    (sealed / "config.json").write_bytes(b"{}")
+    assert flaw(sealed, ABOUT, deep=False) == "config.json has 2 bytes instead of 8"
 
 
 def test_directory_without_a_seal_is_not_touched(tmp_path: Path) -> None:

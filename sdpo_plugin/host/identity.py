@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from sdpo_plugin.args import SDPOConfig, step_names
+from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.drift import VERSIONS, run_settings, step_settings, without_secrets
 from sdpo_plugin.files import canonical_json, fingerprint, sampled_digest
 from sdpo_plugin.host.datasets import StepData, source_name
@@ -98,8 +98,6 @@ def _deepspeed(cfg: DictDefault) -> Any:
 def _block(block: SDPOConfig) -> dict[str, Any]:
     """What every step is made by; overrides of a step are compared with the step, and `export_steps` is free."""
     facts: dict[str, Any] = block.model_dump(include={"partition", "policy_init", "reference"}, exclude_none=True)
-    if block.steps is not None:
-        facts["names of the steps"] = step_names(block.steps)
     return dict(without_secrets(facts))
 
 

@@ -16,11 +16,11 @@ from sdpo_plugin.host.pool import Layout, needs_scores
 from sdpo_plugin.host.scoring import score
 from sdpo_plugin.host.stopping import Stopped
 from sdpo_plugin.host.weights import Snapshot, load_adapter
-from sdpo_plugin.log import read_table, save_table
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.resume import M_0, model_dir
 from sdpo_plugin.runner import EarlyTables
+from sdpo_plugin.tables import read_table, save_table
 
 T = TypeVar("T")
 SHOWN_LETTERS = 80

@@ -10,7 +10,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 
 from sdpo_plugin.args import SDPOConfig, step_names
-from sdpo_plugin.drift import VERSIONS, changes, require_same_run, require_same_step
+from sdpo_plugin.drift import VERSIONS, changes, require_same_run, require_same_step, require_same_steps
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.files import written
 from sdpo_plugin.host.datasets import StepData
@@ -82,6 +82,8 @@ class Session:
     def _require_same(self, ledger: Ledger, steps: Sequence[StepData]) -> None:
         """What the run is made of is what it began with; of a finished one the hyper-parameters too, which are
         compared step by step where there are steps to train."""
+        if self._block.partition is None:
+            require_same_steps([record.name for record in ledger.steps], [step.name for step in steps])
         require_same_run(ledger.identity, self.identity, source_names(steps))
         for change in changes(ledger.identity[VERSIONS], self.identity[VERSIONS]):
             _tell(f"the run is resumed with other software than it began with: {change}", logging.WARNING)

@@ -1,0 +1,60 @@
+"""The report for reading: tables of text out of the content of `report.json`."""
+
+from typing import Any
+
+from sdpo_plugin.plan import text_table
+
+
+def summary_table(report: dict[str, Any]) -> str:
+    """One line a step: what it was trained on, where it began and ended, what it did on held-out rows."""
+    sets = report["eval_sets"]
+    rows = [("step", "rows", "updates", "mean γ_ref", "first loss", "last loss", *(f"acc {name}" for name in sets))]
+    base = report["eval_reward_accuracy"][0]
+    rows.append(("M_0", "", "", "", "", "", *(_number(value, ".3f") for value in base)))
+    for index, step in enumerate(report["steps"], 1):
+        gamma_ref = step["gamma_ref"] or {"mean": None}
+        rows.append(
+            (
+                f"M_{index} {step['name']}",
+                f"{step['num_rows']:,}",
+                _number(step["num_optimizer_steps"], ","),
+                _number(gamma_ref["mean"], "+.2f"),
+                _number(step["first_loss"], ".4f"),
+                _number(step["final_loss"], ".4f"),
+                *(_number(value, ".3f") for value in report["eval_reward_accuracy"][index]),
+            )
+        )
+    return text_table(rows)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for reading."""
+    state = "finished" if report["finished"] else "not finished"
+    parts = [
+        "# Stepwise DPO (sDPO) run",
+        f"Base model: `{report['base_model']}`. Steps: {len(report['steps'])}, {state}.",
+        f"```\n{summary_table(report)}\n```",
+        "acc: share of held-out rows in which the model scores the preferred answer higher. "
+        "γ_ref: log-ratio of preferred over rejected answer under the step's reference, in nats, before the step.",
+    ]
+    parts += [f"Note: {warning}." for warning in report["warnings"]]
+    if report["ordering"]:
+        ranks = [("easy to hard", "rows", "accuracy of M_0", "95 %")]
+        for rank in report["ordering"]:
+            interval = f"{rank['low']:.3f} to {rank['high']:.3f}"
+            ranks.append((rank["source"], f"{rank['num_rows']:,}", f"{rank['accuracy']:.3f}", interval))
+        parts.append(f"```\n{text_table(ranks)}\n```")
+    if report["eval_sets"]:
+        for title, key, spec in (
+            ("mean γ, held out", "eval_gamma", "+.2f"),
+            ("γ above M_0's, share", "eval_improvement", ".3f"),
+        ):
+            rows = [(title, *report["eval_sets"])]
+            for model, values in zip(report["models"], report[key], strict=True):
+                rows.append((model, *(_number(value, spec) for value in values)))
+            parts.append(f"```\n{text_table(rows)}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "–" if value is None else format(value, spec)

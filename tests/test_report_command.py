@@ -1,0 +1,206 @@
+"""`python -m sdpo_plugin.report`: what it prints, writes, and says where there is nothing to report."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sdpo_plugin
+from sdpo_plugin.ledger import Ledger, RunDir
+from sdpo_plugin.render import markdown
+from sdpo_plugin.report import build_report, load_report, main
+from tests.dead_runs import die
+from tests.fakes import FakeHost, make_plan, run
+
+
+@pytest.fixture
+def finished(run_dir: RunDir) -> RunDir:
+    run(FakeHost(), run_dir)
+    return run_dir
+
+
+def command(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """The command as a user types it."""
+    package_root = str(Path(sdpo_plugin.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "sdpo_plugin.report", *arguments],
+        env={**os.environ, "PYTHONPATH": package_root, "PYTHONIOENCODING": "utf-8", **options},  # type: ignore[dict-item]
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
+def test_report_is_made_and_printed(finished: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(finished.root)]) == 0
+    report = build_report(finished)
+    assert capsys.readouterr() == (markdown(report) + "\n", "")
+    assert load_report(finished.report) == report
+    assert finished.report.with_suffix(".md").read_text(encoding="utf-8") == markdown(report)
+
+
+def test_report_of_a_run_that_lost_a_table_is_made_and_says_so(finished: RunDir) -> None:
+    finished.reference(make_plan().steps[0]).unlink()
+    done = command(str(finished.root))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Note: sdpo/reference/step-1.safetensors cannot be used, so its numbers are missing here: " in done.stdout
+    assert load_report(finished.report)["steps"][0]["gamma_ref"] is None
+
+
+def test_help_is_help() -> None:
+    done = command("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: python -m sdpo_plugin.report [-h] output_dir\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "the following arguments are required: output_dir"),
+        (["a", "b"], "unrecognized arguments: b"),
+        (["--colour"], "the following arguments are required: output_dir"),
+    ],
+    ids=["none", "two", "option"],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr() == (
+        "",
+        f"usage: python -m sdpo_plugin.report [-h] output_dir\npython -m sdpo_plugin.report: error: {why}\n",
+    )
+
+
+def nothing(run_dir: RunDir) -> None:
+    pass
+
+
+def a_file(run_dir: RunDir) -> None:
+    run_dir.root.touch()
+
+
+def an_empty_directory(run_dir: RunDir) -> None:
+    run_dir.root.mkdir()
+
+
+def without_ledger(run_dir: RunDir) -> None:
+    run(FakeHost(), run_dir)
+    run_dir.ledger.unlink()
+
+
+def without_plan(run_dir: RunDir) -> None:
+    run(FakeHost(), run_dir)
+    run_dir.plan.unlink()
+
+
+def torn_ledger(run_dir: RunDir) -> None:
+    run(FakeHost(), run_dir)
+    run_dir.ledger.write_text("{")
+
+
+def directory_for_ledger(run_dir: RunDir) -> None:
+    run(FakeHost(), run_dir)
+    run_dir.ledger.unlink()
+    run_dir.ledger.mkdir()
+
+
+def renamed_step(run_dir: RunDir) -> None:
+    run(FakeHost(), run_dir)
+    ledger = Ledger.load(run_dir.ledger)
+    key = "sdpo/reference/elsewhere.safetensors"
+    dataclasses.replace(ledger, tables={**ledger.tables, key: ""}).record(2, name="elsewhere").save(run_dir.ledger)
+
+
+def fewer_steps(run_dir: RunDir) -> None:
+    run(FakeHost(), run_dir)
+    ledger = Ledger.load(run_dir.ledger)
+    exports = {model: digest for model, digest in ledger.exports.items() if model != "M_2"}
+    dataclasses.replace(ledger, steps=ledger.steps[:1], exports=exports).save(run_dir.ledger)
+
+
+def no_place_to_write(run_dir: RunDir) -> None:
+    """Also for root, who may write everywhere."""
+    run(FakeHost(), run_dir)
+    run_dir.report.mkdir()
+
+
+def link_out(run_dir: RunDir) -> None:
+    run(FakeHost(), run_dir)
+    (run_dir.root / "sdpo").rename(run_dir.root.parent / "elsewhere")
+    (run_dir.root / "sdpo").symlink_to(run_dir.root.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "why"),
+    [
+        (nothing, "{out} does not exist; give the output_dir of a run."),
+        (a_file, "{out} is no directory; give the output_dir of a run."),
+        (an_empty_directory, "{out} holds no run: {out}/sdpo/plan.json does not exist; give the output_dir of a run"),
+        (without_ledger, "{out}/sdpo/ledger.json does not exist: the run died as it began; begin it again"),
+        (without_plan, "{out}/sdpo/plan.json cannot be read: [Errno 2] No such file or directory: "),
+        (torn_ledger, "{out}/sdpo/ledger.json is not a ledger of schema version 1 (EOF while parsing"),
+        (directory_for_ledger, "{out}/sdpo/ledger.json is not a ledger of schema version 1 ([Errno 21] Is a directory"),
+        (
+            renamed_step,
+            "{out}/sdpo/plan.json and {out}/sdpo/ledger.json speak of other steps: step 2 is ('step-2', 'M_1', 'M_1') "
+            "in the one and ('elsewhere', 'M_1', 'M_1') in the other (name, reference, start)",
+        ),
+        (fewer_steps, "speak of other steps: they have different numbers of steps"),
+        (no_place_to_write, "the report could not be read or written in {out}: [Errno 21] Is a directory: "),
+        (link_out, "{out}/sdpo is a symbolic link to {out}/../elsewhere, and a run writes nothing outside of its"),
+    ],
+)
+def test_each_error_is_one_message_and_ends_with_1(
+    run_dir: RunDir, prepare: Callable[[RunDir], None], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(run_dir)
+    assert main([str(run_dir.root)]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"sdpo_plugin: [^\n]+\n", said), said
+    assert why.format(out=run_dir.root).replace("/out/../", "/") in said
+
+
+def test_error_of_the_command_is_no_traceback(tmp_path: Path) -> None:
+    done = command(str(tmp_path / "nowhere"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"sdpo_plugin: {tmp_path / 'nowhere'} does not exist; give the output_dir of a run.\n"
+
+
+def test_reader_that_has_seen_enough_is_no_error(finished: RunDir) -> None:
+    """`| head`; the report is on disk all the same."""
+    read, write = os.pipe()
+    os.close(read)
+    package_root = str(Path(sdpo_plugin.__file__).parents[1])
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "sdpo_plugin.report", str(finished.root)],
+            env={**os.environ, "PYTHONPATH": package_root},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert load_report(finished.report) == build_report(finished)
+
+
+def test_terminal_without_greek_letters_gets_the_report(finished: RunDir) -> None:
+    done = command(str(finished.root), PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mean ?_ref" in done.stdout
+
+
+def test_run_that_died_has_a_report_too(run_dir: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    die(run_dir, "train M_1 on D_2")
+    assert main([str(run_dir.root)]) == 0
+    assert "Steps: 2, not finished." in capsys.readouterr().out
+    assert json.loads(run_dir.report.read_text())["finished"] is False

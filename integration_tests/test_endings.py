@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from integration_tests.harness.env import ROOT, host_env
 from integration_tests.harness.fresh import TOOLS
 from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import messages
-from integration_tests.harness.processes import left_running
+from integration_tests.harness.processes import MARK, in_sessions, left_running, marked
 from integration_tests.harness.results import Result
 from integration_tests.harness.running import Running
 from integration_tests.harness.sdpo import sdpo_config
@@ -50,7 +51,7 @@ def ends(running: Running, code: int) -> Result:
     result = running.wait(DEADLINE, grace=DEADLINE)
     assert not result.timed_out, result.log_text[-3000:]
     assert set(running.codes().values()) == {code}, f"{running.codes()}\n{result.log_text[-3000:]}"
-    assert left_running(running.pids) == {}
+    assert left_running(partial(in_sessions, *running.pids)) == {}
     return result
 
 
@@ -119,7 +120,7 @@ def launched(launcher: str, config: Path, host: Host, fault: str) -> Iterator[su
     command = [str(TOOLS / name), *rest, *([ON_CPU_RANKS, "train"] if launcher == "torchrun" else []), str(config)]
     if launcher == "torchrun":
         host.build_ops()
-    env = host_env(host.scratch, {"SDPO_TEST_FAULT": fault or None})
+    env = host_env(host.scratch, {"SDPO_TEST_FAULT": fault or None, MARK: str(config)})
     with (config.parent / "log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -133,7 +134,7 @@ def launched(launcher: str, config: Path, host: Host, fault: str) -> Iterator[su
     try:
         yield process
     finally:
-        for pid in left_running([process.pid], 0):
+        for pid in marked(str(config)):
             os.kill(pid, signal.SIGKILL)
         process.wait()
 
@@ -152,7 +153,7 @@ def test_error_under_a_launcher(
     config = launched_config(launcher, model, two_sets, tmp_path, folder)
     with launched(launcher, config, host, f"raise:1:3:{int(launcher == 'torchrun')}") as process:
         assert process.wait(180) == 1, (tmp_path / "log").read_text()[-3000:]
-        assert left_running([process.pid]) == {}
+        assert left_running(partial(marked, str(config))) == {}
     assert FAULT in (tmp_path / "log").read_text()
 
 
@@ -172,7 +173,7 @@ def test_a_run_whose_launcher_is_gone_stops_at_a_checkpoint(
             time.sleep(0.1)
         process.send_signal(signum)
         process.wait(30)
-        assert left_running([process.pid], 60) == {}
+        assert left_running(partial(marked, str(config)), 60) == {}
     said = (tmp_path / "log").read_text(errors="replace")
     assert f"{launcher}, which launched this run (process {process.pid}), is gone: the run stops after this" in said
     assert "stopped by SIGTERM: update " in said

@@ -1,43 +1,52 @@
-"""Which processes a run has left behind."""
+"""Which processes a run has left behind.
+
+A run forked from the warm process is a session of its own. One that a launcher has started is found by a mark in its
+environment: torchrun's ranks are sessions of their own, and no parent leads to an orphan.
+"""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-
-def in_sessions(sessions: Iterable[int]) -> dict[int, str]:
-    """The living processes of these sessions, with their command lines. Every run is a session of its own."""
-    wanted, found = set(sessions), {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            if int(fields[3]) in wanted and fields[0] not in "ZX":
-                found[int(folder.name)] = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
+MARK = "SDPO_TEST_RUN"
+Found = dict[int, str]
 
 
-def left_running(sessions: Iterable[int], seconds: float = 3.0) -> dict[int, str]:
-    """What still runs of these sessions when their leaders have ended: workers notice within a second or two."""
-    wanted, deadline = list(sessions), time.monotonic() + seconds
-    while (found := in_sessions(wanted)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
-def child_of(pid: int, seconds: float = 60.0) -> int:
-    """The first child that a process starts."""
+def left_running(find: Callable[[], Found], seconds: float = 3.0) -> Found:
+    """What still runs when the processes that were waited for have ended: workers notice within a second or two."""
     deadline = time.monotonic() + seconds
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    while time.monotonic() < deadline:
-        children = path.read_text().split()
-        if children:
-            return int(children[0])
+    while (found := find()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    raise TimeoutError(f"process {pid} has no child; this is {os.getpid()}")
+    return found
+
+
+def in_sessions(*sessions: int) -> Found:
+    """The living processes of these sessions, with their command lines."""
+    return {pid: _command(pid) for pid, stat in _living() if int(stat[3]) in sessions}
+
+
+def marked(mark: str) -> Found:
+    """The living processes that were started with `SDPO_TEST_RUN=mark`, and the forks of those."""
+    wanted = f"{MARK}={mark}".encode()
+    return {pid: _command(pid) for pid, _ in _living() if wanted in _read(pid, "environ").split(b"\0")}
+
+
+def _living() -> Iterator[tuple[int, list[str]]]:
+    for folder in Path("/proc").iterdir():
+        stat = _read(int(folder.name), "stat") if folder.name.isdigit() else b""
+        fields = stat.decode(errors="replace").rpartition(")")[2].split()
+        if fields and fields[0] not in "ZX":
+            yield int(folder.name), fields
+
+
+def _command(pid: int) -> str:
+    return _read(pid, "cmdline").decode(errors="replace").replace("\0", " ")
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""

@@ -64,16 +64,18 @@ class StopRequest:
 
     def _watch(self, reader: socket.socket) -> None:
         reader.settimeout(SECONDS_TO_NOTICE)
-        received = b""
+        received, looked = b"", 0.0
         while END not in received:
             try:
                 received = reader.recv(64)
             except TimeoutError:
-                self._look_for_launchers()
-                continue
+                received = b""
             for signum in received:
                 if signum in SIGNALS:
                     self._take(signum)
+            if time.monotonic() - looked >= SECONDS_TO_NOTICE:  # every data loader worker that ends is a signal, too
+                self._look_for_launchers()
+                looked = time.monotonic()
 
     def _look_for_launchers(self) -> None:
         gone = [launcher for launcher in launchers() if not launcher.is_alive()]

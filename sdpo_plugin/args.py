@@ -32,7 +32,22 @@ MAX_STEPS = 1000
 """More steps than anyone trains; a slip of the keyboard must not ask for more shares than there is memory for."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_RESERVED = {"sdpo", "runs", "merged"}
+# What the host's commands put beside the final model: directories by name, files by the look of their suffix.
+_RESERVED = {"additional_chat_templates", "merged", "quantized", "runs", "sdpo", "tokenizer"}
+_FILE_NAME = re.compile(r".*\.([a-z]+|h5)", re.IGNORECASE)
+
+
+def is_step_name(name: str) -> bool:
+    """Whether ``name`` can be a directory of a step's own in the output directory, beside all that the host puts there.
+
+    What ends in a dot and letters is a file's name: `model.safetensors`, and what a later host writes; `v1.5` is none.
+    """
+    return (
+        _PLAIN_NAME.fullmatch(name) is not None
+        and name.lower() not in _RESERVED
+        and not name.lower().startswith("checkpoint-")
+        and _FILE_NAME.fullmatch(name) is None
+    )
 
 
 class StepArgs(BaseModel):
@@ -82,14 +97,12 @@ class StepArgs(BaseModel):
     @field_validator("name")
     @classmethod
     def _name_is_a_plain_file_name(cls, name: str | None) -> str | None:
-        if name is None or (
-            _PLAIN_NAME.fullmatch(name) and name.lower() not in _RESERVED and not name.lower().startswith("checkpoint-")
-        ):
+        if name is None or is_step_name(name):
             return name
         raise ValueError(
             f"a step's name is the directory its model is written to, and {name!r} cannot be one: "
             "use letters, digits, '.', '_' and '-', beginning with a letter or digit; "
-            f"'checkpoint-…' and {sorted(_RESERVED)} are taken"
+            f"'checkpoint-…', {sorted(_RESERVED)} and names that end like a file's ('.json', '.safetensors') are taken"
         )
 
     @model_validator(mode="after")

@@ -89,6 +89,9 @@ CONFLICTS: dict[str, Any] = {
     "processor_type": "AutoProcessor",
     "streaming": True,
     "fsdp_config": {"fsdp_version": 2},
+    "dpo_padding_free": True,
+    "padding_free": True,
+    "sample_packing": True,
     "context_parallel_size": 2,
 }
 TRAINING_CONFLICTS: dict[str, Any] = {"lora_model_dir": "/models/adapter"}

@@ -34,6 +34,7 @@ MAX_STEPS = 1000
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # What the host's commands put beside the final model: directories by name, files by the look of their suffix.
 _RESERVED = {"additional_chat_templates", "merged", "quantized", "runs", "sdpo", "tokenizer"}
+_MODEL_NAME = re.compile(r"M_[0-9]+")  # as `plan.model_name` writes it
 _FILE_NAME = re.compile(r".*\.([a-z]+|h5)", re.IGNORECASE)
 
 
@@ -207,6 +208,16 @@ class SDPOConfig(BaseModel):
     export_steps: Literal["all", "last"] = Field(
         "all", description="all = keep every M_t as a loadable model directory; last = only the final model."
     )
+
+    @field_validator("reference")
+    @classmethod
+    def _reference_is_no_model_of_the_run(cls, reference: str) -> str:
+        if _MODEL_NAME.fullmatch(reference):
+            raise ValueError(
+                f"{reference!r} reads like the model of a step in plan and report; write './{reference}' for a "
+                "directory of that name, or set previous, base, or the path or hub id of a model"
+            )
+        return reference
 
     @model_validator(mode="after")
     def _steps_or_partition(self) -> "SDPOConfig":

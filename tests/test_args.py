@@ -86,6 +86,20 @@ def test_defaults(block: dict[str, Any] | None) -> None:
     }
 
 
+@pytest.mark.parametrize("reference", ["M_0", "M_1", "M_12"])
+def test_reference_that_reads_like_a_model_of_the_run(reference: str) -> None:
+    """Plan, report and the start gate know M_{t-1} by this name."""
+    assert refusal({"reference": reference}) == (
+        f"sdpo.reference: {reference!r} reads like the model of a step in plan and report; write './{reference}' for a "
+        "directory of that name, or set previous, base, or the path or hub id of a model."
+    )
+
+
+@pytest.mark.parametrize("reference", ["./M_1", "models/M_1", "M_", "M_1b", "org/M_1", "./base"])
+def test_reference_that_no_model_of_the_run_is_called(reference: str) -> None:
+    assert parse_block({"reference": reference}).reference == reference
+
+
 def test_everything_that_is_written_is_kept() -> None:
     written = {
         "steps": [

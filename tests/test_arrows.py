@@ -10,11 +10,14 @@ import sdpo_plugin
 PACKAGE = Path(sdpo_plugin.__file__).parent
 HOST_PACKAGES = ("accelerate", "axolotl", "deepspeed", "peft", "torch", "transformers", "trl")
 ALLOWED = {
-    "__init__": {"args", "crash", "errors"},  # and host.plugin, but not before someone asks for the plugin
+    "__init__": {"args", "crash", "errors", "misspelt"},  # and host.plugin, but not before someone asks for the plugin
     "errors": set(),
     "files": {"errors"},
     "args": {"errors"},
+    "bounds": {"errors"},
     "conflicts": {"errors"},
+    "misspelt": {"args", "crash", "errors"},
+    "overwrites": {"args", "errors", "ledger", "sealed"},
     "crash": {"errors"},
     "gate": {"errors"},
     "partition": {"errors"},
@@ -26,7 +29,7 @@ ALLOWED = {
     "lock": {"errors"},
     "drift": {"errors"},
     "disk": {"errors", "plan"},
-    "resume": {"errors", "ledger", "plan", "sealed"},
+    "resume": {"errors", "ledger", "overwrites", "plan", "sealed"},
     "log": {"errors", "files", "ledger", "plan", "reference", "resume", "sealed"},
     "runner": {"ledger", "log", "plan", "reference", "resume"},
     "diagnostics": {"reference"},

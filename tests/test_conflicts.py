@@ -32,6 +32,9 @@ CLASHES: dict[str, tuple[Any, str]] = {
     "fsdp": (["full_shard"], "use deepspeed: (ZeRO-3) and remove fsdp"),
     "fsdp_config": ({"fsdp_version": 2}, "use deepspeed: (ZeRO-3) and remove fsdp_config"),
     "use_ray": (True, "remove use_ray and launch with torchrun or accelerate"),
+    "dpo_padding_free": (True, "remove dpo_padding_free"),
+    "padding_free": (True, "remove padding_free"),
+    "sample_packing": (True, "remove sample_packing"),
     "context_parallel_size": (2, "set context_parallel_size: 1"),
     "tensor_parallel_size": (4, "set tensor_parallel_size: 1"),
     "lora_model_dir": (

@@ -18,7 +18,13 @@ from axolotl.utils.schemas.enums import RLType
 from sdpo_plugin import misspelt
 from sdpo_plugin.args import SDPOConfig, parse_block
 from sdpo_plugin.bounds import check_bounds
-from sdpo_plugin.conflicts import TRAINING_CONFLICTS, check_conflicts, check_data_sources
+from sdpo_plugin.conflicts import (
+    CONFLICTS,
+    PACKING_CONFLICTS,
+    TRAINING_CONFLICTS,
+    check_conflicts,
+    check_data_sources,
+)
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.host.startup import check_output_dir
 from sdpo_plugin.ledger import RunDir
@@ -56,11 +62,11 @@ def check_config(cfg: DictDefault) -> SDPOConfig:
         ConfigError: a key or a value that cannot be meant.
     """
     block = parse_block(cfg.get("sdpo"))
-    misspelt.require_known_keys(cfg, _known_keys())
-    check_conflicts(cfg)
-    if command() == "train":
-        check_conflicts(cfg, TRAINING_CONFLICTS)
-    check_bounds(cfg)
+    conflicts = CONFLICTS if cfg.get("inference") else CONFLICTS + PACKING_CONFLICTS
+    check_conflicts(cfg, conflicts + TRAINING_CONFLICTS if command() == "train" else conflicts)
+    if not cfg.get("inference"):  # which takes `rl` out: the config may be of another kind
+        misspelt.require_known_keys(cfg, _known_keys())
+        check_bounds(cfg)
     check_data_sources(cfg, has_steps=block.steps is not None, cuts_rows=_cuts_rows(block))
     return block
 

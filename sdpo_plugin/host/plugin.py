@@ -10,6 +10,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 from axolotl.utils.logging import get_logger
 
+from sdpo_plugin import crash
 from sdpo_plugin.args import SDPOConfig, parse_block
 from sdpo_plugin.conflicts import TRAINER_CLS, TRAINING_CONFLICTS, check_conflicts
 from sdpo_plugin.errors import ConfigError
@@ -33,6 +34,7 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
 
     def __init__(self) -> None:
         super().__init__()
+        crash.install()  # the class may have been asked for by its module
         compat.require_supported_host()
         self._steps: list[StepData] = []
         self._session: Session | None = None

@@ -368,7 +368,8 @@ def test_the_second_of_two_runs_is_refused(life: Life, tmp_path: Path) -> None:
     before, text = log.stat().st_ino, log.read_bytes()
     for option in (True, None):
         result = Copy(life, tmp_path / "out").go_on(auto_resume_from_checkpoints=option)
-        assert (log.stat().st_ino, log.read_bytes()) == (before, text)
+        assert log.stat().st_ino == before
+        assert log.read_bytes().startswith(text)  # the first run goes on writing
         refused(result, f"output_dir: '{tmp_path / 'out'}' is in use by another run (process {first.pids[0]} on ")
     assert not first.codes()
     first.kill()

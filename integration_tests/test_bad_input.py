@@ -58,6 +58,8 @@ def bench(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pyt
     return Bench(host, model, two_sets, folder)
 
 
+PLUGINS = ["sdpo_plugin.SDPOPlugin"]
+LINES = {"key of the block at the top": 3, "numbers that train nothing": 4}
 Case = tuple[Callable[[Bench], dict[str, Any]], tuple[str, ...]]
 CONFIG_ERRORS: dict[str, Case] = {
     "unknown key": (lambda b: {"sdpo": {"refrence": "base"}}, ("sdpo.refrence: 'base'", "did you mean 'reference'?")),
@@ -78,6 +80,28 @@ CONFIG_ERRORS: dict[str, Case] = {
     ),
     "no data": (lambda b: {"datasets": None}, ("rl: sdpo has no data",)),
     "a pool of one": (lambda b: {"datasets": b.good[:1]}, ("one entry", "d1.jsonl", "rl: dpo")),
+    "key of the block at the top": (
+        lambda b: {"partition": {"strategy": "natural"}, "policy_init": "base", "sdop": {"reference": "base"}},
+        ("partition: {'strategy'", "did you mean sdpo.partition?", "sdpo.policy_init?", "sdop: {'reference': 'base'}"),
+    ),
+    "nearly sdpo": (lambda b: {"rl": "sDPO"}, ("rl: 'sDPO'", "did you mean rl: sdpo?")),
+    "other name of the plugin": (
+        lambda b: {"plugins": ["sdpo_plugin.host.plugin.SDPOPlugin"]},
+        ("plugins: 'sdpo_plugin.host.plugin.SDPOPlugin'", "did you mean 'sdpo_plugin.SDPOPlugin'?"),
+    ),
+    "numbers that train nothing": (
+        lambda b: {"num_epochs": 0, "learning_rate": "-1e-4", "trl": {"beta": 0}, "val_set_size": 1.0},
+        ("num_epochs: 0 is", "learning_rate: '-1e-4' is", "trl.beta: 0 is", "val_set_size: 1.0 is"),
+    ),
+    "file's name": (
+        lambda b: b.steps({}, {"name": "model.safetensors"}),
+        ("sdpo.steps[1].name", "'model.safetensors'"),
+    ),
+    "model of the run": (lambda b: {"sdpo": {"reference": "M_1"}}, ("sdpo.reference: 'M_1'", "write './M_1'")),
+    "another trainer": (
+        lambda b: {"plugins": [*PLUGINS, "integration_tests.harness.other_trainer.OtherTrainerPlugin"]},
+        ("a plugin brings transformers.trainer.Trainer", "harness.other_trainer.OtherTrainerPlugin'])"),
+    ),
     "block without rl": (lambda b: {"rl": "dpo", "sdpo": {}}, ("sdpo: block is set, but rl is 'dpo'",)),
 }
 CONFLICTS: dict[str, Any] = {
@@ -89,6 +113,9 @@ CONFLICTS: dict[str, Any] = {
     "processor_type": "AutoProcessor",
     "streaming": True,
     "fsdp_config": {"fsdp_version": 2},
+    "dpo_padding_free": True,
+    "padding_free": True,
+    "sample_packing": True,
     "context_parallel_size": 2,
 }
 TRAINING_CONFLICTS: dict[str, Any] = {"lora_model_dir": "/models/adapter"}
@@ -129,9 +156,17 @@ def test_one_clear_message(bench: Bench, tmp_path: Path, name: str) -> None:
     """Each names the key or the step, and the value."""
     overrides, parts = (CONFIG_ERRORS | DATA_ERRORS)[name]
     result = bench.host.train(bench.config(tmp_path, **overrides(bench)))
-    refused(result, tmp_path / "out", *parts)
+    refused(result, tmp_path / "out", *parts, lines=LINES.get(name, 1))
     assert ("ConfigError" in result.log_text) == (name in CONFIG_ERRORS)
     assert ("DataError" in result.log_text) == (name in DATA_ERRORS)
+
+
+@pytest.mark.parametrize("name", ["sdpo_plugin.SdpoPlugin", "sdpo_plugin.plugin.SDPOPlugin"])
+def test_plugin_by_another_name(bench: Bench, tmp_path: Path, name: str) -> None:
+    """The host would log that it cannot be imported, and go on without it."""
+    result = bench.host.train(bench.config(tmp_path, plugins=[name]))
+    missing = name.removesuffix(".SDPOPlugin").rpartition(".")[2]
+    refused(result, tmp_path / "out", f"{missing}'; did you mean plugins: [sdpo_plugin.SDPOPlugin]?")
 
 
 @pytest.mark.parametrize("key", [*CONFLICTS, *TRAINING_CONFLICTS])
@@ -149,8 +184,8 @@ def test_all_conflicts_at_once(bench: Bench, tmp_path: Path) -> None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Content and time of every file but the lock and the host's own log, opened before any plugin is asked."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("debug.log", "lock"))
+    """Content and time of every file, the host's own log among them."""
+    files = (path for path in folder.rglob("*") if path.is_file())
     return {
         f"{p.relative_to(folder)} {p.stat().st_mtime_ns}": hashlib.sha256(p.read_bytes()).hexdigest() for p in files
     }

@@ -132,7 +132,7 @@ def test_a_checkpoint_by_its_path(copy: Copy) -> None:
     ("asked", "why"),
     [
         pytest.param("easy/checkpoint-2", "it belongs to another step ('easy' instead of 'middle')", id="other-step"),
-        pytest.param("middle/checkpoint-99", "it has no seal, so it was never finished", id="missing"),
+        pytest.param("middle/checkpoint-99", "does not exist; set the path of a checkpoint", id="missing"),
     ],
 )
 def test_a_path_that_cannot_be_gone_on_from(copy: Copy, asked: str, why: str) -> None:
@@ -406,8 +406,12 @@ def test_the_second_of_two_runs_is_refused(life: Life, tmp_path: Path) -> None:
         ["train", str(path), "--launcher", "python"], tmp_path, env={"SDPO_TEST_FAULT": "hang:1:4:0"}
     )
     assert first.wait_for((ready / "sdpo_seal.json").exists)
+    log = tmp_path / "out" / "debug.log"
+    before, text = log.stat().st_ino, log.read_bytes()
     for option in (True, None):
         result = Copy(life, tmp_path / "out").go_on(auto_resume_from_checkpoints=option)
+        assert log.stat().st_ino == before
+        assert log.read_bytes().startswith(text)  # the first run goes on writing
         refused(result, f"output_dir: '{tmp_path / 'out'}' is in use by another run (process {first.pids[0]} on ")
     assert not first.codes()
     first.kill()

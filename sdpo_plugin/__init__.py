@@ -5,7 +5,7 @@ The core of the package is importable without the host; ``SDPOPlugin`` is resolv
 
 from typing import TYPE_CHECKING
 
-from sdpo_plugin import crash
+from sdpo_plugin import crash, misspelt
 from sdpo_plugin.args import SDPOArgs
 from sdpo_plugin.errors import UnsupportedHostError
 
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["SDPOArgs", "SDPOPlugin", "__version__"]
 
+misspelt.watch_imports()
+
 
 def __getattr__(name: str) -> object:
     if name != "SDPOPlugin":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise misspelt.no_such_attribute(name)
     crash.install()
     try:
         from sdpo_plugin.host.plugin import SDPOPlugin

@@ -1,6 +1,7 @@
 """The `sdpo:` block of the config, validated by Pydantic with unknown keys forbidden."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,8 @@ FRACTION_SLACK = 1e-3
 
 MAX_STEPS = 1000
 """More steps than anyone trains; a slip of the keyboard must not ask for more shares than there is memory for."""
+
+_MODEL_NAME = re.compile(r"M_[0-9]+")  # as `plan.model_name` writes it
 
 
 class StepArgs(BaseModel):
@@ -183,6 +186,16 @@ class SDPOConfig(BaseModel):
     export_steps: Literal["all", "last"] = Field(
         "all", description="all = keep every M_t as a loadable model directory; last = only the final model."
     )
+
+    @field_validator("reference")
+    @classmethod
+    def _reference_is_no_model_of_the_run(cls, reference: str) -> str:
+        if _MODEL_NAME.fullmatch(reference):
+            raise ValueError(
+                f"{reference!r} reads like the model of a step in plan and report; write './{reference}' for a "
+                "directory of that name, or set previous, base, or the path or hub id of a model"
+            )
+        return reference
 
     @model_validator(mode="after")
     def _steps_or_partition(self) -> "SDPOConfig":

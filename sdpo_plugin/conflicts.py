@@ -93,6 +93,21 @@ CONFLICTS = (
     ),
 )
 
+# `axolotl inference` takes `rl` out of the config, which may then be of a run that packs.
+PACKING_CONFLICTS = (
+    Conflict(
+        "dpo_padding_free",
+        "TRL switches it off again and pads every batch, so that nothing would come of it",
+        "remove dpo_padding_free",
+    ),
+    Conflict(
+        "padding_free",
+        "the host has no such key, and TRL's own switch of that name is without effect",
+        "remove padding_free",
+    ),
+    Conflict("sample_packing", "the host does not pack preference pairs", "remove sample_packing"),
+)
+
 # These hold only where a chain is trained: `merge-lora` and `inference` read the same file and use such keys.
 TRAINING_CONFLICTS = (
     Conflict(

@@ -59,9 +59,23 @@ def _open(path: Path) -> IO[str]:
     return os.fdopen(handle, "a+", encoding="utf-8")
 
 
-def _lock(file: IO[str], output_dir: Path) -> None:
+def require_free(path: Path) -> None:
+    """Refuse a directory that another process holds, writing nothing; any number of ranks may ask at once.
+
+    Not for a process that holds the lock itself: the kernel takes it back when any file on it is closed.
+
+    Raises:
+        OutputError: another process holds it, or the file system has no locks.
+    """
+    if path.exists():
+        require_no_link(path)
+        with path.open(encoding="utf-8") as file:
+            _lock(file, path.parent.parent, fcntl.LOCK_SH)
+
+
+def _lock(file: IO[str], output_dir: Path, kind: int = fcntl.LOCK_EX) -> None:
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES, as the system likes
         raise OutputError(
             f"output_dir: {str(output_dir)!r} is in use by another run ({_holder(file)}); wait for it or end it, or "

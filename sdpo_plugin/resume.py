@@ -8,6 +8,7 @@ from typing import Literal
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.files import remove_folder
 from sdpo_plugin.ledger import Ledger, RunDir, StepRecord
+from sdpo_plugin.overwrites import require_no_foreign_model
 from sdpo_plugin.places import as_on_disk
 from sdpo_plugin.plan import model_name
 from sdpo_plugin.sealed import MARKERS, flaw, read_seal, remove, seal
@@ -159,6 +160,7 @@ def _checkpoint(
 ) -> tuple[Path | None, tuple[str, ...]]:
     about = about_checkpoint(run, ledger, step)
     if asked is not None:
+        require_exists(asked)
         problem = flaw(asked, about)
         if problem:
             raise OutputError(
@@ -173,6 +175,19 @@ def _checkpoint(
             return path, tuple(passed_over)
         passed_over.append(f"{path} is passed over: {problem}")
     return None, tuple(passed_over)
+
+
+def require_exists(asked: Path) -> None:
+    """Refuse a checkpoint that is not there; what is there is looked at when its step is known.
+
+    Raises:
+        OutputError: it names the path.
+    """
+    if not asked.exists():
+        raise OutputError(
+            f"resume_from_checkpoint: {str(asked)!r} does not exist; set the path of a checkpoint, or remove it and "
+            f"{TO_GO_ON} to take the newest whole one."
+        )
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -202,8 +217,10 @@ def require_fresh(run: RunDir, names: Sequence[str]) -> None:
         names: of the steps that would be trained into it.
 
     Raises:
-        OutputError: it holds finished steps, checkpoints that could be gone on from, or models in the steps' places.
+        OutputError: it holds finished steps, checkpoints that could be gone on from, models in the steps' places, or
+            a model of a run of another kind.
     """
+    require_no_foreign_model(run)
     held = [name for name in names if any((run.root / name / marker).exists() for marker in MARKERS)]
     if run.ledger.exists():
         ledger = Ledger.load(run.ledger)

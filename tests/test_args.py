@@ -86,6 +86,20 @@ def test_defaults(block: dict[str, Any] | None) -> None:
     }
 
 
+@pytest.mark.parametrize("reference", ["M_0", "M_1", "M_12"])
+def test_reference_that_reads_like_a_model_of_the_run(reference: str) -> None:
+    """Plan, report and the start gate know M_{t-1} by this name."""
+    assert refusal({"reference": reference}) == (
+        f"sdpo.reference: {reference!r} reads like the model of a step in plan and report; write './{reference}' for a "
+        "directory of that name, or set previous, base, or the path or hub id of a model."
+    )
+
+
+@pytest.mark.parametrize("reference", ["./M_1", "models/M_1", "M_", "M_1b", "org/M_1", "./base"])
+def test_reference_that_no_model_of_the_run_is_called(reference: str) -> None:
+    assert parse_block({"reference": reference}).reference == reference
+
+
 def test_everything_that_is_written_is_kept() -> None:
     written = {
         "steps": [
@@ -284,6 +298,24 @@ def test_a_block_that_is_no_block(block: object) -> None:
         "sdpo",
         "runs",
         "merged",
+        "quantized",
+        "tokenizer",
+        "additional_chat_templates",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "README.md",
+        "config.json",
+        "debug.log",
+        "adapter_config.JSON",
+        "tokenizer.model",
+        "training_args.bin",
+        "chat_template.jinja",
+        "eval_summary.csv",
+        "snapshot.pickle",
+        "modeling_llama.py",
+        "axolotl_checkpoint.save",
+        "tf_model.h5",
+        "1.json",
     ],
     ids=repr,
 )
@@ -291,16 +323,20 @@ def test_name_that_cannot_be_a_directory_of_its_own(name: str) -> None:
     assert refusal({"steps": [step(name=name)]}) == (
         f"sdpo.steps[0].name: a step's name is the directory its model is written to, and {name!r} cannot be one: "
         "use letters, digits, '.', '_' and '-', beginning with a letter or digit; "
-        "'checkpoint-…' and ['merged', 'runs', 'sdpo'] are taken."
+        "'checkpoint-…', ['additional_chat_templates', 'merged', 'quantized', 'runs', 'sdpo', 'tokenizer'] and names "
+        "that end like a file's ('.json', '.safetensors') are taken."
     )
 
 
-@pytest.mark.parametrize("name", ["SDPO", "Runs", "Checkpoint-3"])
+@pytest.mark.parametrize("name", ["SDPO", "Runs", "Checkpoint-3", "Tokenizer"])
 def test_name_that_is_taken_in_another_case(name: str) -> None:
     assert f"{name!r} cannot be one" in refusal({"steps": [step(name=name)]})
 
 
-@pytest.mark.parametrize("name", ["orca", "step-1", "0", "Orca_2.5-easy", "checkpoints", "x" * 100])
+@pytest.mark.parametrize(
+    "name",
+    ["orca", "step-1", "0", "Orca_2.5-easy", "checkpoints", "x" * 100, "v1.5", "ultra-0.2", "orca.v2", "json", "a."],
+)
 def test_name_that_can_be_a_directory(name: str) -> None:
     assert parse_step(name=name).name == name
 

@@ -10,13 +10,16 @@ import sdpo_plugin
 PACKAGE = Path(sdpo_plugin.__file__).parent
 HOST_PACKAGES = ("accelerate", "axolotl", "deepspeed", "peft", "torch", "transformers", "trl")
 ALLOWED = {
-    "__init__": {"args", "crash", "errors"},  # and host.plugin, but not before someone asks for the plugin
+    "__init__": {"args", "crash", "errors", "misspelt"},  # and host.plugin, but not before someone asks for the plugin
     "errors": set(),
     "names": set(),
     "stored": set(),
     "files": {"errors"},
     "args": {"errors", "names"},
+    "bounds": {"errors"},
     "conflicts": {"errors"},
+    "misspelt": {"args", "crash", "errors"},
+    "overwrites": {"args", "errors", "ledger", "sealed"},
     "crash": {"errors"},
     "gate": {"errors"},
     "partition": {"errors"},
@@ -29,7 +32,7 @@ ALLOWED = {
     "drift": {"errors"},
     "disk": {"errors", "plan"},
     "places": {"errors", "files", "ledger", "plan", "sealed"},
-    "resume": {"errors", "files", "ledger", "places", "plan", "sealed"},
+    "resume": {"errors", "files", "ledger", "overwrites", "places", "plan", "sealed"},
     "tables": {"errors", "files", "ledger", "reference"},
     "log": {"drift", "files", "ledger", "places", "plan", "reference", "resume", "sealed", "tables"},
     "runner": {"ledger", "log", "plan", "reference", "resume"},

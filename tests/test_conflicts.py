@@ -6,6 +6,7 @@ import pytest
 
 from sdpo_plugin.conflicts import (
     CONFLICTS,
+    PACKING_CONFLICTS,
     TRAINER_CLS,
     TRAINING_CONFLICTS,
     Conflict,
@@ -34,12 +35,15 @@ CLASHES: dict[str, tuple[Any, str]] = {
     "use_ray": (True, "remove use_ray and launch with torchrun or accelerate"),
     "context_parallel_size": (2, "set context_parallel_size: 1"),
     "tensor_parallel_size": (4, "set tensor_parallel_size: 1"),
+    "dpo_padding_free": (True, "remove dpo_padding_free"),
+    "padding_free": (True, "remove padding_free"),
+    "sample_packing": (True, "remove sample_packing"),
     "lora_model_dir": (
         "out/sft",
         "merge it first (axolotl merge-lora), set base_model to the merged model, and remove lora_model_dir",
     ),
 }
-ALL = CONFLICTS + TRAINING_CONFLICTS
+ALL = CONFLICTS + PACKING_CONFLICTS + TRAINING_CONFLICTS
 EACH = pytest.mark.parametrize("conflict", ALL, ids=lambda conflict: conflict.key)
 
 

@@ -5,6 +5,7 @@ import subprocess
 import pytest
 
 import sdpo_plugin
+from sdpo_plugin import misspelt
 from tests.conftest import RunPython
 from tests.test_arrows import CORE, HOST_PACKAGES
 
@@ -63,8 +64,59 @@ except RuntimeError as error:
 
 
 def test_unknown_attribute_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'sdpo_plugin' has no attribute 'SDPOPlugn'"):
+    with pytest.raises(AttributeError, match=r"^module 'sdpo_plugin' has no attribute 'other'$"):
+        sdpo_plugin.other  # noqa: B018 (the access is what is tested)
+
+
+# What the host does with an entry of `plugins:`, up to the class.
+LOAD_PLUGIN = """
+import importlib, sdpo_plugin
+module, _, name = {entry!r}.rpartition(".")
+try:
+    getattr(importlib.import_module(module), name)
+except ImportError as error:
+    print("logged and passed over:", error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("sdpo_plugin.SdpoPlugin", "module 'sdpo_plugin' has no attribute 'SdpoPlugin'"),
+        ("sdpo_plugin.SDPO", "module 'sdpo_plugin' has no attribute 'SDPO'"),
+        ("sdpo_plugin.Plugin", "module 'sdpo_plugin' has no attribute 'Plugin'"),
+        ("sdpo_plugin.sdpo_plugin", "module 'sdpo_plugin' has no attribute 'sdpo_plugin'"),
+        ("sdpo_plugin.plugin.SDPOPlugin", "there is no module 'sdpo_plugin.plugin'"),
+        ("sdpo_plugin.plugins.SDPOPlugin", "there is no module 'sdpo_plugin.plugins'"),
+        ("sdpo_plugin.sdpo.SDPOPlugin", "there is no module 'sdpo_plugin.sdpo'"),
+    ],
+)
+def test_name_that_is_nearly_the_plugins(run_python: RunPython, entry: str, problem: str) -> None:
+    """An ImportError would be logged by the host, which goes on without the plugin."""
+    done = run_python(LOAD_PLUGIN.format(entry=entry))
+    assert done.stderr == (
+        f"\nPluginNameError\nsdpo_plugin: {problem}; did you mean plugins: [sdpo_plugin.SDPOPlugin]?\n"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.mark.parametrize("module", ["sdpo_plugin.nope", "sdpo_plugin.__main__", "sdpo_plugin.host.plugin_of_mine"])
+def test_other_module_that_is_not_there_is_an_import_error(run_python: RunPython, module: str) -> None:
+    done = run_python(LOAD_PLUGIN.format(entry=f"{module}.X"))
+    assert done.stdout == f"logged and passed over: No module named {module!r}\n"
+
+
+def test_package_has_no_attribute_that_is_nearly_the_plugins() -> None:
+    assert not hasattr(sdpo_plugin, "SDPOPlugn")
+    with pytest.raises(AttributeError, match=r"'SDPOPlugn'; did you mean plugins: \[sdpo_plugin.SDPOPlugin\]\?"):
         sdpo_plugin.SDPOPlugn  # noqa: B018 (the access is what is tested)
+
+
+@pytest.mark.parametrize("module", sorted(CORE - {"sdpo_plugin"}))
+def test_no_module_of_the_core_is_taken_for_the_plugin(module: str) -> None:
+    """`from sdpo_plugin import lock` asks for the attribute first."""
+    with pytest.raises(AttributeError, match=f"^module 'sdpo_plugin' has no attribute '{module.split('.')[1]}'$"):
+        raise misspelt.no_such_attribute(module.split(".")[1])
 
 
 def test_what_the_package_offers_is_frozen() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.ledger import RunDir
-from sdpo_plugin.lock import RunLock
+from sdpo_plugin.lock import RunLock, require_free
 from tests.faults import end_of, fork
 
 
@@ -222,6 +222,39 @@ def test_file_system_without_locks_is_told(lock_path: Path, monkeypatch: pytest.
     )
     with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
         RunLock(lock_path)
+
+
+def test_looking_at_a_lock_touches_nothing(lock_path: Path) -> None:
+    require_free(lock_path)
+    assert not lock_path.parent.exists()
+    RunLock(lock_path).release()
+    lock_path.write_text("as it was")
+    lock_path.chmod(0o444)
+    before = lock_path.stat()
+    require_free(lock_path)
+    assert lock_path.read_text() == "as it was"
+    assert lock_path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_looking_at_a_lock_that_is_held(lock_path: Path) -> None:
+    pid = hold(lock_path)
+    content = lock_path.read_bytes()
+    expected = f"output_dir: {str(lock_path.parent.parent)!r} is in use by another run (process {pid} on "
+    try:
+        for _ in range(2):
+            with pytest.raises(OutputError, match=f"^{re.escape(expected)}"):
+                require_free(lock_path)
+    finally:
+        kill(pid)
+    assert lock_path.read_bytes() == content
+    require_free(lock_path)
+
+
+def test_ranks_that_look_at_once_do_not_refuse_each_other(lock_path: Path) -> None:
+    RunLock(lock_path).release()
+    with lock_path.open(encoding="utf-8") as file:
+        fcntl.lockf(file, fcntl.LOCK_SH)  # as `require_free` holds it for a moment
+        assert end_of(fork(lambda: require_free(lock_path))) == 0
 
 
 def test_lock_that_cannot_be_written_is_given_back(lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

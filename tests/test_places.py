@@ -57,7 +57,8 @@ def test_step_name_of_a_ledger_is_held_to_the_rule_of_the_config(run_dir: RunDir
     expected = (
         f"{run_dir.ledger} is not a ledger of schema version 1 (steps.0.name: a step's name is the directory its model "
         "is written to, and '../x' cannot be one: use letters, digits, '.', '_' and '-', beginning with a letter or "
-        "digit; 'checkpoint-…' and ['merged', 'runs', 'sdpo'] are taken); restore it, or move the output directory "
+        "digit; 'checkpoint-…', ['additional_chat_templates', 'merged', 'quantized', 'runs', 'sdpo', 'tokenizer'] and "
+        "names that end like a file's ('.json', '.safetensors') are taken); restore it, or move the output directory "
         "away, or set another output_dir."
     )
     with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):

@@ -382,9 +382,11 @@ def test_checkpoint_that_was_asked_for_and_cannot_be_trusted_is_refused(
 
 def test_checkpoint_that_does_not_exist_is_refused(run_dir: RunDir) -> None:
     die(run_dir, "train M_1 on D_2")
-    with pytest.raises(
-        OutputError, match=r"'nowhere' is no checkpoint that step step-2 can go on from: it has no seal"
-    ):
+    expected = (
+        f"resume_from_checkpoint: 'nowhere' does not exist; set the path of a checkpoint, or remove it and {GO_ON} to "
+        "take the newest whole one."
+    )
+    with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
         find_start(run_dir, Path("nowhere"))
 
 

@@ -96,18 +96,31 @@ BLOCK_KEYS: dict[str, tuple[Any, ...]] = {
 }
 CONFLICTING = (
     "rl_adapter_ref_model", "dpo_use_liger_kernel", "relora", "reward_model", "process_reward_model", "processor_type",
-    "streaming", "fix_untrained_tokens", "neftune_noise_alpha", "fsdp", "fsdp_config", "use_ray",
+    "streaming", "dpo_padding_free", "sample_packing",
+    "fix_untrained_tokens", "neftune_noise_alpha", "fsdp", "fsdp_config", "use_ray",
 )  # fmt: skip
 TRUTHY = (True, False, 1, "yes", "no", "x", {"a": 1}, ["x"])
 HOST_KEYS: dict[str, tuple[Any, ...]] = {
-    "rl": ("sdpo", "dpo", "SDPO", "kto", "orpo", ["sdpo"], {"sdpo": {}}),
+    "rl": ("sdpo", "dpo", "SDPO", "spdo", "kto", "orpo", ["sdpo"], {"sdpo": {}}),
     # The host itself takes nothing but a list here, and asks no plugin unless it can load it.
-    "plugins": ([], ["sdpo_plugin.SDPOPlugin", "nope.Plugin"], ["sdpo_plugin.SDPOPlugin"] * 2),
+    "plugins": (
+        [],
+        ["sdpo_plugin.SDPOPlugin", "nope.Plugin"],
+        ["sdpo_plugin.SDPOPlugin"] * 2,
+        ["sdpo_plugin.SdpoPlugin"],
+        ["sdpo_plugin.plugin.SDPOPlugin"],
+    ),
     "trl": ({}, {"sync_ref_model": True}, {"sync_ref_model": "yes"}, {"beta": 0.2}, {"beta": "x"}, [["beta", 1]], 1),
     "dpo_loss_type": STEP_KEYS["dpo_loss_type"],
     "dpo_loss_weights": ([1.0], [0.5, 0.5], ["x"], 1.0, []),
     "dpo_label_smoothing": RATES,
     "rl_beta": RATES,
+    "learning_rate": RATES,
+    "micro_batch_size": RATES,
+    "gradient_accumulation_steps": RATES,
+    "sdop": ({}, {"reference": "base"}, True),
+    "partition": PARTITION_KEYS["strategy"],
+    "policy_init": BLOCK_KEYS["policy_init"],
     "num_epochs": RATES,
     "max_steps": (0, 1, 5, "5", 0.5),
     "val_set_size": RATES,

@@ -10,10 +10,11 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 from axolotl.utils.logging import get_logger
 
+from sdpo_plugin import crash
 from sdpo_plugin.args import SDPOConfig, parse_block
-from sdpo_plugin.conflicts import TRAINER_CLS, TRAINING_CONFLICTS, check_conflicts, check_data_sources
+from sdpo_plugin.conflicts import TRAINER_CLS, TRAINING_CONFLICTS, check_conflicts
 from sdpo_plugin.errors import ConfigError
-from sdpo_plugin.host import compat
+from sdpo_plugin.host import compat, entry
 from sdpo_plugin.host.best_model import keep_best_model
 from sdpo_plugin.host.chain import Chain, tokenize
 from sdpo_plugin.host.datasets import StepData, flatten_steps, load_steps, source_name, together
@@ -21,13 +22,12 @@ from sdpo_plugin.host.external import require_same_tokenizer
 from sdpo_plugin.host.launcher import launchers
 from sdpo_plugin.host.pool import preview
 from sdpo_plugin.host.session import Session, describe
-from sdpo_plugin.host.startup import check_output_dir, check_vocabulary
+from sdpo_plugin.host.startup import check_vocabulary
 from sdpo_plugin.host.trainer import StepwiseDPOTrainer
+from sdpo_plugin.misspelt import is_listed
 
 # Named below "axolotl", whose level and handlers the host sets.
 LOG: logging.LoggerAdapter[Any] = get_logger("axolotl.sdpo_plugin")
-PLUGIN = "sdpo_plugin."
-DEFAULT_OUTPUT_DIR = "./model-out"  # the host's
 
 
 class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
@@ -35,6 +35,7 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
 
     def __init__(self) -> None:
         super().__init__()
+        crash.install()  # the class may have been asked for by its module
         compat.require_supported_host()
         launchers()  # as they are now; one that goes while data are read is missed later
         self._steps: list[StepData] = []
@@ -51,12 +52,12 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
             ConfigError: a conflict or a wrong `sdpo:` block; nothing is loaded yet.
         """
         compat.undo_patch_reference_model()  # of an earlier config in this process
-        listed = any(str(name).startswith(PLUGIN) for name in cfg.get("plugins") or [])
-        if not listed:
+        if not is_listed(cfg.get("plugins")):
             return
         if compat.is_sdpo(cfg):  # registered before: the config has its edits, this process may lack the patch
             compat.patch_reference_model()
             return
+        entry.require_spelling(cfg)
         inference = cfg.get("inference") and cfg.get("rl") is None  # `axolotl inference` takes `rl` out
         if cfg.get("rl") != "sdpo" and not inference:
             if cfg.get("sdpo") is not None:
@@ -64,19 +65,13 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
                     f"an sdpo: block is set, but rl is {cfg.get('rl')!r}; set rl: sdpo, or remove the sdpo: block."
                 )
             return
-        block = parse_block(cfg.get("sdpo"))
-        check_conflicts(cfg)
-        if cfg.get("resume_from_checkpoint") is True:  # the host takes a path only
-            cfg["resume_from_checkpoint"] = str(cfg.get("output_dir") or DEFAULT_OUTPUT_DIR)
-        check_data_sources(cfg, has_steps=block.steps is not None, cuts_rows=_cuts_rows(block))
+        block = entry.check_config(cfg)
+        entry.check_output(cfg, block)
         flatten_steps(cfg, block)
         if not inference:
             cfg["rl"] = "dpo"
             cfg["trainer_cls"] = TRAINER_CLS
             cfg["precompute_ref_log_probs"] = True
-            output_dir = cfg.get("output_dir") or DEFAULT_OUTPUT_DIR
-            if isinstance(output_dir, str | Path):  # the host refuses what is no path
-                check_output_dir(Path(output_dir))
             compat.patch_reference_model()
         cfg["sdpo"] = block.model_dump(exclude_none=True)
 
@@ -89,6 +84,7 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         if not compat.is_sdpo(cfg):
             return None
         check_conflicts(cfg, TRAINING_CONFLICTS)
+        entry.require_own_trainer(cfg)
         block = _block(cfg)
         if self._session is not None:  # of an earlier config in this process, which failed
             self._session.release()
@@ -118,7 +114,8 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         """Hand the chain to the trainer."""
         if not compat.is_sdpo(cfg):
             return
-        assert isinstance(trainer, StepwiseDPOTrainer)
+        if not isinstance(trainer, StepwiseDPOTrainer):
+            raise entry.foreign_trainer(cfg, type(trainer))
         assert self._steps, "the host loads the data before it builds the trainer"
         keep_best_model(cfg, trainer, self._steps)
         sources, heldout = tokenize(trainer, self._steps)
@@ -135,12 +132,6 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
             if self._session is not None:
                 self._session.close()
                 self._session = None
-
-
-def _cuts_rows(block: SDPOConfig) -> bool:
-    """Whether one entry of `datasets:` can become several steps."""
-    args = block.partition
-    return args is not None and args.strategy != "natural" and (args.strategy != "easy_to_hard" or args.unit == "row")
 
 
 def _block(cfg: DictDefault) -> SDPOConfig:

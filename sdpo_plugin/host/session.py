@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 
-from sdpo_plugin.args import SDPOConfig, step_names
+from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.drift import VERSIONS, changes, require_same_run, require_same_step, require_same_steps
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.files import written
@@ -18,6 +19,7 @@ from sdpo_plugin.host.distributed import on_rank_0
 from sdpo_plugin.host.identity import identity_of, settings_of, source_names
 from sdpo_plugin.ledger import Ledger, RunDir
 from sdpo_plugin.lock import RunLock
+from sdpo_plugin.overwrites import names_in_place, require_inputs_kept, written_names
 from sdpo_plugin.report import write_report
 from sdpo_plugin.resume import FRESH, TO_GO_ON, Start, clear, close_run, find_start, require_fresh, sweep
 
@@ -44,16 +46,22 @@ class Session:
     def check(self) -> None:
         """Refuse what can be refused before data are loaded, touching nothing.
 
+        Every rank has asked for the lock when it read the config, and one that is late must not find rank 0's.
+
         Raises:
-            OutputError: another run is at work here, or this one would overwrite what an earlier one has made.
+            OutputError: another run is at work here, or this one would overwrite what an earlier one has made or what
+                it reads itself.
         """
 
         def look() -> None:
             if self.run.lock.exists():
                 self._lock = RunLock(self.run.lock)
+            names = written_names(self._block, len(self._cfg.datasets))
+            require_inputs_kept(self.run, names, self._cfg, self._block)
             if not self._resumes:
                 require_fresh(self.run, self._names())
 
+        PartialState().wait_for_everyone()
         on_rank_0(look)
 
     def open(self, steps: Sequence[StepData]) -> None:
@@ -121,9 +129,7 @@ class Session:
         return bool(self._cfg.resume_from_checkpoint or self._cfg.auto_resume_from_checkpoints)
 
     def _names(self) -> list[str]:
-        if self._block.steps is not None:
-            return step_names(self._block.steps)
-        return sorted(path.name for path in self.run.root.glob("step-*") if path.is_dir())
+        return names_in_place(self.run, self._block)
 
     def _decide(self) -> Start:
         if self._lock is None:

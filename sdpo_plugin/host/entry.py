@@ -1,0 +1,138 @@
+"""What is refused before the host opens anything: after `register` it replaces output_dir/debug.log.
+
+Everything here is read-only. The commands of the host share one config file, and only training writes a run; so what
+is about the output directory asks first which command this is.
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+from axolotl.integrations.base import PluginManager
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.schemas.config import AxolotlInputConfig
+from axolotl.utils.schemas.enums import RLType
+
+from sdpo_plugin import misspelt
+from sdpo_plugin.args import SDPOConfig, parse_block
+from sdpo_plugin.bounds import check_bounds
+from sdpo_plugin.conflicts import (
+    CONFLICTS,
+    PACKING_CONFLICTS,
+    TRAINING_CONFLICTS,
+    check_conflicts,
+    check_data_sources,
+)
+from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.host.startup import check_output_dir
+from sdpo_plugin.ledger import RunDir
+from sdpo_plugin.lock import require_free
+from sdpo_plugin.overwrites import names_in_place, require_inputs_kept, written_names
+from sdpo_plugin.resume import require_exists, require_fresh
+
+DEFAULT_OUTPUT_DIR = "./model-out"  # the host's
+COMMANDS = "axolotl.cli."  # a launcher starts each rank as `python -m axolotl.cli.train`
+
+
+def command() -> str | None:
+    """The command of the host that this process carries out, e.g. "train"; None where a program calls its functions."""
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        return context.info_name
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.removeprefix(COMMANDS) if spec is not None and spec.name.startswith(COMMANDS) else None
+
+
+def require_spelling(cfg: DictDefault) -> None:
+    """Refuse what is nearly the plugin's name, or nearly `rl: sdpo`.
+
+    Raises:
+        ConfigError: with what was meant.
+    """
+    misspelt.require_plugin_name(cfg["plugins"])
+    misspelt.require_known_rl(cfg.get("rl"), [kind.value for kind in RLType])
+
+
+def check_config(cfg: DictDefault) -> SDPOConfig:
+    """The `sdpo:` block, when nothing in the config contradicts it or itself.
+
+    Raises:
+        ConfigError: a key or a value that cannot be meant.
+    """
+    block = parse_block(cfg.get("sdpo"))
+    conflicts = CONFLICTS if cfg.get("inference") else CONFLICTS + PACKING_CONFLICTS
+    check_conflicts(cfg, conflicts + TRAINING_CONFLICTS if command() == "train" else conflicts)
+    if not cfg.get("inference"):  # which takes `rl` out: the config may be of another kind
+        misspelt.require_known_keys(cfg, _known_keys())
+        check_bounds(cfg)
+    check_data_sources(cfg, has_steps=block.steps is not None, cuts_rows=_cuts_rows(block))
+    return block
+
+
+def check_output(cfg: DictDefault, block: SDPOConfig) -> None:
+    """Refuse an output directory that this run must not write to; let other commands leave its log alone.
+
+    Raises:
+        OutputError: it cannot be written, another run is at work there, or something would be overwritten.
+    """
+    if cfg.get("resume_from_checkpoint") is True:  # the host takes a path only
+        cfg["resume_from_checkpoint"] = str(cfg.get("output_dir") or DEFAULT_OUTPUT_DIR)
+    output_dir = cfg.get("output_dir") or DEFAULT_OUTPUT_DIR
+    if not isinstance(output_dir, str | Path):  # the host refuses what is no path
+        return
+    run = RunDir(Path(output_dir))
+    if not cfg.get("inference"):
+        check_output_dir(run.root)
+    name = command()
+    if name == "train":
+        _check_start(run, cfg, block)
+    elif name is not None and run.ledger.parent.is_dir():
+        # The host starts debug.log anew unless the config says that a run goes on; only training reads the key else.
+        cfg["auto_resume_from_checkpoints"] = True
+
+
+def _check_start(run: RunDir, cfg: DictDefault, block: SDPOConfig) -> None:
+    require_inputs_kept(run, written_names(block, len(cfg.get("datasets") or [])), cfg, block)
+    require_free(run.lock)
+    asked = cfg.get("resume_from_checkpoint")
+    if asked:
+        if Path(str(asked)) != run.root:  # which means the newest checkpoint of the run there
+            require_exists(Path(str(asked)))
+    elif not cfg.get("auto_resume_from_checkpoints") or not run.ledger.exists():
+        require_fresh(run, names_in_place(run, block))
+
+
+def require_own_trainer(cfg: DictDefault) -> None:
+    """Refuse a plugin that brings a trainer of its own: the host would take that one, and train no chain.
+
+    Raises:
+        ConfigError: it names the trainer and the plugins.
+    """
+    other = PluginManager.get_instance().get_trainer_cls(cfg)
+    if other is not None:
+        raise foreign_trainer(cfg, other)
+
+
+def foreign_trainer(cfg: DictDefault, found: type[Any]) -> ConfigError:
+    """What to raise where the host trains, or would train, with another trainer than ours."""
+    return ConfigError(
+        f"rl: sdpo needs its own trainer, and a plugin brings {found.__module__}.{found.__qualname__} "
+        f"(plugins: {list(cfg.get('plugins') or [])}); remove that plugin."
+    )
+
+
+def _known_keys() -> set[str]:
+    """The keys of the host's schema and of every plugin that is loaded, this one among them."""
+    known = set(AxolotlInputConfig.model_fields)
+    for path in PluginManager.get_instance().get_input_args():
+        module, _, name = path.rpartition(".")
+        known |= set(getattr(import_module(module), name).model_fields)
+    return known
+
+
+def _cuts_rows(block: SDPOConfig) -> bool:
+    """Whether one entry of `datasets:` can become several steps."""
+    args = block.partition
+    return args is not None and args.strategy != "natural" and (args.strategy != "easy_to_hard" or args.unit == "row")

@@ -21,7 +21,6 @@ from sdpo_plugin.host.external import require_same_tokenizer
 from sdpo_plugin.host.pool import preview
 from sdpo_plugin.host.session import Session, describe
 from sdpo_plugin.host.startup import check_output_dir, check_vocabulary
-from sdpo_plugin.host.trainer import StepwiseDPOTrainer
 
 # Named below "axolotl", whose level and handlers the host sets.
 LOG: logging.LoggerAdapter[Any] = get_logger("axolotl.sdpo_plugin")
@@ -48,12 +47,12 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         Raises:
             ConfigError: a conflict or a wrong `sdpo:` block; nothing is loaded yet.
         """
-        compat.undo_patch_reference_model()  # of an earlier config in this process
+        compat.undo_patches()  # of an earlier config in this process
         listed = any(str(name).startswith(PLUGIN) for name in cfg.get("plugins") or [])
         if not listed:
             return
         if compat.is_sdpo(cfg):  # registered before: the config has its edits, this process may lack the patch
-            compat.patch_reference_model()
+            compat.patch_host()
             return
         inference = cfg.get("inference") and cfg.get("rl") is None  # `axolotl inference` takes `rl` out
         if cfg.get("rl") != "sdpo" and not inference:
@@ -75,12 +74,12 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
             output_dir = cfg.get("output_dir") or DEFAULT_OUTPUT_DIR
             if isinstance(output_dir, str | Path):  # the host refuses what is no path
                 check_output_dir(Path(output_dir))
-            compat.patch_reference_model()
+            compat.patch_host()
         cfg["sdpo"] = block.model_dump(exclude_none=True)
 
     def on_config_validation_error(self, cfg: DictDefault) -> None:
         """The host refused the config: leave no patch behind."""
-        compat.undo_patch_reference_model()
+        compat.undo_patches()
 
     def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> TrainDatasetMeta | None:
         """Load every step; in `axolotl preprocess` print the plan."""
@@ -107,6 +106,15 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         first = self._steps[0]
         return TrainDatasetMeta(first.train, together(list(first.heldout.values())), first.total_num_steps)
 
+    def pre_model_load(self, cfg: DictDefault) -> None:
+        """The host has made its patches and read no weights: time to import the trainer and check what it relies on.
+
+        Raises:
+            UnsupportedHostError: it relies on what the installed host does not have.
+        """
+        if compat.is_sdpo(cfg):
+            compat.require_supported_trainer()
+
     def post_model_load(self, cfg: DictDefault, model: Any) -> None:
         """A run that goes on has loaded its own model in place of the base model."""
         if compat.is_sdpo(cfg) and self._session is not None:
@@ -116,6 +124,8 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         """Hand the chain to the trainer."""
         if not compat.is_sdpo(cfg):
             return
+        from sdpo_plugin.host.trainer import StepwiseDPOTrainer  # not at the top: compat.py says why
+
         assert isinstance(trainer, StepwiseDPOTrainer)
         assert self._steps, "the host loads the data before it builds the trainer"
         keep_best_model(cfg, trainer, self._steps)
@@ -128,7 +138,7 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
     def post_train_unload(self, cfg: DictDefault) -> None:
         """Training is done: leave no patch and no data behind."""
         if compat.is_sdpo(cfg):
-            compat.undo_patch_reference_model()
+            compat.undo_patches()
             self._steps = []
             if self._session is not None:
                 self._session.close()

@@ -1,5 +1,6 @@
 """The half of the trainer that has models score: the policy as it stands, M_{t-1} as exported, an external one."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.resume import M_0, model_dir
 from sdpo_plugin.runner import EarlyTables
 
+LOG = logging.getLogger("axolotl.sdpo_plugin")
 T = TypeVar("T")
 SHOWN_LETTERS = 80
 
@@ -99,6 +101,9 @@ class ScoringTrainer(SealedCheckpoints):
             assert directory is not None
             load_adapter(self.model, directory)
         self._base = Snapshot(self.model)
+        sizes = ", ".join(f"{size:,}" for size in distributed.gather([self._base.num_bytes]))
+        if self.accelerator.is_main_process:
+            LOG.info("policy_init: base: a copy of M_0 stays in main memory, bytes on each rank: %s", sizes)
 
     def _pool_scores(self) -> dict[Path, ReferenceTable]:
         """Log-probs of each source under M_0 where they lay out the steps, on disk before there is a plan."""

@@ -19,6 +19,7 @@ from sdpo_plugin.host.chain import Chain, tokenize
 from sdpo_plugin.host.datasets import StepData, flatten_steps, load_steps, source_name, together
 from sdpo_plugin.host.external import require_same_tokenizer
 from sdpo_plugin.host.pool import preview
+from sdpo_plugin.host.positions import check_positions
 from sdpo_plugin.host.session import Session, describe
 from sdpo_plugin.host.startup import check_output_dir, check_vocabulary
 
@@ -132,6 +133,7 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         sources, heldout = tokenize(trainer, self._steps)
         trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
         check_vocabulary(trainer, sources, heldout)
+        check_positions(trainer, sources, heldout)
         assert self._session is not None
         trainer.attach(Chain(cfg, _block(cfg), self._session, sources, heldout))
 

@@ -14,6 +14,7 @@ from sdpo_plugin.host.checkpoints import SealedCheckpoints
 from sdpo_plugin.host.datasets import StepData
 from sdpo_plugin.host.external import free_memory, load_reference
 from sdpo_plugin.host.pool import Layout, needs_scores
+from sdpo_plugin.host.positions import check_positions
 from sdpo_plugin.host.scoring import score
 from sdpo_plugin.host.stopping import Stopped
 from sdpo_plugin.host.weights import Snapshot, load_adapter
@@ -46,6 +47,7 @@ class ScoringTrainer(SealedCheckpoints):
             return EarlyTables(tables)
         name = plan.steps[0].reference
         model = load_reference(chain.cfg, chain.block.reference, self)
+        check_positions(self, chain.sources, chain.heldout, model, f"sdpo.reference: {chain.block.reference!r}")
         tables += [(step, self._score_data(step, name, model)) for step in plan.steps]
         heldout = self._score_heldout(name, model)
         del model

@@ -6,15 +6,19 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from integration_tests.harness.compare import at_once
-from integration_tests.harness.data import Config, base_config, chat_set, intel_set
+from integration_tests.harness.data import Config, base_config, chat_set, intel_set, write_config
 from integration_tests.harness.launch import Host
+from integration_tests.harness.messages import refused
 from integration_tests.harness.models import ARCHITECTURES, make_model
-from integration_tests.harness.sdpo import read_report, run_sdpo
+from integration_tests.harness.positions import CONFIGS, SIZE
+from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
 from integration_tests.harness.tables import expect_table, mean_off, off, read_table
+from integration_tests.harness.zero3 import write_zero3
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -76,3 +80,49 @@ def test_second_reference_is_the_first_model(host: Host, runs: dict[str, Run], a
     before, first = expect_table(host, out.parent / "prepared", 11, base, out / "step-1")
     assert off(table, first) <= 1e-4  # float32, a row by itself against a batch; measured: 3.1e-5
     assert mean_off(table, before) > 1  # measured: 3.3 to 7.5 nats
+
+
+@pytest.fixture(scope="module")
+def limits(host: Host) -> dict[str, Any]:
+    """What is found of each architecture, and what it takes."""
+    return dict(host.python("integration_tests.harness.positions:limits"))
+
+
+@pytest.mark.parametrize("arch", CONFIGS)
+def test_limit_of_positions_is_what_the_model_takes(limits: dict[str, Any], arch: str) -> None:
+    """Learned tables with and without an offset, sines in a table that cannot grow; rotary and ALiBi have no limit."""
+    seen = limits[arch]
+    assert seen["taken"] == ([SIZE, SIZE + 1, 4 * SIZE] if seen["limit"] is None else [SIZE])
+    assert seen["limit"] in (None, SIZE)
+    assert seen["looked for"] or seen["limit"] is None
+    assert not (arch in ("llama", "mistral", "qwen2", "gpt_neox", "bloom") and seen["looked for"])
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "ranks", "what"),
+    [
+        pytest.param("gpt2", {"n_positions": 24}, 1, "step-1: ", id="gpt2"),
+        pytest.param("opt", {"max_position_embeddings": 24}, 2, "step-1: ", id="opt-zero3"),
+        pytest.param("gpt2", {"n_positions": 80}, 1, "held-out long: ", id="held-out"),
+    ],
+)
+def test_rows_without_positions_are_refused_at_the_start(
+    host: Host, tmp_path: Path, arch: str, size: dict[str, int], ranks: int, what: str
+) -> None:
+    """Not when they are scored, after all steps before theirs."""
+    sets = [chat_set(tmp_path / f"d{seed}.jsonl", 12, seed) for seed in (1, 2)]
+    long = chat_set(tmp_path / "long.jsonl", 1, 3, long_rows=1)
+    zero3 = {"deepspeed": str(write_zero3(tmp_path / "zero3.json")), "micro_batch_size": 2} if ranks > 1 else {}
+    tests = {"test_datasets": [long], "val_set_size": None, "sequence_len": 2048} if "held" in what else {}
+    base = make_model(host, tmp_path / "base", arch, **size)
+    config = sdpo_config(base_config(base, sets, tmp_path, **zero3, **tests))
+    result = host.train(write_config(tmp_path / "config.yaml", config), ranks=ranks)
+    (limit,) = size.values()
+    refused(result, tmp_path / "out", what, f"its table has {limit} places", f"set sequence_len: {limit},")
+
+
+def test_rotary_models_take_rows_of_any_length(host: Host, tmp_path: Path) -> None:
+    """What their config calls the largest number of positions is what they were trained with."""
+    sets = [chat_set(tmp_path / f"d{seed}.jsonl", 12, seed) for seed in (1, 2)]
+    base = make_model(host, tmp_path / "base", "llama", max_position_embeddings=16)
+    assert read_report(run_sdpo(host, base_config(base, sets, tmp_path, max_steps=1)))["finished"]

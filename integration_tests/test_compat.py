@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from integration_tests.harness.launch import Host
 from sdpo_plugin.conflicts import LOSS_TYPES
 
@@ -38,12 +40,22 @@ def test_versions_out_of_range(host: Host) -> None:
         assert f"pip install '{package}" in message
 
 
-def test_the_patch_and_its_undo(host: Host) -> None:
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("setup_reference_model", "cfg, tokenizer, processor"), ("save_trained_model", "cfg, trainer, model")],
+)
+def test_a_patch_and_its_undo(host: Host, name: str, parameters: str) -> None:
     """Idempotent both ways, undone to the very same function, refused where the target is not what it was."""
-    seen = host.python(f"{CONTRACTS}:reference_patch")
-    for name in ("other signature", "missing"):
-        assert "axolotl.train.setup_reference_model(cfg, tokenizer, processor)" in seen.pop(name)
-    assert [name for name, held in seen.items() if held is not True] == []
+    seen = host.python(f"{CONTRACTS}:patch_and_undo", name)
+    for what in ("other signature", "missing"):
+        assert f"axolotl.train.{name}({parameters})" in seen.pop(what)
+    assert [what for what, held in seen.items() if held is not True] == []
+
+
+def test_patches_are_for_our_configs(host: Host) -> None:
+    """Each lets every other config through."""
+    seen = host.python(f"{CONTRACTS}:what_patches_do")
+    assert [what for what, held in seen.items() if held is not True] == []
 
 
 def test_losses_are_those_of_trl(host: Host) -> None:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from integration_tests.harness.compare import apart, at_once
 from integration_tests.harness.data import Config, even_set, lora_config, write_config
 from integration_tests.harness.launch import Host
-from integration_tests.harness.sdpo import read_report, run_sdpo
-from integration_tests.harness.tables import expect_table, mean_off, off, read_table
+from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
+from integration_tests.harness.tables import expect_table, mean_off, off, read_table, texts
+from integration_tests.harness.zero3 import write_zero3
 
+SCORE = "integration_tests.harness.probes:score"
 ADAMW = {"learning_rate": 1.0e-2, "num_epochs": 3}
 
 
@@ -83,3 +86,45 @@ def test_both_steps_begin_at_ln_2(runs: list[Path]) -> None:
     steps = read_report(runs[0])["steps"]
     assert [step["first_loss"] for step in steps] == pytest.approx([0.693147, 0.693147], abs=1e-4)
     assert [step["num_optimizer_steps"] for step in steps] == [18, 24]
+
+
+def test_the_final_directory_is_an_adapter_and_nothing_else(
+    host: Host, even_sets: list[Config], runs: list[Path]
+) -> None:
+    """However it is loaded it is M_2. The host leaves base layers with other names there, which load as a bad model."""
+    out, plain = runs
+    assert (plain / "model.safetensors").exists()  # what is kept from a stepwise run
+    left = {path.name for path in out.glob("*") if path.is_file()}
+    assert "adapter_model.safetensors" in left
+    assert not left & {"model.safetensors", "config.json"}, "transformers would read these in place of the base model"
+    rows = texts(even_sets[1])[:8]
+    scored = {
+        (folder.name, by_peft): np.array(host.python(SCORE, folder, rows, by_peft=by_peft))
+        for folder in (out, out / "step-2")
+        for by_peft in (True, False)
+    }
+    expected = scored["step-2", True]
+    for how, found in scored.items():
+        assert off(found, expected) <= 1e-4, how  # measured: 0.0; 282 nats with what the host leaves
+
+
+def test_two_ranks_leave_no_more(host: Host, config: Config, tmp_path: Path) -> None:
+    """Under ZeRO-3 and without it."""
+    zero3 = {"deepspeed": str(write_zero3(tmp_path / "zero3.json"))}
+    for name, ranks in (("zero3", zero3), ("ddp", {})):
+        folder = tmp_path / name
+        made = {**config, **ranks, "micro_batch_size": 2, "max_steps": 1, "output_dir": str(folder / "out")}
+        out = run_sdpo(host, made, ranks=2)
+        assert not {"model.safetensors", "config.json"} & {path.name for path in out.iterdir()}
+        assert apart(host, out, out / "step-2") == 0.0
+
+
+def test_the_estimate_counts_what_lies_there(host: Host, runs: list[Path], config: Config, tmp_path: Path) -> None:
+    """M_0's adapter, one a step, the final one, and checkpoints with two states of AdamW."""
+    made = sdpo_config({**config, "output_dir": str(tmp_path / "out"), "num_epochs": 1, "save_strategy": "epoch"})
+    log = host.train(write_config(tmp_path / "config.yaml", made)).check().log_text
+    lines = [line for line in log.splitlines() if line.startswith(("exported models", "final model", "checkpoints"))]
+    assert [line.split()[-3] for line in lines] == ["3", "1", "2"]
+    found = [path.parent for path in (tmp_path / "out").rglob("*.safetensors") if path.parent.name != "reference"]
+    checkpoints = [path for path in found if path.name.startswith("checkpoint-")]
+    assert (len(checkpoints), len(found)) == (2, 3 + 1 + 2), found

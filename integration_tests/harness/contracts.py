@@ -21,20 +21,20 @@ def installed_host() -> str | None:
     """Whether the installed host is refused, and why."""
     from sdpo_plugin.host import compat
 
-    return _refusal(compat.require_supported_host)
+    return _refusal(compat.require_supported_host) or _refusal(compat.require_supported_trainer)
 
 
 def broken_symbols() -> list[dict[str, Any]]:
-    """For each entry of RELIED_ON: the refusal when it is missing, when it takes one parameter more, and afterwards."""
+    """For each symbol relied on: the refusal when it is missing, when it takes one parameter more, and afterwards."""
     from sdpo_plugin.host import compat
 
     def check() -> str | None:
-        return _refusal(compat.require_supported_host)
+        return _refusal(compat.require_supported_host) or _refusal(compat.require_supported_trainer)
 
     def other(self: Any, surprise: Any) -> None: ...
 
     found = []
-    for owner, name, parameters in compat.RELIED_ON:
+    for owner, name, parameters in (*compat.RELIED_ON, *compat.relied_on_by_trainer()):
         # An inherited method is found on its base class too; only a class's own can be taken away.
         holder = next((cls for cls in getattr(owner, "__mro__", ()) if name in vars(cls)), owner)
         original = vars(holder)[name]
@@ -65,41 +65,62 @@ def other_versions(versions: dict[str, list[str]]) -> dict[str, str | None]:
     return refusals
 
 
-def reference_patch() -> dict[str, Any]:
-    """Apply and undo the patch in every order."""
+def patch_and_undo(name: str) -> dict[str, Any]:
+    """Apply and undo the patches in every order, and watch one function of `axolotl.train`."""
+    import axolotl.train
+
+    from sdpo_plugin.host import compat
+
+    def now() -> Any:
+        return getattr(axolotl.train, name)
+
+    original = now()
+    seen: dict[str, Any] = {}
+    compat.undo_patches()
+    seen["undo before apply"] = now() is original
+    compat.patch_host()
+    once = now()
+    compat.patch_host()
+    seen["applied"] = once is not original
+    seen["twice is once"] = now() is once
+    seen["supported while applied"] = _refusal(compat.require_supported_host) is None
+    compat.undo_patches()
+    seen["undone"] = now() is original
+    compat.undo_patches()
+    seen["undone twice"] = now() is original
+
+    def other(cfg: Any, surprise: Any) -> None: ...
+
+    setattr(axolotl.train, name, other)
+    seen["other signature"] = _refusal(compat.patch_host)
+    seen["left alone"] = now() is other
+    delattr(axolotl.train, name)
+    seen["missing"] = _refusal(compat.patch_host)
+    return seen
+
+
+def what_patches_do() -> dict[str, bool]:
+    """For a config of ours, and for others."""
     import axolotl.train
     from axolotl.utils.dict import DictDefault
 
     from sdpo_plugin.conflicts import TRAINER_CLS
     from sdpo_plugin.host import compat
 
-    original = axolotl.train.setup_reference_model
-    seen: dict[str, Any] = {}
-    compat.undo_patch_reference_model()
-    seen["undo before apply"] = axolotl.train.setup_reference_model is original
-    compat.patch_reference_model()
-    once = axolotl.train.setup_reference_model
-    compat.patch_reference_model()
-    seen["applied"] = once is not original
-    seen["twice is once"] = axolotl.train.setup_reference_model is once
-    seen["supported while applied"] = _refusal(compat.require_supported_host) is None
-    ours = DictDefault({"rl": "dpo", "trainer_cls": TRAINER_CLS})
-    seen["no model for ours"] = once(ours, None) is None and once(ours, tokenizer=None, processor=None) is None
-    # ORPO has no reference model by the host's own account: the call comes back without a model to load.
-    seen["the host's own for others"] = once(DictDefault({"rl": "orpo"}), None) is None
-    compat.undo_patch_reference_model()
-    seen["undone"] = axolotl.train.setup_reference_model is original
-    compat.undo_patch_reference_model()
-    seen["undone twice"] = axolotl.train.setup_reference_model is original
-
-    def other(cfg: Any, surprise: Any) -> None: ...
-
-    axolotl.train.setup_reference_model = other
-    seen["other signature"] = _refusal(compat.patch_reference_model)
-    seen["left alone"] = axolotl.train.setup_reference_model is other
-    del axolotl.train.setup_reference_model
-    seen["missing"] = _refusal(compat.patch_reference_model)
-    return seen
+    saved: list[Any] = []
+    axolotl.train.save_trained_model = lambda cfg, trainer, model: saved.append(model)
+    compat.patch_host()
+    setup, save = axolotl.train.setup_reference_model, axolotl.train.save_trained_model
+    ours = DictDefault({"rl": "dpo", "trainer_cls": TRAINER_CLS, "output_dir": "."})
+    trainer = DictDefault({"model": "adapter"})
+    for config in (ours | {"adapter": "lora"}, ours, {"rl": "dpo", "adapter": "lora"}):
+        save(DictDefault(config), trainer, "layers")
+    return {
+        "no model for ours": setup(ours, None) is None and setup(ours, tokenizer=None, processor=None) is None,
+        # ORPO has no reference model by the host's own account: the call comes back without a model to load.
+        "the host's own for others": setup(DictDefault({"rl": "orpo"}), None) is None,
+        "the adapter alone for our LoRA runs": saved == ["adapter", "layers", "layers"],
+    }
 
 
 def losses_of_trl() -> list[str]:

@@ -1,7 +1,7 @@
 """Ranks on CPUs, which the host's stack otherwise takes for single processes.
 
 `accelerate` answers "no distribution" when there is no accelerator, whatever torchrun has set, and DeepSpeed then stops
-at a batch size that does not fit. Usable as a script too:
+at a batch size that does not fit. Axolotl places the model of rank n on GPU n. Usable as a script too:
 `torchrun --nproc_per_node 2 integration_tests/harness/cpu_launcher.py train config.yaml`.
 """
 
@@ -25,6 +25,22 @@ def answer_for_cpu_ranks() -> None:
         return original(self, *args, **kwargs)
 
     PartialState._prepare_backend = prepare
+    place_on_cpu()
+
+
+def place_on_cpu() -> None:
+    """Without DeepSpeed every rank loads a whole model: where there is no GPU, into main memory."""
+    import torch
+    from axolotl.loaders import ModelLoader
+
+    original = ModelLoader._set_device_map_config
+
+    def place(self: Any) -> None:
+        original(self)
+        if "LOCAL_RANK" in os.environ and not torch.cuda.is_available() and "device_map" in self.model_kwargs:
+            self.model_kwargs["device_map"] = "cpu"
+
+    ModelLoader._set_device_map_config = place
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def weights(folder: str) -> dict[str, torch.Tensor]:
     """Every tensor of a saved model or adapter, by name.
 
-    The host leaves a `model.safetensors` beside an adapter it trained in one process: that is not the result.
+    After `rl: dpo` the host leaves a `model.safetensors` beside an adapter it trained in one process: not the result.
     """
     from safetensors.torch import load_file
 
@@ -66,13 +66,16 @@ def summary(folder: str) -> dict[str, Any]:
     }
 
 
-def load(folder: str) -> tuple[Any, Any]:
-    """Model and tokenizer as a user loads them: full weights, or an adapter on the base model it names."""
+def load(folder: str, by_peft: bool = True) -> tuple[Any, Any]:
+    """Model and tokenizer as a user loads them: full weights, or an adapter on the base model it names.
+
+    Without `by_peft` an adapter is left to transformers, which reads its config too.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    if (Path(folder) / "adapter_config.json").exists():
+    if by_peft and (Path(folder) / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM
 
         model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -99,14 +102,14 @@ def load_ok(folder: str) -> dict[str, Any]:
     }
 
 
-def score(folder: str, rows: Sequence[Mapping[str, str]]) -> list[list[float]]:
+def score(folder: str, rows: Sequence[Mapping[str, str]], by_peft: bool = True) -> list[list[float]]:
     """[chosen, rejected] summed log-probs of rows of `prompt`, `chosen`, `rejected` texts, each row by itself.
 
     Written from the definition, with no padding, batching or trainer: it shares no code with what it measures.
     """
     import torch
 
-    model, tokenizer = load(folder)
+    model, tokenizer = load(folder, by_peft)
 
     def log_prob(prompt: str, completion: str) -> float:
         start = tokenizer(prompt, add_special_tokens=False)["input_ids"]

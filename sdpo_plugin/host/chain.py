@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
-from trl import DPOTrainer
 
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import DataError
 from sdpo_plugin.host.datasets import StepData, row_facts
 from sdpo_plugin.host.session import Session
 from sdpo_plugin.ledger import RunDir
+
+if TYPE_CHECKING:
+    from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Chain:
         return self.session.run
 
 
-def tokenize(trainer: DPOTrainer, sources: Sequence[StepData]) -> tuple[list[StepData], dict[str, Dataset]]:
+def tokenize(trainer: "DPOTrainer", sources: Sequence[StepData]) -> tuple[list[StepData], dict[str, Dataset]]:
     """Tokenize all sources and held-out sets before the first step trains, so that bad data ends the run early."""
     heldout: dict[str, Dataset] = {}
     tokenized = []
@@ -57,7 +60,7 @@ def tokenize(trainer: DPOTrainer, sources: Sequence[StepData]) -> tuple[list[Ste
     return tokenized, heldout
 
 
-def _prepare(trainer: DPOTrainer, dataset: Dataset, what: str) -> Dataset:
+def _prepare(trainer: "DPOTrainer", dataset: Dataset, what: str) -> Dataset:
     """TRL leaves alone what is tokenized already."""
     prepared = trainer._prepare_dataset(dataset, trainer.processing_class, trainer.args, what)
     return prepared.flatten_indices() if prepared._indices is not None else prepared

@@ -1,43 +1,43 @@
-"""The host versions that are supported, each private symbol relied on, and the one patch with its undo.
+"""The host versions that are supported, each private symbol relied on, and the patches with their undo.
 
-A host upgrade that breaks something fails here, by name, before anything is loaded.
+A host upgrade that breaks something fails here, by name: versions and most symbols before anything is loaded, those of
+the DPO trainer before the model's weights are read. Not earlier: when ``trl.trainer.dpo_trainer`` is imported it binds
+two functions that the host replaces by Triton kernels, and the host does so when it is about to load a model.
 """
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import axolotl.train
-from axolotl.core.builders.base import TrainerBuilderBase
-from axolotl.core.trainers.dpo import DPOStrategy
 from axolotl.utils.data import shared
 from axolotl.utils.dict import DictDefault
+from axolotl.utils.distributed import is_main_process
 from packaging.specifiers import SpecifierSet
 from transformers import Trainer
-from trl import DPOTrainer
+from transformers.utils import CONFIG_NAME
 
 from sdpo_plugin.conflicts import TRAINER_CLS
 from sdpo_plugin.errors import UnsupportedHostError
 
 SUPPORTED = {"axolotl": SpecifierSet(">=0.19,<0.20"), "trl": SpecifierSet(">=1.9,<1.10")}
 
+Contract = tuple[Any, str, tuple[str, ...]]
+REFERENCE_MODEL: Contract = (axolotl.train, "setup_reference_model", ("cfg", "tokenizer", "processor"))
+FINAL_SAVE: Contract = (axolotl.train, "save_trained_model", ("cfg", "trainer", "model"))
 # Not public, relied on: owner, name, parameters. Each is used where a public way does not exist.
-RELIED_ON: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (axolotl.train, "setup_reference_model", ("cfg", "tokenizer", "processor")),
+RELIED_ON: tuple[Contract, ...] = (
+    REFERENCE_MODEL,
+    FINAL_SAVE,
     (shared, "generate_dataset_hash_from_config", ("cfg", "cfg_datasets", "tokenizer_name")),
     (shared, "get_prepared_dataset_path", ("cfg", "dataset_hash")),
     (shared, "load_dataset_with_config", ("dataset_config", "use_auth_token", "streaming")),
     (shared, "datasets_with_name_generator", ("dataset_configs",)),
-    (TrainerBuilderBase, "_configure_warmup_and_logging", ("self", "total_num_steps", "training_args_kwargs")),
-    (TrainerBuilderBase, "_configure_save_and_eval_strategy", ("self", "training_args_kwargs")),
-    (TrainerBuilderBase, "_configure_scheduler", ("self", "training_args_kwargs")),
-    (DPOStrategy, "set_training_args_kwargs", ("cfg",)),
-    (DPOTrainer, "_precompute_ref_logps", ("self", "dataset", "name", "batch_size")),
-    (DPOTrainer, "_prepare_dataset", ("self", "dataset", "processing_class", "args", "dataset_name")),
-    (DPOTrainer, "compute_ref_log_probs", ("self", "model", "inputs")),
     (Trainer, "_save_checkpoint", ("self", "model", "trial")),
     (Trainer, "_load_callback_state", ("self",)),
     (Trainer, "_load_rng_state", ("self", "checkpoint")),
@@ -52,7 +52,6 @@ RELIED_ON: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
             "learning_rate",
         ),
     ),
-    (DPOTrainer, "prediction_step", ("self", "model", "inputs", "prediction_loss_only", "ignore_keys")),
     (
         Trainer,
         "_run_epoch",
@@ -62,8 +61,26 @@ RELIED_ON: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
             "steps_trained_in_current_epoch",
         ),
     ),
-    (DPOTrainer, "save_model", ("self", "output_dir", "_internal_call")),
 )
+
+
+def relied_on_by_trainer() -> tuple[Contract, ...]:
+    """The same for what may be imported only when the host has made its patches."""
+    from axolotl.core.builders.base import TrainerBuilderBase
+    from axolotl.core.trainers.dpo import DPOStrategy
+    from trl import DPOTrainer
+
+    return (
+        (TrainerBuilderBase, "_configure_warmup_and_logging", ("self", "total_num_steps", "training_args_kwargs")),
+        (TrainerBuilderBase, "_configure_save_and_eval_strategy", ("self", "training_args_kwargs")),
+        (TrainerBuilderBase, "_configure_scheduler", ("self", "training_args_kwargs")),
+        (DPOStrategy, "set_training_args_kwargs", ("cfg",)),
+        (DPOTrainer, "_precompute_ref_logps", ("self", "dataset", "name", "batch_size")),
+        (DPOTrainer, "_prepare_dataset", ("self", "dataset", "processing_class", "args", "dataset_name")),
+        (DPOTrainer, "compute_ref_log_probs", ("self", "model", "inputs")),
+        (DPOTrainer, "prediction_step", ("self", "model", "inputs", "prediction_loss_only", "ignore_keys")),
+        (DPOTrainer, "save_model", ("self", "output_dir", "_internal_call")),
+    )
 
 
 def require_supported_host() -> None:
@@ -79,8 +96,26 @@ def require_supported_host() -> None:
                 f"{package} {found} is installed, and this version of sdpo_plugin supports {package}{supported}; "
                 f"run: pip install '{package}{supported}'."
             )
-    for owner, name, parameters in RELIED_ON:
-        _require_signature(owner, name, parameters)
+    for contract in RELIED_ON:
+        _require_signature(*contract)
+
+
+def require_supported_trainer() -> None:
+    """Import the trainer, and check what it relies on. The host has patched what it will patch, and read no weights.
+
+    Raises:
+        UnsupportedHostError: the trainer cannot be imported, or a symbol is missing or takes other parameters.
+    """
+    try:
+        importlib.import_module(TRAINER_CLS.rpartition(".")[0])
+        contracts = relied_on_by_trainer()
+    except ImportError as error:
+        raise UnsupportedHostError(
+            f"sdpo_plugin's trainer cannot load beside the installed packages: {error}; install the versions named in "
+            "its pyproject.toml."
+        ) from error
+    for contract in contracts:
+        _require_signature(*contract)
 
 
 def is_sdpo(cfg: DictDefault) -> bool:
@@ -88,35 +123,70 @@ def is_sdpo(cfg: DictDefault) -> bool:
     return bool(cfg.get("trainer_cls") == TRAINER_CLS and cfg.get("rl") == "dpo")
 
 
-def patch_reference_model() -> None:
-    """Make the host load no reference model for an sDPO config.
+def patch_host() -> None:
+    """Make the host load no reference model for an sDPO config, and leave nothing but the adapter of a LoRA run.
+
+    The functions below say why. Idempotent.
+
+    Raises:
+        UnsupportedHostError: a function is missing or takes other parameters; neither is patched.
+    """
+    for contract in PATCHES:
+        _require_signature(*contract)
+    for (owner, name, _), patched in PATCHES.items():
+        original = getattr(owner, name)
+        if not _is_ours(original):
+            replacement = functools.wraps(original)(patched(original))
+            replacement.__module__ = __name__
+            setattr(owner, name, replacement)
+
+
+def undo_patches() -> None:
+    """Put the host's own functions back. Idempotent."""
+    for owner, name, _ in PATCHES:
+        current = getattr(owner, name)
+        if _is_ours(current):
+            setattr(owner, name, inspect.unwrap(current))
+
+
+def _without_reference_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    """No second model.
 
     Reason: ``axolotl.train.setup_reference_model`` loads a whole second model under `rl: dpo` without an adapter,
     also with `precompute_ref_log_probs`, and offers no key, hook or subclass to prevent it.
     Range: axolotl 0.19. Remove when the host skips the load under `precompute_ref_log_probs: true`
-    (https://github.com/axolotl-ai-cloud/axolotl, axolotl/train.py). Idempotent.
+    (https://github.com/axolotl-ai-cloud/axolotl, axolotl/train.py).
     """
-    _require_signature(axolotl.train, "setup_reference_model", ("cfg", "tokenizer", "processor"))
-    original = axolotl.train.setup_reference_model
-    if _is_ours(original):
-        return
-    axolotl.train.setup_reference_model = _without_reference_model(original)
 
-
-def undo_patch_reference_model() -> None:
-    """Put the host's own function back. Idempotent."""
-    current = axolotl.train.setup_reference_model
-    if _is_ours(current):
-        axolotl.train.setup_reference_model = inspect.unwrap(current)
-
-
-def _without_reference_model(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def setup_reference_model(cfg: DictDefault, *args: Any, **kwargs: Any) -> Any:
         return None if is_sdpo(cfg) else original(cfg, *args, **kwargs)
 
-    setup_reference_model.__module__ = __name__
     return setup_reference_model
+
+
+def _adapter_only(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a LoRA run the adapter, as every step's directory holds it.
+
+    Reason: under `rl: dpo` with an adapter ``axolotl.train.save_trained_model`` saves the adapter, and then the model
+    that TRL has put the adapter into: a `model.safetensors` of the base model's size, whose layers have names of their
+    own (`….base_layer.weight`). With the base's `config.json`, which the host writes before it trains, transformers
+    takes the directory for a whole model, draws those layers at random and says so in a warning. The host passes the
+    model by a local variable: no key, hook or subclass reaches it. Here it is the adapter that is saved twice.
+    Range: axolotl 0.19. Remove when the host saves ``trainer.model`` alone (axolotl/train.py).
+    """
+
+    def save_trained_model(cfg: DictDefault, trainer: Any, model: Any) -> Any:
+        if not (is_sdpo(cfg) and cfg.adapter):
+            return original(cfg, trainer, model)
+        result = original(cfg, trainer, trainer.model)
+        if is_main_process():
+            (Path(cfg.output_dir) / CONFIG_NAME).unlink(missing_ok=True)
+        return result
+
+    return save_trained_model
+
+
+PATCHES = {REFERENCE_MODEL: _without_reference_model, FINAL_SAVE: _adapter_only}
 
 
 def _is_ours(function: Callable[..., Any]) -> bool:

@@ -1,22 +1,24 @@
 """Numbers that are none: a loss or a weight that is not finite stops the run, by name, before it can spoil a model."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from trl import DPOTrainer
 
 from sdpo_plugin.errors import TrainingError
 from sdpo_plugin.host import distributed
 from sdpo_plugin.host.weights import owned, trainable
 from sdpo_plugin.reference import ReferenceTable
 
+if TYPE_CHECKING:
+    from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
+
 SHOWN_ROWS = 5
 REMEDY = "set a lower learning_rate, train in bf16 or fp32 instead of fp16, or take these rows out"
 
 
-def policy_log_probs(trainer: DPOTrainer, policy: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+def policy_log_probs(trainer: "DPOTrainer", policy: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Summed log-probs of a batch of N pairs under the policy as it stands, shape (2, N): chosen, rejected.
 
     Told that the policy is the reference, TRL's own code scores with the adapter as it stands instead of without it.
@@ -29,7 +31,7 @@ def policy_log_probs(trainer: DPOTrainer, policy: torch.nn.Module, inputs: Mappi
 
 
 def require_finite_loss(
-    trainer: DPOTrainer,
+    trainer: "DPOTrainer",
     model: torch.nn.Module,
     loss: torch.Tensor,
     inputs: Mapping[str, Any],
@@ -63,7 +65,7 @@ def require_finite_loss(
     )
 
 
-def require_finite_weights(trainer: DPOTrainer, what: str) -> None:
+def require_finite_weights(trainer: "DPOTrainer", what: str) -> None:
     """Refuse to write a model that a gradient without bounds has spoilt.
 
     Raises:

@@ -21,9 +21,9 @@ from sdpo_plugin.host.datasets import StepData, flatten_steps, load_steps, sourc
 from sdpo_plugin.host.external import require_same_tokenizer
 from sdpo_plugin.host.launcher import launchers
 from sdpo_plugin.host.pool import preview
+from sdpo_plugin.host.positions import check_positions
 from sdpo_plugin.host.session import Session, describe
 from sdpo_plugin.host.startup import check_vocabulary
-from sdpo_plugin.host.trainer import StepwiseDPOTrainer
 from sdpo_plugin.misspelt import is_listed
 
 # Named below "axolotl", whose level and handlers the host sets.
@@ -51,11 +51,11 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         Raises:
             ConfigError: a conflict or a wrong `sdpo:` block; nothing is loaded yet.
         """
-        compat.undo_patch_reference_model()  # of an earlier config in this process
+        compat.undo_patches()  # of an earlier config in this process
         if not is_listed(cfg.get("plugins")):
             return
         if compat.is_sdpo(cfg):  # registered before: the config has its edits, this process may lack the patch
-            compat.patch_reference_model()
+            compat.patch_host()
             return
         entry.require_spelling(cfg)
         inference = cfg.get("inference") and cfg.get("rl") is None  # `axolotl inference` takes `rl` out
@@ -72,12 +72,12 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
             cfg["rl"] = "dpo"
             cfg["trainer_cls"] = TRAINER_CLS
             cfg["precompute_ref_log_probs"] = True
-            compat.patch_reference_model()
+            compat.patch_host()
         cfg["sdpo"] = block.model_dump(exclude_none=True)
 
     def on_config_validation_error(self, cfg: DictDefault) -> None:
         """The host refused the config: leave no patch behind."""
-        compat.undo_patch_reference_model()
+        compat.undo_patches()
 
     def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> TrainDatasetMeta | None:
         """Load every step; in `axolotl preprocess` print the plan."""
@@ -105,6 +105,15 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         first = self._steps[0]
         return TrainDatasetMeta(first.train, together(list(first.heldout.values())), first.total_num_steps)
 
+    def pre_model_load(self, cfg: DictDefault) -> None:
+        """The host has made its patches and read no weights: time to import the trainer and check what it relies on.
+
+        Raises:
+            UnsupportedHostError: it relies on what the installed host does not have.
+        """
+        if compat.is_sdpo(cfg):
+            compat.require_supported_trainer()
+
     def post_model_load(self, cfg: DictDefault, model: Any) -> None:
         """A run that goes on has loaded its own model in place of the base model."""
         if compat.is_sdpo(cfg) and self._session is not None:
@@ -114,6 +123,8 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         """Hand the chain to the trainer."""
         if not compat.is_sdpo(cfg):
             return
+        from sdpo_plugin.host.trainer import StepwiseDPOTrainer  # not at the top: compat.py says why
+
         if not isinstance(trainer, StepwiseDPOTrainer):
             raise entry.foreign_trainer(cfg, type(trainer))
         assert self._steps, "the host loads the data before it builds the trainer"
@@ -121,13 +132,14 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         sources, heldout = tokenize(trainer, self._steps)
         trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
         check_vocabulary(trainer, sources, heldout)
+        check_positions(trainer, sources, heldout)
         assert self._session is not None
         trainer.attach(Chain(cfg, _block(cfg), self._session, sources, heldout))
 
     def post_train_unload(self, cfg: DictDefault) -> None:
         """Training is done: leave no patch and no data behind."""
         if compat.is_sdpo(cfg):
-            compat.undo_patch_reference_model()
+            compat.undo_patches()
             self._steps = []
             if self._session is not None:
                 self._session.close()

@@ -1,5 +1,6 @@
 """The half of the trainer that has models score: the policy as it stands, M_{t-1} as exported, an external one."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from sdpo_plugin.host.checkpoints import SealedCheckpoints
 from sdpo_plugin.host.datasets import StepData
 from sdpo_plugin.host.external import free_memory, load_reference
 from sdpo_plugin.host.pool import Layout, needs_scores
+from sdpo_plugin.host.positions import check_positions
 from sdpo_plugin.host.scoring import score
 from sdpo_plugin.host.stopping import Stopped
 from sdpo_plugin.host.weights import Snapshot, load_adapter
@@ -22,6 +24,7 @@ from sdpo_plugin.resume import M_0, model_dir
 from sdpo_plugin.runner import EarlyTables
 from sdpo_plugin.tables import read_table, save_table
 
+LOG = logging.getLogger("axolotl.sdpo_plugin")
 T = TypeVar("T")
 SHOWN_LETTERS = 80
 
@@ -44,6 +47,7 @@ class ScoringTrainer(SealedCheckpoints):
             return EarlyTables(tables)
         name = plan.steps[0].reference
         model = load_reference(chain.cfg, chain.block.reference, self)
+        check_positions(self, chain.sources, chain.heldout, model, f"sdpo.reference: {chain.block.reference!r}")
         tables += [(step, self._score_data(step, name, model)) for step in plan.steps]
         heldout = self._score_heldout(name, model)
         del model
@@ -99,6 +103,9 @@ class ScoringTrainer(SealedCheckpoints):
             assert directory is not None
             load_adapter(self.model, directory)
         self._base = Snapshot(self.model)
+        sizes = ", ".join(f"{size:,}" for size in distributed.gather([self._base.num_bytes]))
+        if self.accelerator.is_main_process:
+            LOG.info("policy_init: base: a copy of M_0 stays in main memory, bytes on each rank: %s", sizes)
 
     def _pool_scores(self) -> dict[Path, ReferenceTable]:
         """Log-probs of each source under M_0 where they lay out the steps, on disk before there is a plan."""

@@ -65,13 +65,16 @@ def check_vocabulary(trainer: Trainer, sources: Sequence[StepData], heldout: Map
             )
 
 
-def disk_need(trainer: Trainer, left: Sequence[tuple[StepPlan, TrainingArguments]], export_steps: str) -> DiskNeed:
+def disk_need(
+    trainer: Trainer, left: Sequence[tuple[StepPlan, TrainingArguments]], export_steps: str, *, has_begun: bool
+) -> DiskNeed:
     """What is still to be written, at least.
 
     Args:
         trainer: holds the model.
         left: the steps that are not exported yet, each with its training arguments.
         export_steps: "all" or "last".
+        has_begun: whether M_0's adapter, where there is one, is on disk already.
     """
     parameters = list(trainer.model.parameters())
     trained = sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad)
@@ -83,7 +86,8 @@ def disk_need(trainer: Trainer, left: Sequence[tuple[StepPlan, TrainingArguments
     for step, args in left:
         kept = kept_checkpoints(step.num_optimizer_steps, _every(step.num_optimizer_steps, args), args.save_total_limit)
         count += max(0, kept - len(checkpoints(Path(args.output_dir))))  # of a half-trained step some are there already
-    return DiskNeed(models_at_once(len(left), export_steps), model, count, model + optimizer)
+    models = models_at_once(len(left), export_steps) + (has_adapter and not has_begun)
+    return DiskNeed(models, model, count, model + optimizer)
 
 
 def _every(num_updates: int, args: TrainingArguments) -> int | None:

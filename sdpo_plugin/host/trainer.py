@@ -40,6 +40,7 @@ from sdpo_plugin.ledger import Ledger
 from sdpo_plugin.plan import Plan, StepPlan
 from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.report import write_report
+from sdpo_plugin.resume import M_0
 from sdpo_plugin.runner import Training, TrainOutcome, run_steps
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
@@ -209,7 +210,7 @@ class StepwiseDPOTrainer(ScoringTrainer):
                 require_same_step(step.name, record.settings, self.settings(step), from_checkpoint=half)
             if record.state != "exported":
                 left.append((step, self._args_of(step)))
-        need = disk_need(self, left, plan.export_steps)
+        need = disk_need(self, left, plan.export_steps, has_begun=M_0 in ledger.exports)
         free = self.on_rank_0(partial(free_bytes, chain.run.root))
         if self.accelerator.is_main_process:
             LOG.info("disk space that is still to be written\n%s", need.table(free))

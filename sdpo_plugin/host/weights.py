@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from accelerate import PartialState
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 
@@ -14,35 +16,59 @@ from sdpo_plugin.errors import OutputError
 class Snapshot:
     """A copy of the trainable parameters in main memory: all weights in full fine-tuning, the adapter with LoRA.
 
-    Under ZeRO-3 every rank keeps the shard it owns, so that the copies of all ranks together are one model.
+    One copy over all ranks: a parameter that every rank holds whole is kept by rank 0 alone; one that ZeRO-3 has
+    sharded is kept by every rank as far as it owns it.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._shards = {name: owned(p).detach().to("cpu", copy=True) for name, p in trainable(model)}
+        parameters = trainable(model)
+        self._sharded = {name: _is_sharded(parameter) for name, parameter in parameters}  # the same on every rank
+        is_main = PartialState().is_main_process
+        kept = [(name, parameter) for name, parameter in parameters if is_main or self._sharded[name]]
+        self._kept = {name: owned(parameter).detach().to("cpu", copy=True) for name, parameter in kept}
+
+    @property
+    def num_bytes(self) -> int:
+        """Main memory that this rank spends on it."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._kept.values())
 
     def restore(self, model: nn.Module) -> None:
-        """Write the copy back. No DeepSpeed engine may be alive: it keeps weights of its own."""
+        """Write the copy back, on every rank at once. No DeepSpeed engine may be alive: it keeps weights of its own."""
+        parameters = trainable(model)
+        assert [name for name, _ in parameters] == list(self._sharded)
         with torch.no_grad():
-            self._write(dict(trainable(model)))
-
-    def _write(self, parameters: dict[str, nn.Parameter]) -> None:
-        assert parameters.keys() == self._shards.keys()
-        for name, parameter in parameters.items():
-            kept, shard = self._shards[name], owned(parameter)
-            if kept.shape == shard.shape:
-                shard.copy_(kept)
-                if _is_sharded(parameter) and parameter.numel() == parameter.ds_numel:
-                    parameter.partition()  # a whole copy was gathered here, and would hide the shard just written
-            else:
-                _scatter(parameter, kept)
+            for name, parameter in parameters:
+                if self._sharded[name]:
+                    _write_shard(parameter, self._kept[name])
+                elif _is_sharded(parameter):
+                    _scatter(parameter, self._kept.get(name))
+                else:
+                    _broadcast(parameter, self._kept.get(name))
 
 
-def _scatter(parameter: nn.Parameter, whole: torch.Tensor) -> None:
+def _write_shard(parameter: nn.Parameter, kept: torch.Tensor) -> None:
+    owned(parameter).copy_(kept)
+    if parameter.numel() == parameter.ds_numel:
+        parameter.partition()  # a whole copy was gathered here, and would hide the shard just written
+
+
+def _broadcast(parameter: nn.Parameter, whole: torch.Tensor | None) -> None:
+    """From rank 0, which alone has ``whole``, to the parameter of every rank, where it lies."""
+    if whole is not None:
+        parameter.copy_(whole)
+    if PartialState().num_processes > 1:
+        shared = parameter.detach().to(PartialState().device).contiguous()  # NCCL takes nothing from main memory
+        dist.broadcast(shared, src=0)
+        parameter.copy_(shared)
+
+
+def _scatter(parameter: nn.Parameter, whole: torch.Tensor | None) -> None:
     """An adapter is made whole on every rank, and sharded only when the first engine is built."""
     import deepspeed  # imported late, as in distributed.py
 
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-        parameter.data.copy_(whole)
+        if whole is not None:
+            parameter.copy_(whole)
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -1,0 +1,68 @@
+"""How long a row each architecture takes, by trying; and what the plugin says about that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SIZE = 48  # what the config says
+_BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+_GPT = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": SIZE}
+_NO_CONFIG = {"hidden_size": 16, "n_layer": 1, "n_head": 2}
+_LONG = _BERT | {"max_position_embeddings": SIZE}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt2": _GPT,
+    "gpt_bigcode": _GPT,
+    "gptj": _GPT | {"rotary_dim": 4},
+    "codegen": _GPT | {"rotary_dim": 4, "n_head": 4},
+    "ctrl": _GPT | {"dff": 32},
+    "gpt_neo": {
+        **{"hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_position_embeddings": SIZE},
+        "attention_types": [[["global", "local"], 1]],
+    },
+    "opt": _LONG | {"ffn_dim": 32, "word_embed_proj_dim": 16},
+    "biogpt": _LONG,
+    "roformer": _LONG | {"is_decoder": True},
+    "xglm": {"d_model": 16, "num_layers": 1, "attention_heads": 2, "ffn_dim": 32, "max_position_embeddings": SIZE},
+    "bloom": _NO_CONFIG,
+    "llama": _LONG,
+    "mistral": _LONG | {"num_key_value_heads": 1},
+    "qwen2": _LONG | {"num_key_value_heads": 1},
+    "gpt_neox": _LONG,
+    "phi": _LONG,
+    "falcon": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": SIZE},
+}
+
+
+def _takes(model: Any, length: int) -> bool:
+    import torch
+
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.full((1, length), 7), attention_mask=torch.ones(1, length, dtype=torch.long))
+    except (IndexError, RuntimeError):
+        return False
+    return True
+
+
+def limits() -> dict[str, dict[str, Any]]:
+    """For each architecture: the limit that is found, whether tables are looked for, and what it really takes.
+
+    `taken` are the lengths that go through of those around the config's, and four times that. Runs in the child.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sdpo_plugin.host.positions import PROBE, _may_be_too_small, position_limit
+
+    found = {}
+    for arch, fields in CONFIGS.items():
+        ids = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 2}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(arch, **fields, **ids)).eval()
+        row = torch.full((2, PROBE), 7)
+        inputs = {"input_ids": row, "attention_mask": torch.ones_like(row), "use_cache": False}
+        found[arch] = {
+            "limit": position_limit(model.config, lambda model=model, inputs=inputs: model(**inputs)),
+            "looked for": _may_be_too_small(model, SIZE + 1),
+            "taken": [length for length in (SIZE, SIZE + 1, 4 * SIZE) if _takes(model, length)],
+        }
+    return found

@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 
 from sdpo_plugin.errors import SDPOError
+from sdpo_plugin.scrub import without_credentials
 
 # Long enough for rank 0, which may still be importing, to meet the same error and say it first.
 SECONDS_FOR_RANK_0 = 20.0
@@ -52,7 +53,7 @@ def _say_it_once(kind: type[BaseException], error: BaseException, trace: Traceba
     if debug:
         _say_it_once.previous(kind, error, trace)  # type: ignore[attr-defined]
         return
-    lines = [f"sdpo_plugin: {line}" for line in str(error).splitlines()]
+    lines = [f"sdpo_plugin: {line}" for line in without_credentials(str(error)).splitlines()]
     where = "" if rank == 0 else f" on rank {rank}"
     print(f"\n{kind.__name__}{where}\n" + "\n".join(lines), file=sys.stderr, flush=True)
 

@@ -12,10 +12,12 @@ HOST_PACKAGES = ("accelerate", "axolotl", "deepspeed", "peft", "torch", "transfo
 ALLOWED = {
     "__init__": {"args", "crash", "errors"},  # and host.plugin, but not before someone asks for the plugin
     "errors": set(),
+    "scrub": set(),
+    "content": set(),
     "files": {"errors"},
     "args": {"errors"},
     "conflicts": {"errors"},
-    "crash": {"errors"},
+    "crash": {"errors", "scrub"},
     "gate": {"errors"},
     "partition": {"errors"},
     "plan": {"files"},
@@ -24,7 +26,7 @@ ALLOWED = {
     "ledger": {"errors", "files", "plan"},
     "sealed": {"files"},
     "lock": {"errors"},
-    "drift": {"errors"},
+    "drift": {"errors", "scrub"},
     "disk": {"errors", "plan"},
     "resume": {"errors", "ledger", "plan", "sealed"},
     "log": {"errors", "files", "ledger", "plan", "reference", "resume", "sealed"},

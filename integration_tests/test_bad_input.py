@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from integration_tests.harness.data import Config, base_config, chat_set, lora_config, write_config, write_rows
+from integration_tests.harness.data import (
+    Config,
+    base_config,
+    chat_set,
+    lora_config,
+    read_rows,
+    write_config,
+    write_rows,
+)
 from integration_tests.harness.env import ROOT
 from integration_tests.harness.fresh import run_fresh
 from integration_tests.harness.launch import Host
@@ -132,7 +140,11 @@ DATA_ERRORS: dict[str, Case] = {
     ),
     "no preference data": (
         lambda b: b.second(path=str(b.folder / "sft.jsonl")),
-        ("step step-2:", "sft.jsonl", "cannot be read as preference data: a row has no field 'question'"),
+        (
+            "step step-2:",
+            "sft.jsonl",
+            "cannot be read as preference data: row 0 has no field 'question' (type: chatml.intel)",
+        ),
     ),
     "no preference data, without a type": (
         lambda b: b.second(path=str(b.folder / "sft.jsonl"), type=None),
@@ -142,13 +154,113 @@ DATA_ERRORS: dict[str, Case] = {
     "unknown split": (lambda b: b.second(split="trian"), ("step step-2:", 'Unknown split "trian"')),
     "wrong field": (
         lambda b: {"datasets": [{**b.good[0], "field_chosen": "chosn"}, b.good[1]]},
-        ("step step-1:", "a row has no field 'chosn'"),
+        ("step step-1:", "row 0 has no field 'chosn' (type: chat_template.default)"),
     ),
     "missing test set": (
         lambda b: {"val_set_size": None, "test_datasets": [{**b.good[0], "path": "/nope/t.jsonl"}]},
         ("step step-1: test_datasets: /nope/t.jsonl:train",),
     ),
 }
+
+
+def _spoilt(bench: Bench, number: int, row: int, field: str, **changes: Any) -> dict[str, Any]:
+    """Overrides under which the second step reads a good set with one field of one row set to null."""
+    rows = read_rows(Path(bench.good[number]["path"]))
+    rows[row][field] = None
+    entry = {**bench.good[number], **changes, "path": str(bench.folder / f"null-{field}-{number}.jsonl")}
+    write_rows(Path(entry["path"]), rows)
+    return {"datasets": [bench.good[0], entry]}
+
+
+def _sharegpt(bench: Bench, field: str) -> dict[str, Any]:
+    """The same with messages as ShareGPT has them."""
+    rows = [{field: [{"from": "human", "value": "q"}], "chosen": "a", "rejected": "b"}] * 3
+    return bench.second(
+        path=str(write_rows(bench.folder / f"{field}.jsonl", rows)), type="chat_template.default", field_messages=field
+    )
+
+
+# What a worker process of the host meets, and the rows that it was given, by cause.
+ROW_ERRORS: dict[str, Case] = {
+    "no preference data": (
+        lambda b: b.second(path=str(b.folder / "sft.jsonl")),
+        (
+            "sft.jsonl:train cannot be read as preference data: row 0 has no field 'question' (type: chatml.intel). "
+            "Fields found: instruction, output. Fields that chatml.intel reads: system, question, chosen, rejected. ",
+        ),
+    ),
+    "wrong type": (
+        lambda b: b.second(type="chatml.icr"),
+        (
+            "row 0 has no field 'input' (type: chatml.icr). Fields found: system, question, chosen, rejected. "
+            "Fields that chatml.icr reads: system, input, chosen, rejected. ",
+        ),
+    ),
+    "no answer": (
+        lambda b: _spoilt(b, 0, 17, "chosen"),
+        (
+            "null-chosen-0.jsonl:train cannot be read as preference data: row 17 cannot be read: field 'chosen' is "
+            "null (type: chat_template.default). Fields found: messages, chosen, rejected. Fields that "
+            "chat_template.default reads: messages, chosen, rejected. ",
+        ),
+    ),
+    "no messages": (lambda b: _spoilt(b, 0, 3, "messages"), ("row 3 cannot be read: field 'messages' is null",)),
+    "no answer, written as None": (
+        lambda b: _spoilt(b, 1, 5, "rejected"),
+        ("row 5 would be read with the word None: field 'rejected' is null (type: chatml.intel)",),
+    ),
+    "no answer, without a type": (
+        lambda b: _spoilt(b, 1, 0, "chosen", type={"field_prompt": "question", "chosen_format": ""}),
+        ("row 0 would be read with the word None: field 'chosen' is null (a type of your own)",),
+    ),
+    "ShareGPT": (
+        lambda b: _sharegpt(b, "conversations"),
+        (
+            "row 0 has no 'role' in 'conversations[0]', which holds: from, value (type: chat_template.default). ",
+            "Messages of ShareGPT (from, value) need a type with formats of its own; see the table of types in "
+            "example_configs/README.md",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROW_ERRORS)
+def test_row_and_field_are_named(bench: Bench, tmp_path: Path, name: str) -> None:
+    """Source, row of the file, fields found and read: also from worker processes, as the host has them by default."""
+    overrides, parts = ROW_ERRORS[name]
+    config = bench.config(tmp_path, **overrides(bench), dataset_num_proc=2)
+    result = bench.host.train(config, env={"AXOLOTL_DATASET_NUM_PROC": None})
+    said = refused(result, tmp_path / "out", "step step-2: ", *parts, "Rows of its file are counted from 0.")
+    assert "RemoteTraceback" not in said
+    assert len(said) < 800
+
+
+@pytest.mark.parametrize("path", ["https://user:hush@127.0.0.1:1/x.jsonl", "https://127.0.0.1:1/x.jsonl?token=hush"])
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_what_cannot_be_reached_is_named_without_credentials(
+    bench: Bench, tmp_path: Path, path: str, offline: str
+) -> None:
+    """Nothing listens at that port."""
+    config = bench.config(tmp_path, **bench.second(path=path))
+    result = bench.host.train(config, env={"HF_HUB_OFFLINE": offline})
+    said = refused(
+        result,
+        tmp_path / "out",
+        "step step-2: https://127.0.0.1:1/x.jsonl:train cannot be read: it cannot be reached from here, or is not "
+        "there: ",
+        "Check the address, the network and your credentials",
+    )
+    assert "hush" not in said
+
+
+def test_credentials_of_a_bucket_are_not_shown(bench: Bench, tmp_path: Path) -> None:
+    """The library that reads buckets repeats them as the name of one."""
+    result = bench.host.train(bench.config(tmp_path, **bench.second(path="s3://me:hush/hush@bucket/x.jsonl")))
+    said = refused(result, tmp_path / "out", "step step-2: s3://bucket/x.jsonl:train cannot be read: ")
+    assert "hush" not in said
+    single = bench.config(tmp_path, datasets=[{**bench.good[0], "path": "s3://me:hush@bucket/x.jsonl"}])
+    said = refused(bench.host.train(single), tmp_path / "out", "one entry in datasets: (path: 's3://bucket/x.jsonl')")
+    assert "hush" not in said
 
 
 @pytest.mark.parametrize("name", [*CONFIG_ERRORS, *DATA_ERRORS])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from integration_tests.harness.data import Config, base_config, chat_set, intel_set
 from integration_tests.harness.launch import Host
-from integration_tests.harness.sdpo import read_report, run_sdpo
-from integration_tests.harness.tables import Pairs, expect_texts, texts
+from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
+from integration_tests.harness.tables import Pairs, expect_table, expect_texts, texts
 
 ROWS = (10, 14)
+SPLIT = 4
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,44 @@ def test_markdown_shows_both_sets(out: Path) -> None:
     text = (out / "sdpo" / "report.md").read_text(encoding="utf-8")
     assert "acc easy" in text
     assert "acc hard" in text
+
+
+# --- names ---
+
+
+@pytest.fixture(scope="module", params=["its own rows first", "the file first"])
+def named(
+    request: pytest.FixtureRequest, host: Host, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """Step `orca` holds out rows of its own, and another step evaluates on a file called orca."""
+    folder = tmp_path_factory.mktemp("named")
+    own, other = chat_set(folder / "d1.jsonl", 4 * SPLIT, 1), intel_set(folder / "d2.jsonl", 12, 2)
+    test = intel_set(folder / "orca.jsonl", ROWS[0], 11)
+    steps: list[Config] = [
+        {"name": "orca", "datasets": [own]},
+        {"name": "other", "datasets": [other], "test_datasets": [test]},
+    ]
+    if request.param == "the file first":
+        steps.reverse()
+    plain = base_config(model, [], folder, val_set_size=0.25, eval_strategy="epoch", learning_rate=3.0e-3)
+    out = run_sdpo(host, sdpo_config(plain, datasets=None, sdpo={"steps": steps}))
+    return out, [step["name"] for step in steps]
+
+
+def test_sets_of_one_name_are_two(named: tuple[Path, list[str]], host: Host, model: Path) -> None:
+    """In either order: each has its own rows, and so its own table, in what the report says of every model."""
+    out, names = named
+    sets = ["orca", "orca-2"] if names[0] == "orca" else ["orca-2", "orca"]
+    report = read_report(out)
+    assert report["eval_sets"] == sets
+    plan = json.loads((out / "sdpo/plan.json").read_text(encoding="utf-8"))
+    held = {step["name"]: (step["num_rows"], step["num_heldout"]) for step in plan["steps"]}
+    assert held == {"orca": (3 * SPLIT, SPLIT), "other": (12, ROWS[0])}
+    models = [model, out / names[0], out]
+    split = [table[-SPLIT:] for table in expect_table(host, out.parent / "prepared", 4 * SPLIT, *models)]
+    file = expect_texts(host, texts({"path": str(out.parent / "orca.jsonl")}), *models)
+    scored = {"orca": split, "orca-2": file}
+    gammas = [[float(np.subtract(*scored[name][row].T).mean()) for name in sets] for row in range(len(models))]
+    assert np.array(report["eval_gamma"]) == pytest.approx(np.array(gammas), abs=1e-4)
+    for column, name in enumerate(sets, 1):
+        assert len(load_file(out / f"sdpo/heldout/M_0-{column}.safetensors")["chosen"]) == len(scored[name][0])

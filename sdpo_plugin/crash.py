@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 
 from sdpo_plugin.errors import SDPOError
+from sdpo_plugin.scrub import without_credentials
 
 # Long enough for rank 0, which may still be importing, to meet the same error and say it first.
 SECONDS_FOR_RANK_0 = 20.0
@@ -53,7 +54,7 @@ def _say_it_once(kind: type[BaseException], error: BaseException, trace: Traceba
 
 def lines(message: str) -> str:
     """A message as this package says it: with its name before every line."""
-    return "\n".join(f"sdpo_plugin: {line}" for line in message.splitlines())
+    return "\n".join(f"sdpo_plugin: {line}" for line in without_credentials(message).splitlines())
 
 
 def _lost_peer(kind: type[BaseException], error: BaseException) -> str:

@@ -6,6 +6,7 @@ from itertools import zip_longest
 from typing import Any
 
 from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.scrub import without_credentials
 
 # Keys of the host's config that leave the result alone: where things are, what is logged, saved and how fast.
 # Data, models and tokenizers are compared by what they hold, not by where they lie.
@@ -36,8 +37,6 @@ PARALLEL_KEYS = frozenset("micro_batch_size gradient_accumulation_steps world_si
 # A tokenizer's bos_token, … are none.
 NO_SECRET = "".join(f"(?<!{name}_)" for name in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"))
 SECRET = re.compile(rf"(^|_)({NO_SECRET}token|api_?key|secret|password|passwd|credentials?)$", re.IGNORECASE)
-URL_USER = re.compile(r"(?<=://)[^/\s]+@")
-URL_QUERY = re.compile(r"(\w://[^?\s]*)\?\S*")
 
 VERSIONS = "versions"
 Facts = Mapping[str, Any]
@@ -50,7 +49,7 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [without_secrets(item) for item in value]
     if isinstance(value, str):
-        return URL_QUERY.sub(r"\1", URL_USER.sub("", value))
+        return without_credentials(value)
     return value
 
 

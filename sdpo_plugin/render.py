@@ -8,15 +8,17 @@ from sdpo_plugin.plan import text_table
 def summary_table(report: dict[str, Any]) -> str:
     """One line a step: what it was trained on, where it began and ended, what it did on held-out rows."""
     sets = report["eval_sets"]
-    rows = [("step", "rows", "updates", "mean γ_ref", "first loss", "last loss", *(f"acc {name}" for name in sets))]
+    heading = ("step", "rows", "dropped", "updates", "mean γ_ref", "first loss", "last loss")
+    rows = [(*heading, *(f"acc {name}" for name in sets))]
     base = report["eval_reward_accuracy"][0]
-    rows.append(("M_0", "", "", "", "", "", *(_number(value, ".3f") for value in base)))
+    rows.append(("M_0", "", "", "", "", "", "", *(_number(value, ".3f") for value in base)))
     for index, step in enumerate(report["steps"], 1):
         gamma_ref = step["gamma_ref"] or {"mean": None}
         rows.append(
             (
                 f"M_{index} {step['name']}",
                 f"{step['num_rows']:,}",
+                _number(step["num_dropped"], ","),
                 _number(step["num_optimizer_steps"], ","),
                 _number(gamma_ref["mean"], "+.2f"),
                 _number(step["first_loss"], ".4f"),

@@ -173,6 +173,7 @@ def _step(step: StepPlan, record: StepRecord, table: ReferenceTable | None) -> d
         "model_dir": step.name if exported else None,
         "sources": list(step.sources),
         "num_rows": step.num_rows,
+        "num_dropped": step.num_dropped,
         "num_optimizer_steps": facts["num_optimizer_steps"],
         "reference": step.reference,
         "policy_init": step.policy_init,

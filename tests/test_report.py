@@ -77,6 +77,7 @@ def test_keys_of_a_step_are_frozen(report: dict[str, Any]) -> None:
             "model_dir",
             "sources",
             "num_rows",
+            "num_dropped",
             "num_optimizer_steps",
             "reference",
             "policy_init",
@@ -114,6 +115,7 @@ def test_what_a_step_was(report: dict[str, Any]) -> None:
         "model_dir": "step-2",
         "sources": ["pairs-2.jsonl"],
         "num_rows": 4,
+        "num_dropped": 0,
         "num_optimizer_steps": 3,  # made; 4 were planned
         "reference": "M_1",
         "policy_init": "M_1",
@@ -530,18 +532,18 @@ def test_ledger_of_another_plan_is_refused(run_dir: RunDir) -> None:
 
 def test_summary_of_a_finished_run(report: dict[str, Any]) -> None:
     assert summary_table(report).splitlines() == [
-        "step        rows  updates  mean γ_ref  first loss  last loss  acc val  acc test",
-        "----------  ----  -------  ----------  ----------  ---------  -------  --------",
-        "M_0                                                             0.250     1.000",
-        "M_1 step-1     3        2       -4.00      0.6931     0.6000    0.750     0.000",
-        "M_2 step-2     4        3       +4.00      0.6931     0.5000    0.750     0.000",
+        "step        rows  dropped  updates  mean γ_ref  first loss  last loss  acc val  acc test",
+        "----------  ----  -------  -------  ----------  ----------  ---------  -------  --------",
+        "M_0                                                                      0.250     1.000",
+        "M_1 step-1     3        0        2       -4.00      0.6931     0.6000    0.750     0.000",
+        "M_2 step-2     4        0        3       +4.00      0.6931     0.5000    0.750     0.000",
     ]
 
 
 def test_summary_of_a_dead_run_marks_what_is_not_known(run_dir: RunDir) -> None:
     first, second = summary_table(die(run_dir, "train M_0 on D_1")).splitlines()[-2:]
-    assert re.fullmatch(r"M_1 step-1 +3 +\S+ +-4\.00 +– +– +– +–", first)
-    assert re.fullmatch(r"M_2 step-2 +4 +\S+ +– +– +– +– +–", second)
+    assert re.fullmatch(r"M_1 step-1 +3 +0 +\S+ +-4\.00 +– +– +– +–", first)
+    assert re.fullmatch(r"M_2 step-2 +4 +0 +\S+ +– +– +– +– +–", second)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ What happens is told by the environment, so that the config stays that of the ru
 - `worker:BATCH:RANK`: an error where a data loader worker of that rank puts its batch together.
 - `poison:STEP:UPDATE:TOKEN`: the embedding of a token turns to NaN, on every rank.
 - `limit:BYTES`: no file may grow beyond this, as under a quota.
+- `limit-data:BYTES`: the same, from before the data are loaded.
 - `slow:SECONDS`: every forward pass takes that much longer.
 - `full`: the disk says that it has a megabyte left.
 """
@@ -45,6 +46,8 @@ class FaultPlugin(BasePlugin):
         super().__init__()
         self._kind, _, self._value = (os.environ.get("SDPO_TEST_FAULT") or "").partition(":")
         self._life: Life | None = None
+        if self._kind == "limit-data":
+            limit_files(int(self._value))
 
     def pre_model_load(self, cfg: Any) -> None:
         """The data are loaded, and the run has its directory."""
@@ -53,8 +56,7 @@ class FaultPlugin(BasePlugin):
         if self._kind == "full":
             shutil.disk_usage = lambda path: Usage(2**30, 2**30 - 2**20, 2**20)
         if self._kind == "limit":
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
-            resource.setrlimit(resource.RLIMIT_FSIZE, (int(self._value), int(self._value)))
+            limit_files(int(self._value))
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         """Called by the host when the trainer is built."""
@@ -144,6 +146,12 @@ class Fault(TrainerCallback):
             if self.kind == "memory":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             time.sleep(600)
+
+
+def limit_files(size: int) -> None:
+    """Let no file grow beyond this."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def poison(weight: Any, token: int) -> None:

@@ -84,6 +84,21 @@ def poison(path: str, out: str, text: str) -> int:
     return int(token)
 
 
+def write_bos(path: str, out: str) -> None:
+    """Copy a model; the tokenizer adds BOS to every text, and the chat template writes it too. Runs in a fork."""
+    import shutil
+
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    shutil.copytree(path, out)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    bos = (BOS, tokenizer.bos_token_id)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[bos])
+    tokenizer.chat_template = "{{ bos_token }}" + CHAT_TEMPLATE
+    tokenizer.save_pretrained(out)
+
+
 def build_tokenizer(vocab: int) -> Any:
     """A byte-level BPE tokenizer of at most `vocab` tokens over the words of the test data."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

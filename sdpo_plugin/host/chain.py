@@ -1,4 +1,4 @@
-"""What a trainer is given to run a chain: the sources, tokenized as the host's constructor tokenizes the first one."""
+"""What a trainer is given to run a chain: the sources, tokenized as the host tokenizes them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from datasets import Dataset
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import DataError
 from sdpo_plugin.host.datasets import StepData, row_facts
+from sdpo_plugin.host.heldout import merged
 from sdpo_plugin.host.session import Session
 from sdpo_plugin.ledger import RunDir
 
@@ -42,25 +43,29 @@ class Chain:
 
 
 def tokenize(trainer: "DPOTrainer", sources: Sequence[StepData]) -> tuple[list[StepData], dict[str, Dataset]]:
-    """Tokenize all sources and held-out sets before the first step trains, so that bad data ends the run early."""
-    heldout: dict[str, Dataset] = {}
+    """Tokenize all sources and held-out sets before the first step trains, so that bad data ends the run early.
+
+    Raises:
+        DataError: no row of a set is short enough.
+    """
     tokenized = []
-    for index, source in enumerate(sources):
-        train = trainer.train_dataset if index == 0 else source.train
-        train = _prepare(trainer, train, f"source {index + 1}")
-        if not len(train):
-            raise DataError(
-                f"{source.name}: no row has a prompt shorter than sequence_len: {trainer.args.max_length} in tokens; "
-                "set a larger sequence_len or another source."
-            )
-        tokenized.append(replace(source, train=train, facts=row_facts(train)))
-        for name, rows in source.heldout.items():
-            if name not in heldout:
-                heldout[name] = _prepare(trainer, rows, f"held-out {name}")
-    return tokenized, heldout
+    for index, source in enumerate(sources, 1):
+        train = _prepare(trainer, source.train, f"source {index}", source.name)
+        more = len(source.train) - len(train)  # a BOS can make a prompt too long that the host has kept
+        dropped = None if source.num_dropped is None else source.num_dropped + more
+        tokenized.append(replace(source, train=train, facts=row_facts(train), num_dropped=dropped))
+    every = merged(source.heldout for source in sources)
+    heldout = {
+        name: _prepare(trainer, rows, f"held-out {name}", f"held-out set {name}") for name, rows in every.items()
+    }
+    return [replace(source, heldout={name: heldout[name] for name in source.heldout}) for source in tokenized], heldout
 
 
-def _prepare(trainer: "DPOTrainer", dataset: Dataset, what: str) -> Dataset:
-    """TRL leaves alone what is tokenized already."""
+def _prepare(trainer: "DPOTrainer", dataset: Dataset, what: str, name: str) -> Dataset:
     prepared = trainer._prepare_dataset(dataset, trainer.processing_class, trainer.args, what)
+    if not len(prepared):
+        raise DataError(
+            f"{name}: no row has a prompt shorter than sequence_len: {trainer.args.max_length} in tokens; "
+            "set a larger sequence_len or another source."
+        )
     return prepared.flatten_indices() if prepared._indices is not None else prepared

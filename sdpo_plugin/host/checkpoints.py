@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState
@@ -19,6 +18,7 @@ from sdpo_plugin.files import cannot_write
 from sdpo_plugin.host import distributed
 from sdpo_plugin.host.numbers import require_finite_weights
 from sdpo_plugin.host.stopping import Stopped, StopRequest
+from sdpo_plugin.host.tokens import TokenizingTrainer
 from sdpo_plugin.host.workers import shielded
 from sdpo_plugin.sealed import read_seal, seal
 
@@ -32,7 +32,7 @@ class EvaluationLeft(Exception):  # noqa: N818 - no error: the evaluation is mad
         self.signum = signum
 
 
-class SealedCheckpoints(AxolotlDPOTrainer):  # type: ignore[misc]  # the host ships no types
+class SealedCheckpoints(TokenizingTrainer):
     """A host trainer whose checkpoints carry a seal, and which stops at a checkpoint when it is asked to."""
 
     control: TrainerControl  # the host's

@@ -1,33 +1,36 @@
 """D_t through the host's own loaders and chat templates: each step is loaded as an `rl: dpo` config of its own."""
 
 import copy
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from itertools import islice
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from axolotl.common.datasets import load_preference_datasets
+from axolotl.common.datasets import TrainDatasetMeta, load_preference_datasets
 from axolotl.loaders import load_tokenizer
-from axolotl.utils.data import shared
 from axolotl.utils.dict import DictDefault
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from axolotl.utils.distributed import is_main_process
+from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 from transformers.trainer_utils import SchedulerType
 
 from sdpo_plugin.args import SDPOConfig, StepArgs, step_names
 from sdpo_plugin.conflicts import check_losses
 from sdpo_plugin.errors import ConfigError, DataError
-from sdpo_plugin.files import write_json
-from sdpo_plugin.host.read_errors import explained
+from sdpo_plugin.host.compat import loading_through
+from sdpo_plugin.host.heldout import TestSets
+from sdpo_plugin.host.local_data import CONTENT, address, load_raw
+from sdpo_plugin.host.prepared import Prepared, raw_parts
+from sdpo_plugin.host.read_errors import explained, require_no_null_text
+from sdpo_plugin.host.read_errors import source_name as source_name  # its users know it as a part of this module
 from sdpo_plugin.reference import ReferenceTable
 from sdpo_plugin.rows import RowFacts, facts_of, join
 
-ROWS_FILE = "sdpo_rows.json"
+LOG = logging.getLogger("axolotl.sdpo_plugin")
 SCHEDULES = ("one_cycle", "rex", *(schedule.value for schedule in SchedulerType))  # the first two are Axolotl's own
 IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 # A step that sets the first key means it instead of the config's second one, which would win in the host.
@@ -37,8 +40,6 @@ DISPLACES = {
     "val_set_size": "test_datasets",
     "test_datasets": "val_set_size",
 }
-
-TestSets = dict[str, tuple[dict[str, Any], Dataset]]  # held-out sets by name, with the entry each was read from
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,19 @@ def load_steps(cfg: DictDefault, block: SDPOConfig) -> list[StepData]:
         DataError: a step that cannot be read, is not preference data, or has no row left.
     """
     steps = block.steps or [StepArgs(datasets=[dict(entry)]) for entry in cfg.datasets]
-    first = 0
+    names = step_names(steps)
+    cfgs, first = [], 0
+    for name, step in zip(names, steps, strict=True):
+        cfgs.append(_step_cfg(name, cfg, step, cfg.datasets[first : first + len(step.datasets)]))
+        first += len(step.datasets)
+    keys = ("datasets", "test_datasets")
+    entries = iter(address([entry for step_cfg in cfgs for key in keys for entry in step_cfg[key] or []]))
+    tests = TestSets([name for name, step_cfg in zip(names, cfgs, strict=True) if step_cfg.val_set_size])
     loaded = []
-    tests: TestSets = {}
-    for name, step in zip(step_names(steps), steps, strict=True):
-        entries = cfg.datasets[first : first + len(step.datasets)]
-        data = _load_step(name, _step_cfg(name, cfg, step, entries), entries, tests)
+    for name, step, step_cfg in zip(names, steps, cfgs, strict=True):
+        own, held = (list(islice(entries, len(step_cfg[key] or []))) for key in keys)
+        data = _load_step(name, step_cfg, own, held, tests)
         loaded.append(replace(data, settings=describe_settings(step)))
-        first += len(entries)
     return loaded
 
 
@@ -126,20 +132,30 @@ def _complete_test_entries(tests: Sequence[Any], pool: Sequence[DictDefault]) ->
     return completed
 
 
-def _load_step(name: str, cfg: DictDefault, entries: Sequence[DictDefault], tests: TestSets) -> StepData:
-    train_cfg = copy.copy(cfg)
-    train_cfg.test_datasets = None
+def _load_step(
+    name: str, cfg: DictDefault, entries: Sequence[DictDefault], held: Sequence[DictDefault], tests: TestSets
+) -> StepData:
+    """One step with its held-out rows.
+
+    Args:
+        name: of the step.
+        cfg: its config alone.
+        entries: its data sets, addressed by content.
+        held: its test sets likewise.
+        tests: those that steps before it have loaded.
+    """
+    train_cfg = _for_rows(cfg, entries)
+    train_cfg.val_set_size = cfg.val_set_size
     sources = ", ".join(source_name(entry) for entry in entries)
-    with explained(name, sources):
-        meta = load_preference_datasets(cfg=train_cfg)
-        raw = _count_raw_rows(train_cfg)
+    meta, raw = _load(name, train_cfg)
     heldout = {} if meta.eval_dataset is None else {name: meta.eval_dataset}
-    for entry in cfg.test_datasets or []:
-        test_name = _test_name(name, entry, tests)
-        if test_name not in tests:
-            with explained(name, f"test_datasets: {source_name(entry)}"):
-                tests[test_name] = (dict(entry), _load_test_entry(cfg, entry))
-        heldout[test_name] = tests[test_name][1]
+    for entry, addressed in zip(cfg.test_datasets or [], held, strict=True):
+        test_name = tests.find(entry)
+        if test_name is None:
+            test_name = tests.add(entry, _load_test_entry(name, cfg, addressed), name)
+            if is_main_process():
+                LOG.info("held-out set %s: test_datasets: %s", test_name, source_name(entry))
+        heldout[test_name] = tests.known[test_name][1]
     for test_name, rows in heldout.items():
         if not len(rows):
             raise DataError(
@@ -158,6 +174,28 @@ def _load_step(name: str, cfg: DictDefault, entries: Sequence[DictDefault], test
     return StepData(name, cfg, meta.train_dataset, heldout, dropped, meta.total_num_steps)
 
 
+def _for_rows(cfg: DictDefault, entries: Sequence[DictDefault]) -> DictDefault:
+    """The config under which the host loads these entries and nothing else."""
+    alone = copy.copy(cfg)
+    alone.datasets, alone.test_datasets, alone.val_set_size = list(entries), None, 0.0
+    return alone
+
+
+def _load(step: str, cfg: DictDefault, label: str = "") -> tuple[TrainDatasetMeta, int | None]:
+    """What the host makes of ``cfg.datasets``, and how many rows it made it of; None where that is not known."""
+    with explained(step, cfg, label), loading_through(load_raw):
+        prepared = Prepared(cfg, load_tokenizer(cfg).name_or_path)
+        prepared.clear_torn()
+        meta = load_preference_datasets(cfg=cfg)
+        raw = prepared.num_raw_rows()
+        if raw is None and all(CONTENT in entry for entry in cfg.datasets):  # else far away: not worth another download
+            parts = list(raw_parts(cfg))
+            require_no_null_text(step, cfg, parts, label)
+            raw = sum(map(len, parts))
+            prepared.note_raw_rows(raw)
+    return meta, raw
+
+
 def describe_settings(step: StepArgs) -> dict[str, Any]:
     """The overrides of a step, for plan and report."""
     overrides = step.overrides()
@@ -166,51 +204,17 @@ def describe_settings(step: StepArgs) -> dict[str, Any]:
     return overrides
 
 
-def _load_test_entry(cfg: DictDefault, entry: DictDefault) -> Dataset:
+def _load_test_entry(step: str, cfg: DictDefault, entry: DictDefault) -> Dataset:
     """One entry of `test_datasets`, loaded alone and with its own field names, as training data are."""
-    test_cfg = copy.copy(cfg)
-    test_cfg.datasets, test_cfg.test_datasets, test_cfg.val_set_size = [entry], None, 0.0
-    rows = load_preference_datasets(cfg=test_cfg).train_dataset
+    label = "test_datasets: "
+    meta, _ = _load(step, _for_rows(cfg, [entry]), label)
+    rows = meta.train_dataset
     if not len(rows):
-        raise ValueError(f"no row is left to evaluate on (sequence_len: {cfg.sequence_len} drops longer rows)")
+        raise DataError(
+            f"step {step}: {label}{source_name(entry)} cannot be read as preference data: no row is left to evaluate "
+            f"on (sequence_len: {cfg.sequence_len} drops longer rows). Set another source or a larger sequence_len."
+        )
     return rows
-
-
-def _test_name(step: str, entry: DictDefault, tests: TestSets) -> str:
-    """File name of the set; an entry that steps share is one set, and another entry gets another name."""
-    for known, (other, _) in tests.items():
-        if other == dict(entry):
-            return known
-    name = Path(urlsplit(str(entry.path)).path).stem or step
-    return name if name not in tests else f"{step}-{name}-{len(tests) + 1}"
-
-
-def _count_raw_rows(cfg: DictDefault) -> int | None:
-    """Rows of the sources before the host drops any. Kept beside the host's prepared set, which does not tell."""
-    tokenizer_name = load_tokenizer(cfg).name_or_path
-    digest = shared.generate_dataset_hash_from_config(cfg, cfg.datasets, tokenizer_name)
-    note = shared.get_prepared_dataset_path(cfg, digest) / ROWS_FILE
-    if note.exists() and not cfg.is_preprocess:
-        return int(json.loads(note.read_bytes())["rows"])
-    if not all(Path(entry.path or "").exists() for entry in cfg.datasets):
-        return None  # a set on a hub or in a cloud: not worth a second download
-    rows = 0
-    for entry in shared.datasets_with_name_generator(cfg.datasets):
-        loaded = shared.load_dataset_with_config(entry, cfg.hf_use_auth_token, streaming=False)
-        rows += len(loaded["train"] if isinstance(loaded, DatasetDict) else loaded)
-    if note.parent.exists():
-        write_json(note, {"rows": rows})
-    return rows
-
-
-def source_name(entry: Any) -> str:
-    """What a data set entry is called in plan and report: its path, without user names, tokens and queries of URLs."""
-    path = str(entry.get("path"))
-    if "://" in path:
-        parts = urlsplit(path)
-        path = urlunsplit((parts.scheme, parts.hostname or "", parts.path, "", ""))
-    extras = [str(entry[key]) for key in ("name", "split") if entry.get(key)]
-    return ":".join([path, *extras])
 
 
 def row_facts(dataset: Dataset) -> RowFacts:

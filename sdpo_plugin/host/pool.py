@@ -10,6 +10,7 @@ from datasets import Dataset, concatenate_datasets
 from sdpo_plugin import diagnostics, partition
 from sdpo_plugin.args import PartitionArgs, SDPOConfig
 from sdpo_plugin.host.datasets import IDS, StepData, row_facts, source_name
+from sdpo_plugin.host.heldout import merged
 from sdpo_plugin.plan import Overlap, Plan, SourceRank, StepPlan, host_total_steps, model_name
 from sdpo_plugin.reference import ReferenceTable, concatenate
 from sdpo_plugin.rows import join
@@ -134,7 +135,7 @@ def _step(
         name=f"step-{index}",
         cfg=step_cfg,
         train=concatenate_datasets(parts) if tokenized else Dataset.from_dict({"row": rows}),
-        heldout={name: rows for source in sources for name, rows in source.heldout.items()},
+        heldout=merged(source.heldout for source in sources),
         num_dropped=sources[used[0]].num_dropped if by_source else None,
         total_num_steps=host_total_steps(len(rows), step_cfg.num_epochs, step_cfg.batch_size),
         source_rows=tuple(int(counts[number]) for number in used),

@@ -1,0 +1,70 @@
+"""What the host has prepared on disk, and what it does not tell about it: whether it is whole, what it was made of."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from axolotl.utils.data import shared
+from axolotl.utils.data.lock import LOCK_FILE_NAME
+from axolotl.utils.dict import DictDefault
+from datasets import Dataset, DatasetDict
+from filelock import FileLock
+
+from sdpo_plugin.files import write_json
+from sdpo_plugin.host.local_data import load_raw
+
+ROWS_FILE = "sdpo_rows.json"
+LAST_FILE = "dataset_info.json"  # written by `datasets` when all else is
+
+
+class Prepared:
+    """The set that the host prepares of ``cfg.datasets``.
+
+    Attributes:
+        path: where the host keeps it.
+    """
+
+    def __init__(self, cfg: DictDefault, tokenizer_name: str) -> None:
+        digest = shared.generate_dataset_hash_from_config(cfg, cfg.datasets, tokenizer_name)
+        self.path = Path(shared.get_prepared_dataset_path(cfg, digest))
+        self._note = self.path / ROWS_FILE
+        self._is_made_anew = bool(cfg.is_preprocess)
+
+    def clear_torn(self) -> None:
+        """Take away what the host did not come to the end of: it would take it for a whole set.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        if self._is_torn():
+            with FileLock(self.path.parent / LOCK_FILE_NAME):  # the host's own: another process may be writing it
+                if self._is_torn():
+                    shutil.rmtree(self.path)
+
+    def _is_torn(self) -> bool:
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return False
+        try:
+            json.loads((self.path / LAST_FILE).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return True
+        return False
+
+    def num_raw_rows(self) -> int | None:
+        """Rows of the sources before the host dropped any, as noted when they were read; None: not noted."""
+        if self._is_made_anew or not self._note.exists():
+            return None
+        return int(json.loads(self._note.read_bytes())["rows"])
+
+    def note_raw_rows(self, rows: int) -> None:
+        """Keep the number beside the prepared set."""
+        if self.path.exists():
+            write_json(self._note, {"rows": rows})
+
+
+def raw_parts(cfg: DictDefault) -> Iterator[Dataset]:
+    """The rows of each entry before the host makes anything of them."""
+    for entry in shared.datasets_with_name_generator(cfg.datasets):
+        loaded = load_raw(entry, cfg.hf_use_auth_token)
+        yield loaded["train"] if isinstance(loaded, DatasetDict) else loaded

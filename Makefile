@@ -30,7 +30,7 @@ stage = @printf '\n==> %s: about %s\n\n' '$(1)' '$(2)'; mkdir -p $(dir $(TIMES))
 $(VENV)/installed-%:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo '$(PYTHON) is older than Python 3.11; name another: make $(MAKECMDGOALS) PYTHON=python3.11'; exit 1; }
-	$(call stage,environment in $(VENV) (Axolotl and PyTorch),4 minutes and 6 GB of disk,$(PYTHON) -m venv $(VENV) && \
+	$(call stage,environment in $(VENV) (Axolotl and PyTorch),4 minutes (more on a slow line: gigabytes),$(PYTHON) -m venv $(VENV) && \
 		$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]')
 	@touch $@
 

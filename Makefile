@@ -1,38 +1,63 @@
 # make demo   the quickstart: environment, a small base model and data made on the spot, stepwise DPO, a table of steps
 # make test   all tests, with the real host; `make test-core` only those that need no host, in half a minute
 # make lint   ruff and mypy
+#
+# Everything is installed into .venv, which is made here. `make demo VENV=/path/to/venv` uses an environment that has
+# the host already, and installs nothing into it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
+QUICKSTART := example_configs/quickstart
 
 export AXOLOTL_DO_NOT_TRACK := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-core lint clean
+ifeq ($(origin VENV),file)
+READY := $(VENV)/installed-$(shell cksum < pyproject.toml | cut -d' ' -f1)
+else
+READY := environment-of-others
+export PYTHONPATH := $(CURDIR)
+endif
 
-$(INSTALLED):
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@
+# $(call stage,what,how long it takes on two cores,command): says both, and notes the seconds for the end.
+TIMES := outputs/demo-times.txt
+stage = @printf '\n==> %s: about %s\n\n' '$(1)' '$(2)'; mkdir -p $(dir $(TIMES)); began=$$(date +%s); $(3) && \
+	printf '%6d s  %s\n' $$(($$(date +%s) - began)) '$(1)' >> $(TIMES)
 
-demo: $(INSTALLED)
-	$(BIN)/python example_configs/quickstart/make_task.py
-	rm -rf outputs/quickstart
-	$(BIN)/axolotl train example_configs/quickstart/quickstart.yaml --launcher python
-	$(BIN)/python example_configs/quickstart/summary.py outputs/quickstart
+.PHONY: demo test test-core lint clean environment-of-others begin-demo
 
-test: $(INSTALLED)
+$(VENV)/installed-%:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo '$(PYTHON) is older than Python 3.11; name another: make $(MAKECMDGOALS) PYTHON=python3.11'; exit 1; }
+	$(call stage,environment in $(VENV) (Axolotl and PyTorch),4 minutes (more on a slow line: gigabytes),$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]')
+	@touch $@
+
+environment-of-others:
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("axolotl", "deepspeed"))))' \
+		|| { echo '$(VENV) has no Axolotl with DeepSpeed, and nothing is installed into it; leave VENV out'; exit 1; }
+
+demo: begin-demo $(READY)
+	$(call stage,base model S and preference data,1 minute,$(BIN)/python $(QUICKSTART)/make_task.py)
+	@rm -rf outputs/quickstart
+	$(call stage,stepwise DPO (two steps),1 minute,$(BIN)/axolotl train $(QUICKSTART)/quickstart.yaml --launcher python)
+	$(call stage,held-out sets scored by S and M_1 and M_2,20 seconds,$(BIN)/python $(QUICKSTART)/summary.py outputs/quickstart)
+	@printf '\n==> where the time went\n\n'; cat $(TIMES)
+
+begin-demo:
+	@rm -f $(TIMES)
+
+test: $(READY)
 	$(BIN)/python -m pytest
 
-test-core: $(INSTALLED)
+test-core: $(READY)
 	$(BIN)/python -m pytest tests
 
-lint: $(INSTALLED)
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) outputs example_configs/quickstart/build
+	rm -rf .venv outputs $(QUICKSTART)/build

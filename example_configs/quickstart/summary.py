@@ -29,18 +29,23 @@ def models(output_dir: Path) -> dict[str, str]:
 
 
 def main(output_dir: Path) -> None:
-    """Print the table of steps."""
+    """Print the table of steps, when all is scored: libraries that are loaded for it print warnings."""
     easy, hard = read_rows(BUILD / "easy_test.jsonl"), read_rows(BUILD / "hard_test.jsonl")
     d_2 = read_rows(BUILD / "hard.jsonl")
-    print("\n                     held-out accuracy      mean γ, held out       mean γ")
-    print("model  trained on     easy       hard       easy       hard       on D_2")
+    lines = [
+        "                     held-out accuracy      mean γ, held out       mean γ",
+        "model  trained on     easy       hard       easy       hard       on D_2",
+    ]
     for (name, directory), data in zip(models(output_dir).items(), ("-", "D_1, easy", "D_2, hard"), strict=True):
         (easy_gamma, easy_accuracy), (hard_gamma, hard_accuracy) = score(directory, easy), score(directory, hard)
-        print(
+        lines.append(
             f"{name:<6} {data:<13} {easy_accuracy:5.3f}      {hard_accuracy:5.3f}     {easy_gamma:+6.2f}     "
             f"{hard_gamma:+6.2f}      {score(directory, d_2)[0]:+6.2f}"
         )
-    print(f"\nThe whole report: {output_dir / 'sdpo' / 'report.md'}")
+    print("\n" + "\n".join(lines))
+    print("\nS: the base model. M_1, M_2: after steps 1 and 2. Accuracy: share of pairs with the preferred answer more")
+    print("probable than the other. γ: how much more, log p(preferred) - log p(other), in nats.")
+    print(f"The whole report: {output_dir / 'sdpo' / 'report.md'}")
 
 
 if __name__ == "__main__":

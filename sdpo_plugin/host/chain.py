@@ -54,11 +54,18 @@ def tokenize(trainer: "DPOTrainer", sources: Sequence[StepData]) -> tuple[list[S
         more = len(source.train) - len(train)  # a BOS can make a prompt too long that the host has kept
         dropped = None if source.num_dropped is None else source.num_dropped + more
         tokenized.append(replace(source, train=train, facts=row_facts(train), num_dropped=dropped))
-    every = merged(source.heldout for source in sources)
-    heldout = {
-        name: _prepare(trainer, rows, f"held-out {name}", f"held-out set {name}") for name, rows in every.items()
-    }
+    heldout = tokenize_heldout(trainer, sources)
     return [replace(source, heldout={name: heldout[name] for name in source.heldout}) for source in tokenized], heldout
+
+
+def tokenize_heldout(trainer: "DPOTrainer", sources: Sequence[StepData]) -> dict[str, Dataset]:
+    """The held-out sets of all steps by name, tokenized.
+
+    Raises:
+        DataError: no row of a set is short enough.
+    """
+    every = merged(source.heldout for source in sources)
+    return {name: _prepare(trainer, rows, f"held-out {name}", f"held-out set {name}") for name, rows in every.items()}
 
 
 def _prepare(trainer: "DPOTrainer", dataset: Dataset, what: str, name: str) -> Dataset:

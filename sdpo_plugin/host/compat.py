@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import axolotl.evaluate
 import axolotl.train
 from axolotl.utils.data import rl, shared
 from axolotl.utils.dict import DictDefault
@@ -31,10 +32,17 @@ SUPPORTED = {"axolotl": SpecifierSet(">=0.19,<0.20"), "trl": SpecifierSet(">=1.9
 Contract = tuple[Any, str, tuple[str, ...]]
 REFERENCE_MODEL: Contract = (axolotl.train, "setup_reference_model", ("cfg", "tokenizer", "processor"))
 FINAL_SAVE: Contract = (axolotl.train, "save_trained_model", ("cfg", "trainer", "model"))
+EVALUATED_MODEL: Contract = (axolotl.evaluate, "setup_model_and_tokenizer", ("cfg",))
+EVALUATED_ROWS: Contract = (
+    *(axolotl.evaluate, "evaluate_dataset"),
+    ("trainer", "dataset", "dataset_type", "flash_optimum"),
+)
 # Not public, relied on: owner, name, parameters. Each is used where a public way does not exist.
 RELIED_ON: tuple[Contract, ...] = (
     REFERENCE_MODEL,
     FINAL_SAVE,
+    EVALUATED_MODEL,
+    EVALUATED_ROWS,
     (shared, "generate_dataset_hash_from_config", ("cfg", "cfg_datasets", "tokenizer_name")),
     (shared, "get_prepared_dataset_path", ("cfg", "dataset_hash")),
     (shared, "load_dataset_with_config", ("dataset_config", "use_auth_token", "streaming")),
@@ -145,7 +153,8 @@ def is_sdpo(cfg: DictDefault) -> bool:
 
 
 def patch_host() -> None:
-    """Make the host load no reference model for an sDPO config, and leave nothing but the adapter of a LoRA run.
+    """Make the host load no reference model for an sDPO config, leave nothing but the adapter of a LoRA run, and
+    evaluate what was held out.
 
     The functions below say why. Idempotent.
 
@@ -164,6 +173,7 @@ def patch_host() -> None:
 
 def undo_patches() -> None:
     """Put the host's own functions back. Idempotent."""
+    _evaluated.clear()
     for owner, name, _ in PATCHES:
         current = getattr(owner, name)
         if _is_ours(current):
@@ -207,7 +217,57 @@ def _adapter_only(original: Callable[..., Any]) -> Callable[..., Any]:
     return save_trained_model
 
 
-PATCHES = {REFERENCE_MODEL: _without_reference_model, FINAL_SAVE: _adapter_only}
+def _model_of_the_run(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`axolotl evaluate` loads M_T.
+
+    Reason: the host evaluates `base_model`, which in the file of a run is M_0, and under preference training without
+    its adapter; `axolotl evaluate` has no hook before the model. Range: axolotl 0.19. Remove when the host asks plugins
+    for what is evaluated.
+    """
+
+    def setup_model_and_tokenizer(cfg: DictDefault) -> Any:
+        if not is_sdpo(cfg):
+            return original(cfg)
+        from sdpo_plugin.host.evaluating import load_model
+
+        loaded = load_model(cfg, original)
+        _evaluated[:] = [cfg]
+        return loaded
+
+    return setup_model_and_tokenizer
+
+
+def _rows_of_the_run(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`axolotl evaluate` scores the held-out rows of every step.
+
+    Reason: the host does not ask plugins for data there, merges all entries of `datasets:`, and reports losses of rows
+    that were trained on. Range: axolotl 0.19. Remove when the host calls a plugin's ``load_datasets`` in `axolotl
+    evaluate`, as it does in `axolotl train`.
+    """
+
+    def evaluate_dataset(trainer: Any, dataset: Any, dataset_type: str, *args: Any, **kwargs: Any) -> Any:
+        if not (_evaluated and _path(type(trainer)) == TRAINER_CLS):
+            return original(trainer, dataset, dataset_type, *args, **kwargs)
+        from sdpo_plugin.host.evaluating import evaluate
+
+        return (
+            evaluate(_evaluated[0], trainer) if dataset_type == "eval" else None
+        )  # and "train", of rows that were trained on
+
+    return evaluate_dataset
+
+
+def _path(kind: type[Any]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+_evaluated: list[DictDefault] = []  # the config whose model `axolotl evaluate` has loaded
+PATCHES = {
+    REFERENCE_MODEL: _without_reference_model,
+    FINAL_SAVE: _adapter_only,
+    EVALUATED_MODEL: _model_of_the_run,
+    EVALUATED_ROWS: _rows_of_the_run,
+}
 
 
 def _is_ours(function: Callable[..., Any]) -> bool:

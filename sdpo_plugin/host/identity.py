@@ -42,7 +42,7 @@ def identity_of(
     heldout = {name: rows for source in sources for name, rows in source.heldout.items()}
     template = tokenizer.chat_template
     return {
-        "base_model": {"content of the model": sampled_digest(_files(cfg))},
+        "base_model": base_model_of(cfg),
         "tokenizer": {
             "vocabulary": fingerprint(sorted(tokenizer.get_vocab().items())),
             "special tokens": fingerprint({key: str(value) for key, value in tokenizer.special_tokens_map.items()}),
@@ -54,6 +54,11 @@ def identity_of(
         "held-out rows": {name: rows_of(rows) for name, rows in heldout.items()},
         VERSIONS: {package: version(package) for package in PACKAGES},
     }
+
+
+def base_model_of(cfg: DictDefault) -> dict[str, Any]:
+    """The facts of M_0: what it holds, and not where it lies."""
+    return {"content of the model": sampled_digest(_files(cfg))}
 
 
 def source_names(sources: Sequence[StepData]) -> dict[str, str]:

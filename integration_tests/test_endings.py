@@ -107,6 +107,19 @@ def test_error_on_one_of_two_ranks(
     assert "a fault of the test" in result.log_text or "CUDA out of memory" in result.log_text
 
 
+@pytest.mark.parametrize("workers", [None, 2])
+def test_a_run_that_is_killed_leaves_no_data_loader_worker(
+    host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, workers: int | None
+) -> None:
+    """Nobody can tell them, and a full pipe may hold them."""
+    config = config_of(model, two_sets, tmp_path, folder, num_epochs=500, dataloader_num_workers=workers)
+    run = host.start(["train", str(config), "--launcher", "python"], tmp_path, env={"SDPO_TEST_FAULT": "hang:1:4:0"})
+    assert run.wait_for(lambda: len(in_sessions(*run.pids)) > (workers or 1), DEADLINE)
+    os.kill(run.pids[0], signal.SIGKILL)
+    assert run.wait(DEADLINE).returncode == -signal.SIGKILL
+    assert left_running(partial(in_sessions, *run.pids)) == {}
+
+
 # --- under the host's launchers ---
 
 LAUNCHERS = {"accelerate": ["axolotl", "train"], "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"]}

@@ -67,6 +67,22 @@ def test_markdown_shows_both_sets(out: Path) -> None:
     assert "acc hard" in text
 
 
+@pytest.mark.parametrize(("given", "row"), [("", 2), ("step-1", 1)], ids=["final", "given"])
+def test_evaluate_scores_the_final_model_or_the_one_it_is_given(host: Host, out: Path, given: str, row: int) -> None:
+    """`axolotl evaluate` with the file of the run, and the same with a model named."""
+    config = out.parent / "config.yaml"
+    extra = ["--base-model", str(out / given)] if given else []
+    log = host.run(["evaluate", str(config), "--launcher", "python", *extra], out.parent).check().log_text
+    assert (f"evaluating {out / given}" if given else f"evaluating M_2 from {out}") in log
+    _, *lines = (out / "eval_summary.csv").read_text(encoding="utf-8").splitlines()
+    found = {name: float(value) for name, _, value in (line.split(",") for line in lines)}
+    report = read_report(out)
+    for column, name in enumerate(report["eval_sets"]):
+        assert found[f"{name}_gamma"] == pytest.approx(report["eval_gamma"][row][column], abs=1e-4)
+        assert found[f"{name}_reference_free_accuracy"] == report["eval_reward_accuracy"][row][column]
+    assert "loss" not in found
+
+
 # --- names ---
 
 

@@ -250,9 +250,7 @@ def _rows_of_the_run(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(trainer, dataset, dataset_type, *args, **kwargs)
         from sdpo_plugin.host.evaluating import evaluate
 
-        return (
-            evaluate(_evaluated[0], trainer) if dataset_type == "eval" else None
-        )  # and "train", of rows that were trained on
+        return evaluate(_evaluated[0], trainer) if dataset_type == "eval" else None  # not what was trained on
 
     return evaluate_dataset
 

@@ -104,9 +104,7 @@ def evaluate(cfg: DictDefault, trainer: Any) -> dict[str, float]:
             "axolotl evaluate has nothing to evaluate on: no step has held-out rows; set val_set_size or test_datasets."
         )
     size = trainer.args.per_device_eval_batch_size
-    rows: list[tuple[str, ...]] = [
-        ("held-out set", "rows", "mean γ", "reference-free accuracy", "implicit accuracy against M_0")
-    ]
+    rows: list[tuple[str, ...]] = [("held-out set", "rows", "mean γ", "accuracy, reference-free", "accuracy, implicit")]
     metrics: dict[str, float] = {}
     for column, (name, dataset) in enumerate(heldout.items()):
         table = score(trainer, dataset, size, chosen.name, f"held-out {name}")

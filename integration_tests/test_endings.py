@@ -199,7 +199,8 @@ STOPPED: dict[str, tuple[str, dict[str, Any]]] = {
     "within a step": ("signal:8:0", {"save_strategy": "no"}),
     "where a checkpoint is due": ("signal:14:0", {"save_strategy": "steps", "save_steps": 2}),
     "best model": ("signal:8:0", {"save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": True}),
-    "after the last update": ("signal:20:0", {"save_strategy": "no", "eval_strategy": "epoch", "eval_steps": None}),
+    "after the last update": ("signal:14:0", {"save_strategy": "no", "eval_strategy": "epoch", "eval_steps": None}),
+    "before the first update": ("signal:20:0", {"save_strategy": "no", "eval_strategy": "epoch", "eval_steps": None}),
 }
 
 
@@ -216,7 +217,9 @@ def test_signal_during_an_evaluation(
     config = config_of(model, two_sets, tmp_path, folder, **shared)
     stopped = train(host, config, fault)
     assert stopped.returncode == 143, stopped.log_text[-3000:]
-    assert "stopped by SIGTERM: update " in messages(stopped)[-1]
+    said = "update 9 of this step is in " if where == "after the last update" else "update "
+    said = "an evaluation under way will be made again, and step step-2 begins" if where[:6] == "before" else said
+    assert f"stopped by SIGTERM: {said}" in messages(stopped)[-1]
     made = stopped.log_text.count("'eval_loss'")
     resumed = train(host, config).check()
     assert made + resumed.log_text.count("'eval_loss'") == evaluations

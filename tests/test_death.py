@@ -68,11 +68,13 @@ def result_of(out: Path) -> dict[str, Any]:
     for step in (*steps, *report["steps"]):
         assert all(step.pop(key) > 0 for key in SECONDS)
     assert read_seal(run.start).about == {"run": ledger.run, "model": "M_0"}
+    assert read_seal(out).digest == ledger.final
     return {
         "weights": (out / "weights.bin").read_bytes(),
         "counts": json.loads((out / "config.json").read_bytes())["counts"],
         "seed": json.loads((run.start / "adapter_config.json").read_bytes())["seed"],
-        "ledger": {**asdict(ledger), "run": "", "exports": sorted(ledger.exports), "steps": steps},
+        "ledger": {**asdict(ledger), "run": "", "final": "", "exports": sorted(ledger.exports), "steps": steps},
+        "final": read_seal(out).files,
         "tables": {key: ReferenceTable.load(out / key).checksum() for key in ledger.tables},
         "models": {step.name: read_seal(run.step(step)).files for step in ledger.steps if step.kept},
         "report": report,

@@ -107,6 +107,17 @@ def test_error_on_one_of_two_ranks(
     assert "a fault of the test" in result.log_text or "CUDA out of memory" in result.log_text
 
 
+def test_rank_0_may_take_longer_over_a_checkpoint_than_a_collective_may(
+    host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path
+) -> None:
+    """The other rank waits for the seal of a checkpoint of many gigabytes, or on a slow disk; no watchdog ends it."""
+    ranks = {"deepspeed": str(write_zero3(tmp_path / "zero3.json")), "micro_batch_size": 2, "ddp_timeout": 8}
+    config = config_of(model, two_sets, tmp_path, folder, **ranks, save_strategy="steps", save_steps=3)
+    env = {"SDPO_TEST_FAULT": "wait:20:checkpoint-3/.sdpo_seal"}
+    result = ends(host.start(["train", str(config), "--launcher", "python"], tmp_path, env=env, ranks=2), 0)
+    assert result.seconds > 20
+
+
 @pytest.mark.parametrize("workers", [None, 2])
 def test_a_run_that_is_killed_leaves_no_data_loader_worker(
     host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, workers: int | None

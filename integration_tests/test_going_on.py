@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from integration_tests.harness.compare import apart
-from integration_tests.harness.data import base_config, chat_set, intel_set, write_config
+from integration_tests.harness.data import Config, base_config, chat_set, intel_set, write_config
 from integration_tests.harness.deaths import Life, live, train
 from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import messages
@@ -168,6 +168,63 @@ def test_a_finished_run_is_left_alone(life: Life) -> None:
     assert snapshot(life.out) == before
 
 
+FINISHED: dict[str, tuple[Callable[[Copy], dict[str, Any]], str]] = {
+    "learning rate": (lambda copy: {"learning_rate": 2.0e-3}, "learning_rate is 0.002, and it was 0.001"),
+    "β of the last step": (lambda copy: copy.steps(3, rl_beta=0.3), "step hard cannot go on: since it began this has"),
+    "another reference": (
+        lambda copy: {"sdpo": {**copy.life.config["sdpo"], "reference": "base"}},
+        "sdpo: reference is 'base', and it was 'previous'",
+    ),
+    "another base model": (lambda copy: other_base(copy), "base_model: content of the model is "),
+    "other rows": (lambda copy: other_rows(copy), "d3.jsonl:train) is 12 rows with digest "),
+    "one more step": (
+        lambda copy: {"sdpo": {"steps": [*copy.steps(1)["sdpo"]["steps"], {"name": "more", "datasets": d1(copy)}]}},
+        "name of step 4 is 'more', and it was not set",
+    ),
+    "a step less": (
+        lambda copy: {"sdpo": {"steps": copy.steps(1)["sdpo"]["steps"][:2]}},
+        "name of step 3 is not set, and it was 'hard'",
+    ),
+    "entries instead of steps": (
+        lambda copy: {"sdpo": None, "datasets": [*d1(copy), *d1(copy)]},
+        "name of step 1 is 'step-1', and it was 'easy'",
+    ),
+}
+
+
+def d1(copy: Copy) -> list[Config]:
+    """`datasets:` of the first step."""
+    return list(copy.steps(1)["sdpo"]["steps"][0]["datasets"])
+
+
+@pytest.fixture
+def finished(life: Life, tmp_path: Path) -> Copy:
+    """What the uninterrupted run left, in another place."""
+    return Copy(life, Path(shutil.copytree(life.out, tmp_path / "finished" / "out")))
+
+
+@pytest.mark.parametrize("what", FINISHED)
+def test_a_finished_run_swallows_no_change(finished: Copy, what: str) -> None:
+    """It is asked for something else than it has done: refused before a model is loaded, nothing is touched."""
+    change, said = FINISHED[what]
+    changes, before = change(finished), snapshot(finished.out)
+    result = finished.go_on(**changes)
+    refused(result, said)
+    assert "Loading weights" not in result.log_text
+    assert snapshot(finished.out) == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_finished_run_whose_final_model_is_not_whole_writes_it_again(finished: Copy, damage: str) -> None:
+    final = finished.out / "model.safetensors"
+    final.unlink() if damage == "missing" else cut(final)
+    result = finished.go_on().check()
+    assert f"the final model in {finished.out} is not whole (model.safetensors " in result.log_text
+    assert f"it is written again from {finished.out}/hard" in result.log_text
+    finished.ends_right()
+    assert "Nothing is left to do." in finished.go_on().check().log_text
+
+
 # --- drift ---
 
 
@@ -208,7 +265,10 @@ DRIFT: dict[str, tuple[Callable[[Copy], dict[str, Any]], tuple[str, ...]]] = {
         lambda copy: {"sdpo": {**copy.life.config["sdpo"], "reference": "base"}},
         ("sdpo: reference is 'base', and it was 'previous'",),
     ),
-    "rows": (other_rows, ("rows: source 3 is ", "…, and it was ")),
+    "rows": (
+        other_rows,
+        ("rows: source 3 (", "d3.jsonl:train) is 12 rows with digest ", "…, and it was 12 rows with "),
+    ),
     "base model": (other_base, ("base_model: content of the model is ",)),
     "name of a step": (lambda copy: copy.steps(1, name="simple"), ("name of step 1 is 'simple', and it was 'easy'",)),
     "template": (lambda copy: {"chat_template": "chatml"}, ("tokenizer: chat template is ",)),

@@ -4,6 +4,7 @@ What happens is told by the environment, so that the config stays that of the ru
 
 - `note:FILE`: nothing but a line in FILE for every event of the run's life: forward passes, updates, files written.
 - `die:N`: SIGKILL at event N of that life, counted from 1.
+- `wait:SECONDS:NAME`: whoever opens a file with this in its path for writing takes that long, the first time.
 - `break:NAME`: an error of no known kind where a file with this in its path is opened for writing.
 - `raise:STEP:UPDATE:RANK`, `hang:STEP:UPDATE:RANK`, `memory:STEP:UPDATE:RANK`: an error, an update that takes for ever,
   PyTorch's error of a GPU that has no memory left.
@@ -51,7 +52,7 @@ class FaultPlugin(BasePlugin):
 
     def pre_model_load(self, cfg: Any) -> None:
         """The data are loaded, and the run has its directory."""
-        if self._kind in ("note", "die", "break"):
+        if self._kind in ("note", "die", "break", "wait"):
             self._life = Life(Path(cfg.output_dir), self._kind, self._value)
         if self._kind == "full":
             shutil.disk_usage = lambda path: Usage(2**30, 2**30 - 2**20, 2**20)
@@ -173,6 +174,8 @@ class Life:
         self._file = Path(value).open("w", encoding="utf-8") if kind == "note" else None  # noqa: SIM115 - for this life
         self._dies_at = int(value) if kind == "die" else 0
         self._breaks_at = value if kind == "break" else None
+        seconds, _, self._waits_at = value.partition(":") if kind == "wait" else ("0", "", None)
+        self._seconds = float(seconds)
         self._count = 0
         self._pid = os.getpid()
         sys.addaudithook(self._audit)
@@ -198,6 +201,9 @@ class Life:
         self._count += 1
         if self._breaks_at is not None and self._breaks_at in what:
             raise KeyError("a fault of the test")
+        if self._waits_at is not None and self._waits_at in what:
+            self._waits_at = None
+            time.sleep(self._seconds)
         if self._file is not None:
             self._file.write(f"{what}\n")
             self._file.flush()

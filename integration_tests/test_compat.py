@@ -41,14 +41,19 @@ def test_versions_out_of_range(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"),
-    [("setup_reference_model", "cfg, tokenizer, processor"), ("save_trained_model", "cfg, trainer, model")],
+    ("module", "name", "parameters"),
+    [
+        ("axolotl.train", "setup_reference_model", "cfg, tokenizer, processor"),
+        ("axolotl.train", "save_trained_model", "cfg, trainer, model"),
+        ("axolotl.evaluate", "setup_model_and_tokenizer", "cfg"),
+        ("axolotl.evaluate", "evaluate_dataset", "trainer, dataset, dataset_type, flash_optimum"),
+    ],
 )
-def test_a_patch_and_its_undo(host: Host, name: str, parameters: str) -> None:
+def test_a_patch_and_its_undo(host: Host, module: str, name: str, parameters: str) -> None:
     """Idempotent both ways, undone to the very same function, refused where the target is not what it was."""
-    seen = host.python(f"{CONTRACTS}:patch_and_undo", name)
+    seen = host.python(f"{CONTRACTS}:patch_and_undo", module, name)
     for what in ("other signature", "missing"):
-        assert f"axolotl.train.{name}({parameters})" in seen.pop(what)
+        assert f"{module}.{name}({parameters})" in seen.pop(what)
     assert [what for what, held in seen.items() if held is not True] == []
 
 

@@ -69,13 +69,8 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-# Only where workers are alive when the error comes do two of them differ from the host's one.
-WORKERS = [(what, None) for what in FAULTS] + [
-    (what, 2) for what in ("a step", "a data loader worker", "an evaluation", "memory", "our own stop")
-]
-
-
-@pytest.mark.parametrize(("what", "workers"), WORKERS)
+@pytest.mark.parametrize("workers", [None, 2], ids=["default", "two"])
+@pytest.mark.parametrize("what", FAULTS)
 def test_error(
     host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, what: str, workers: int | None
 ) -> None:
@@ -95,13 +90,13 @@ RANKS_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("what", RANKS_FAULTS)
+@pytest.mark.parametrize(("what", "workers"), [*((what, None) for what in RANKS_FAULTS), ("a step", 2)])
 def test_error_on_one_of_two_ranks(
-    host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, what: str
+    host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, what: str, workers: int | None
 ) -> None:
     """Nobody ends the other rank from outside."""
-    zero3 = write_zero3(tmp_path / "zero3.json")
-    config = config_of(model, two_sets, tmp_path, folder, deepspeed=str(zero3), micro_batch_size=2)
+    ranks = {"deepspeed": str(write_zero3(tmp_path / "zero3.json")), "micro_batch_size": 2}
+    config = config_of(model, two_sets, tmp_path, folder, **ranks, dataloader_num_workers=workers)
     env = {"SDPO_TEST_FAULT": RANKS_FAULTS[what]}
     result = ends(host.start(["train", str(config), "--launcher", "python"], tmp_path, env=env, ranks=2), 1)
     assert "a fault of the test" in result.log_text or "CUDA out of memory" in result.log_text

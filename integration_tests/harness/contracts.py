@@ -65,14 +65,16 @@ def other_versions(versions: dict[str, list[str]]) -> dict[str, str | None]:
     return refusals
 
 
-def patch_and_undo(name: str) -> dict[str, Any]:
-    """Apply and undo the patches in every order, and watch one function of `axolotl.train`."""
-    import axolotl.train
+def patch_and_undo(module: str, name: str) -> dict[str, Any]:
+    """Apply and undo the patches in every order, and watch one function of a module."""
+    import importlib
 
     from sdpo_plugin.host import compat
 
+    owner = importlib.import_module(module)
+
     def now() -> Any:
-        return getattr(axolotl.train, name)
+        return getattr(owner, name)
 
     original = now()
     seen: dict[str, Any] = {}
@@ -91,10 +93,10 @@ def patch_and_undo(name: str) -> dict[str, Any]:
 
     def other(cfg: Any, surprise: Any) -> None: ...
 
-    setattr(axolotl.train, name, other)
+    setattr(owner, name, other)
     seen["other signature"] = _refusal(compat.patch_host)
     seen["left alone"] = now() is other
-    delattr(axolotl.train, name)
+    delattr(owner, name)
     seen["missing"] = _refusal(compat.patch_host)
     return seen
 

@@ -15,6 +15,7 @@ What happens is told by the environment, so that the config stays that of the ru
 - `limit:BYTES`: no file may grow beyond this, as under a quota.
 - `limit-data:BYTES`: the same, from before the data are loaded.
 - `slow:SECONDS`: every forward pass takes that much longer.
+- `gate:FOLDER`: nothing, but each rank notes in a file of its own what its start gate is given.
 - `full`: the disk says that it has a megabyte left.
 """
 
@@ -67,6 +68,8 @@ class FaultPlugin(BasePlugin):
         if self._kind == "slow":
             seconds = float(self._value)
             trainer.model.register_forward_pre_hook(lambda module, arguments: time.sleep(seconds))
+        if self._kind == "gate":
+            note_gate(Path(self._value) / f"rank-{_rank()}")
         if self._kind in ("score", "worker"):
             batch, rank = map(int, self._value.split(":"))
             if rank == _rank() and self._kind == "score":
@@ -76,6 +79,20 @@ class FaultPlugin(BasePlugin):
         if self._kind in ("evaluate", "signal"):
             return [InEvaluation(self._kind, *map(int, self._value.split(":")))]
         return [Fault(self._kind, self._value)] if self._kind in ("raise", "hang", "memory", "poison") else []
+
+
+def note_gate(file: Path) -> None:
+    """Write a line for every step, with its name and the tolerance in nats, and let the gate judge as ever."""
+    from sdpo_plugin import gate
+
+    judge = gate.check_start
+
+    def noted(**arguments: Any) -> None:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(f"{arguments['step']} {arguments['tolerance']}\n")
+        judge(**arguments)
+
+    gate.check_start = noted
 
 
 def _rank() -> int:

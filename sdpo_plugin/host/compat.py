@@ -54,6 +54,7 @@ RELIED_ON: tuple[Contract, ...] = (
     (Trainer, "_save_checkpoint", ("self", "model", "trial")),
     (Trainer, "_load_callback_state", ("self",)),
     (Trainer, "_load_rng_state", ("self", "checkpoint")),
+    (Trainer, "prediction_step", ("self", "model", "inputs", "prediction_loss_only", "ignore_keys")),
     (Trainer, "_evaluate", ("self", "trial", "ignore_keys_for_eval", "skip_scheduler")),
     (Trainer, "_determine_best_metric", ("self", "metrics", "trial")),
     (Trainer, "_finalize_training", ("self", "trial", "num_train_samples", "start_time")),
@@ -91,7 +92,6 @@ def relied_on_by_trainer() -> tuple[Contract, ...]:
         (DPOTrainer, "_precompute_ref_logps", ("self", "dataset", "name", "batch_size")),
         (DPOTrainer, "_prepare_dataset", ("self", "dataset", "processing_class", "args", "dataset_name")),
         (DPOTrainer, "compute_ref_log_probs", ("self", "model", "inputs")),
-        (DPOTrainer, "prediction_step", ("self", "model", "inputs", "prediction_loss_only", "ignore_keys")),
         (DPOTrainer, "save_model", ("self", "output_dir", "_internal_call")),
     )
 

@@ -26,6 +26,7 @@ from integration_tests.harness.results import Result
 from integration_tests.harness.running import Running
 from integration_tests.harness.sdpo import sdpo_config
 from integration_tests.harness.zero3 import write_zero3
+from sdpo_plugin.ledger import Ledger, RunDir
 
 DEADLINE = 90.0  # a run of these takes three seconds; one that hangs takes for ever
 FAULT = "KeyError: 'a fault of the test'"
@@ -63,7 +64,7 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a reference pass": ("score:3:0", FAULT, {}),
     "an evaluation": ("evaluate:3:0", FAULT, EVALUATES),
     "an export": ("break:sdpo/staging", FAULT, {}),
-    "the final save": ("break:open config.json", FAULT, {}),
+    "the final save": ("break:open generation_config.json", FAULT, {}),
     "memory": ("memory:1:3:0", "CUDA out of memory", {}),
     "our own stop": ("", "sdpo_plugin: the loss of update ", {"learning_rate": 1.0e20}),
 }
@@ -80,6 +81,9 @@ def test_error(
     config = config_of(model, two_sets, tmp_path, folder, **overrides)
     run = host.start(["train", str(config), "--launcher", "python"], tmp_path, env={"SDPO_TEST_FAULT": fault or None})
     assert said in ends(run, 1).log_text
+    if what == "the final save":
+        ledger = Ledger.load(RunDir(tmp_path / "out").ledger)
+        assert (ledger.finished, ledger.saved) == (True, False)
 
 
 RANKS_FAULTS = {

@@ -55,7 +55,7 @@ def compare_with_trl(config: str, batch_sizes: list[int]) -> dict[str, Any]:
     from trl import DPOTrainer
 
     trainer = build_trainer(config)
-    rows = list(trainer.train_dataset)
+    rows = list(trainer._attached.sources[0].train)
     table, batches = score_first_step(trainer)
     scored = np.stack([table.chosen, table.rejected], axis=1).astype(np.float64)
 

@@ -26,7 +26,7 @@ ON_CPU = {"lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": F
 def config(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The config of a run that is finished."""
     folder = tmp_path_factory.mktemp("finished")
-    made = sdpo_config(lora_config(model, two_sets, folder, **ON_CPU))
+    made = sdpo_config(lora_config(model, two_sets, folder, **ON_CPU, val_set_size=0.25))
     run_sdpo(host, made)
     return made
 

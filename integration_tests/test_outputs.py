@@ -17,7 +17,10 @@ TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 FULL = {"config.json", "generation_config.json", "model.safetensors"} | TOKENIZER
 HOST = {"README.md", "debug.log"}
 EXPORT = {"training_args.bin", "README.md", "sdpo_seal.json"}
-SDPO = {f"sdpo/{name}" for name in ("plan.json", "ledger.json", "lock", "report.json", "report.md")}
+SDPO = {
+    "sdpo_seal.json",
+    *(f"sdpo/{name}" for name in ("plan.json", "ledger.json", "lock", "report.json", "report.md")),
+}
 TABLES = {f"sdpo/reference/step-{index}.safetensors" for index in (1, 2)}
 HELDOUT = {f"sdpo/heldout/M_{model}-{column}.safetensors" for model in range(3) for column in (1, 2)}
 

@@ -58,6 +58,8 @@ class Host:
                     self._ready, self.import_seconds = True, message["ready"]
                 elif "pids" in message:
                     self._pids.append(message["pids"])
+                    for pid in message["pids"]:  # process ids come round again: what an earlier one ended with is over
+                        self._codes.pop(pid, None)
                 else:
                     self._codes[message["exit"]] = message["code"]
                 self._news.notify_all()

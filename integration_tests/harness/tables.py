@@ -30,8 +30,11 @@ def score_prepared(folders: Sequence[str], prepared: str, rows: int) -> list[lis
     from datasets import load_from_disk
 
     found = [load_from_disk(str(path.parent)) for path in Path(prepared).glob("*/dataset_info.json")]
-    (dataset,) = [candidate for candidate in found if len(candidate) == rows]
-    texts = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in dataset]
+    candidates = [candidate.to_list() for candidate in found if len(candidate) == rows]
+    # A run of plain `rl: dpo` beside ours prepares the same rows under a name of its own.
+    assert candidates, f"no prepared set has {rows} rows"
+    assert all(candidate == candidates[0] for candidate in candidates), "which of these sets is meant?"
+    texts = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in candidates[0]]
     return [score(folder, texts) for folder in folders]
 
 

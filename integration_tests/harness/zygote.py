@@ -5,8 +5,8 @@ starts no thread pool and reads no config, so that a child is as fresh as a new 
 imported here; a child imports it by itself, from the source as it then is.
 
 Protocol, JSON lines: `{"ranks": [{"argv", "env", "cwd", "log", ...}]}` comes in by stdin and is answered by
-`{"pids": [...]}`; every end of a child is told as `{"exit": pid, "code": code}`, in the order in which they end. A process id
-that was told before is a new process: the system gives them out again.
+`{"pids": [...]}`; every end of a child is told as `{"exit": pid, "code": code}`, in the order in which they end. The
+system gives process ids out again: one that was told before is a new process.
 """
 
 from __future__ import annotations

@@ -19,11 +19,11 @@ class Bound:
 
 
 def _above_zero(key: str, example: str) -> Bound:
-    return Bound(key, lambda number: number > 0, "above 0", f"set e.g. {key}: {example}")
+    return Bound(key, lambda number: number > 0, "a number above 0", f"set e.g. {key}: {example}")
 
 
 def _one_or_more(key: str, remedy: str) -> Bound:
-    return Bound(key, lambda number: number >= 1, "1 or more", remedy)
+    return Bound(key, lambda number: number >= 1, "a number of 1 or more", remedy)
 
 
 BOUNDS = (
@@ -35,10 +35,15 @@ BOUNDS = (
     _above_zero("trl.beta", "0.1"),
     _one_or_more("micro_batch_size", "set e.g. micro_batch_size: 1"),
     _one_or_more("gradient_accumulation_steps", "set e.g. gradient_accumulation_steps: 1"),
-    Bound("warmup_ratio", lambda n: 0 <= n < 1, "from 0 to below 1", "set e.g. warmup_ratio: 0.1"),
-    Bound("warmup_steps", lambda n: n >= 0, "0 or more", "set e.g. warmup_steps: 0"),
-    Bound("weight_decay", lambda n: n >= 0, "0 or more", "set e.g. weight_decay: 0.0"),
-    Bound("dpo_label_smoothing", lambda n: 0 <= n < 0.5, "from 0 to below 0.5", "set e.g. dpo_label_smoothing: 0.1"),
+    Bound("warmup_ratio", lambda n: 0 <= n < 1, "a number from 0 to below 1", "set e.g. warmup_ratio: 0.1"),
+    Bound("warmup_steps", lambda n: n >= 0, "a number of 0 or more", "set e.g. warmup_steps: 0"),
+    Bound("weight_decay", lambda n: n >= 0, "a number of 0 or more", "set e.g. weight_decay: 0.0"),
+    Bound(
+        "dpo_label_smoothing",
+        lambda n: 0 <= n < 0.5,
+        "a number from 0 to below 0.5",
+        "set e.g. dpo_label_smoothing: 0.1",
+    ),
     Bound(
         "val_set_size",
         lambda n: 0 <= n < 1,
@@ -60,7 +65,7 @@ def check_bounds(cfg: Mapping[str, Any]) -> None:
     for bound in BOUNDS:
         value = _at(cfg, bound.key)
         if isinstance(value, int | float | str) and not bound.holds(_number(value)):
-            found.append(f"{bound.key}: {value!r} is not a number {bound.words}; {bound.remedy}.")
+            found.append(f"{bound.key}: {value!r} is not {bound.words}; {bound.remedy}.")
     if found:
         raise ConfigError("\n".join(found))
 

@@ -27,11 +27,11 @@ REMEDIES = {
     "val_set_size": "set e.g. val_set_size: 0.05, or 0 to hold out nothing",
 }
 WRONG: list[tuple[str, Any, str]] = [
-    *((key, value, "above 0") for key in ABOVE_ZERO for value in (0, -1, -1e-6, "0", "-1e-4", False)),
-    *((key, value, "1 or more") for key in COUNTS for value in (0, -1, 0.5, "0", False)),
-    *(("warmup_ratio", value, "from 0 to below 1") for value in (1, 1.5, -0.1, "2")),
-    *((key, value, "0 or more") for key in ("warmup_steps", "weight_decay") for value in (-1, -0.01)),
-    *(("dpo_label_smoothing", value, "from 0 to below 0.5") for value in (0.5, 1, -0.1)),
+    *((key, value, "a number above 0") for key in ABOVE_ZERO for value in (0, -1, -1e-6, "0", "-1e-4", False)),
+    *((key, value, "a number of 1 or more") for key in COUNTS for value in (0, -1, 0.5, "0", False)),
+    *(("warmup_ratio", value, "a number from 0 to below 1") for value in (1, 1.5, -0.1, "2")),
+    *((key, value, "a number of 0 or more") for key in ("warmup_steps", "weight_decay") for value in (-1, -0.01)),
+    *(("dpo_label_smoothing", value, "a number from 0 to below 0.5") for value in (0.5, 1, -0.1)),
     *(("val_set_size", value, "a share of the rows from 0 to below 1") for value in (1, 1.0, 100, -0.1, "1.0")),
 ]
 NO_NUMBERS = [math.nan, math.inf, -math.inf, "nan", "inf", "", "many", "1e-4x", 10**400]
@@ -54,13 +54,13 @@ def test_every_bound_is_tested() -> None:
 
 @pytest.mark.parametrize(("key", "value", "words"), WRONG, ids=str)
 def test_number_out_of_bounds(key: str, value: Any, words: str) -> None:
-    assert refusal(config(key, value)) == f"{key}: {value!r} is not a number {words}; {REMEDIES[key]}."
+    assert refusal(config(key, value)) == f"{key}: {value!r} is not {words}; {REMEDIES[key]}."
 
 
 @pytest.mark.parametrize("key", list(REMEDIES))
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: str(value)[:10])
 def test_what_is_no_number_to_train_with(key: str, value: Any) -> None:
-    assert refusal(config(key, value)).startswith(f"{key}: {value!r} is not a number ")
+    assert refusal(config(key, value)).startswith(f"{key}: {value!r} is not a ")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # make demo   the quickstart: environment, a small base model and data made on the spot, stepwise DPO, a table of steps
-# make test   all tests, with the real host; `make test-core` only those that need no host, in half a minute
+# make test   all tests, with the real host; `make test-core` only those that need no host, in a minute
 # make lint   ruff and mypy
 #
 # Everything is installed into .venv, which is made here. `make demo VENV=/path/to/venv` uses an environment that has
@@ -42,14 +42,16 @@ demo: begin-demo $(READY)
 	$(call stage,base model S and preference data,1 minute,$(BIN)/python $(QUICKSTART)/make_task.py)
 	@rm -rf outputs/quickstart
 	$(call stage,stepwise DPO (two steps),1 minute,$(BIN)/axolotl train $(QUICKSTART)/quickstart.yaml --launcher python)
-	$(call stage,held-out sets scored by S and M_1 and M_2,20 seconds,$(BIN)/python $(QUICKSTART)/summary.py outputs/quickstart)
+	$(call stage,held-out sets under S and M_1 and M_2,20 seconds,$(BIN)/python $(QUICKSTART)/summary.py outputs/quickstart)
 	@printf '\n==> where the time went\n\n'; cat $(TIMES)
 
 begin-demo:
 	@rm -f $(TIMES)
 
+# Whole files go to one of two processes, each with a warm host of its own; the slow files stand early in the alphabet.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest integration_tests -n 2 --dist loadfile --no-loadscope-reorder
 
 test-core: $(READY)
 	$(BIN)/python -m pytest tests

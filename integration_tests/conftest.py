@@ -1,4 +1,4 @@
-"""What the tests of this folder share: one warm host, one tiny model, two preference sets."""
+"""Fixtures that the tests of this folder share: one warm host, one tiny model, two preference sets."""
 
 from __future__ import annotations
 

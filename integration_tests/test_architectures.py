@@ -12,12 +12,12 @@ import pytest
 
 from integration_tests.harness.compare import at_once
 from integration_tests.harness.data import Config, base_config, chat_set, intel_set, write_config
+from integration_tests.harness.expected_log_probs import expect_table, mean_off, off, read_table
 from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import refused
 from integration_tests.harness.models import ARCHITECTURES, make_model
 from integration_tests.harness.positions import CONFIGS, SIZE
 from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
-from integration_tests.harness.tables import expect_table, mean_off, off, read_table
 from integration_tests.harness.zero3 import write_zero3
 
 CLASSES = {
@@ -74,7 +74,7 @@ def test_models_load_and_run(host: Host, runs: dict[str, Run], arch: str) -> Non
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_second_reference_is_the_first_model(host: Host, runs: dict[str, Run], arch: str) -> None:
-    """D_2's table is what the exported M_1 scores, and not what the base does."""
+    """D_2's table is that of the exported M_1, and not of the base."""
     base, out = runs[arch].base, runs[arch].out
     table = read_table(out, "step-2")
     before, first = expect_table(host, out.parent / "prepared", 11, base, out / "step-1")
@@ -84,7 +84,7 @@ def test_second_reference_is_the_first_model(host: Host, runs: dict[str, Run], a
 
 @pytest.fixture(scope="module")
 def limits(host: Host) -> dict[str, Any]:
-    """What is found of each architecture, and what it takes."""
+    """The limit that the plugin finds for each architecture, and the row lengths that it really takes."""
     return dict(host.python("integration_tests.harness.positions:limits"))
 
 
@@ -109,7 +109,7 @@ def test_limit_of_positions_is_what_the_model_takes(limits: dict[str, Any], arch
 def test_rows_without_positions_are_refused_at_the_start(
     host: Host, tmp_path: Path, arch: str, size: dict[str, int], ranks: int, what: str
 ) -> None:
-    """Not when they are scored, after all steps before theirs."""
+    """Not when their log-probs are computed, after all steps before theirs."""
     sets = [chat_set(tmp_path / f"d{seed}.jsonl", 12, seed) for seed in (1, 2)]
     long = chat_set(tmp_path / "long.jsonl", 1, 3, long_rows=1)
     zero3 = {"deepspeed": str(write_zero3(tmp_path / "zero3.json")), "micro_batch_size": 2} if ranks > 1 else {}
@@ -122,7 +122,7 @@ def test_rows_without_positions_are_refused_at_the_start(
 
 
 def test_rotary_models_take_rows_of_any_length(host: Host, tmp_path: Path) -> None:
-    """What their config calls the largest number of positions is what they were trained with."""
+    """The largest number of positions in their config is the one they were trained with, and not a limit."""
     sets = [chat_set(tmp_path / f"d{seed}.jsonl", 12, seed) for seed in (1, 2)]
     base = make_model(host, tmp_path / "base", "llama", max_position_embeddings=16)
     assert read_report(run_sdpo(host, base_config(base, sets, tmp_path, max_steps=1)))["finished"]

@@ -1,4 +1,4 @@
-"""What a user gets wrong ends before any training, with one message that names it, and with nothing written."""
+"""A user's mistake ends the run before any training, with one message that names it, and with nothing written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from integration_tests.harness.zero3 import write_zero3
 
 @dataclass(frozen=True)
 class Bench:
-    """What every case starts from: a config that works, and data sets that do not."""
+    """The start of every case: a config that works, and data sets that do not."""
 
     host: Host
     model: Path
@@ -180,7 +180,7 @@ def _sharegpt(bench: Bench, field: str) -> dict[str, Any]:
     )
 
 
-# What a worker process of the host meets, and the rows that it was given, by cause.
+# Rows that make a worker process of the host raise, and parts of the message, by cause.
 ROW_ERRORS: dict[str, Case] = {
     "no preference data": (
         lambda b: b.second(path=str(b.folder / "sft.jsonl")),
@@ -254,7 +254,7 @@ def test_what_cannot_be_reached_is_named_without_credentials(
 
 
 def test_credentials_of_a_bucket_are_not_shown(bench: Bench, tmp_path: Path) -> None:
-    """The library that reads buckets repeats them as the name of one."""
+    """The library that reads buckets repeats them in its error, as the name of a bucket."""
     result = bench.host.train(bench.config(tmp_path, **bench.second(path="s3://me:hush/hush@bucket/x.jsonl")))
     said = refused(result, tmp_path / "out", "step step-2: s3://bucket/x.jsonl:train cannot be read: ")
     assert "hush" not in said
@@ -275,7 +275,7 @@ def test_one_clear_message(bench: Bench, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sdpo_plugin.SdpoPlugin", "sdpo_plugin.plugin.SDPOPlugin"])
 def test_plugin_by_another_name(bench: Bench, tmp_path: Path, name: str) -> None:
-    """The host would log that it cannot be imported, and go on without it."""
+    """The host would log that it cannot be imported, and train without it."""
     result = bench.host.train(bench.config(tmp_path, plugins=[name]))
     missing = name.removesuffix(".SDPOPlugin").rpartition(".")[2]
     refused(result, tmp_path / "out", f"{missing}'; did you mean plugins: [sdpo_plugin.SDPOPlugin]?")

@@ -39,7 +39,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_each_step_stops_early_and_keeps_its_best(
     host: Host, model: Path, two_sets: list[Config], cache: dict[str, str], tmp_path: Path, kind: str
 ) -> None:
-    """Each step goes on for `patience` evaluations after its best one, and M_t is that best checkpoint."""
+    """Each step trains for `patience` evaluations after its best one, and M_t is that best checkpoint."""
     extra: dict[str, Any] = {"full": {}, "lora": LORA}.get(kind, {})
     if kind == "zero3":
         extra = {"deepspeed": str(write_zero3(tmp_path / "zero3.json")), "micro_batch_size": 2}
@@ -79,7 +79,7 @@ def test_each_step_stops_early_and_keeps_its_best(
     ],
     ids=["no held-out rows", "no checkpoint where it evaluates"],
 )
-def test_impossible_wishes_are_refused(
+def test_settings_that_cannot_be_met_are_refused(
     host: Host,
     model: Path,
     two_sets: list[Config],
@@ -88,6 +88,6 @@ def test_impossible_wishes_are_refused(
     overrides: dict[str, Any],
     parts: tuple[str, ...],
 ) -> None:
-    """Rather than to train on and forget them, as the host does under `rl: dpo`."""
+    """Under `rl: dpo` the host trains and ignores them."""
     config = sdpo_config(base_config(model, two_sets, tmp_path, **overrides | cache))
     refused(host.train(write_config(tmp_path / "config.yaml", config)), tmp_path / "out", *parts)

@@ -24,7 +24,7 @@ COLUMNS = ["step", "sources", "rows", "dropped", "held out", "optimizer steps", 
 
 @dataclass(frozen=True)
 class Session:
-    """One file, and what each command said to it, in this order."""
+    """One config file, and the result of each command on it, in this order."""
 
     config: Path
     out: Path
@@ -95,13 +95,16 @@ def test_train_reads_what_preprocess_prepared(session: Session) -> None:
 def test_train_shows_where_it_is(session: Session) -> None:
     """The reference pass names model and data, the training bar names the step."""
     log = session.train.log_text
-    places = [log.index(mark) for mark in ("M_0 scores D_1", f"step 1/2 {session.names[0]}", "M_1 scores D_2")]
+    places = [
+        log.index(mark)
+        for mark in ("log-probs of D_1 by M_0", f"step 1/2 {session.names[0]}", "log-probs of D_2 by M_1")
+    ]
     assert places == sorted(places)
     assert f"step 2/2 {session.names[1]}" in log[places[-1] :]
 
 
-def test_evaluate_scores_what_was_held_out_under_the_final_adapter(session: Session) -> None:
-    """Of both steps, and no row that was trained on; the numbers are those of the run's own report."""
+def test_evaluate_reports_the_held_out_sets_under_the_final_adapter(session: Session) -> None:
+    """The sets of both steps, without a row that was trained on; the numbers are those of the run's own report."""
     log = session.evaluate.check().log_text
     assert f"evaluating M_2 from {session.out}" in log
     heading, *lines = (session.out / "eval_summary.csv").read_text().splitlines()
@@ -112,7 +115,7 @@ def test_evaluate_scores_what_was_held_out_under_the_final_adapter(session: Sess
     for column, name in enumerate(report["eval_sets"]):
         expected[f"{name}_gamma"] = report["eval_gamma"][2][column]
         expected[f"{name}_reference_free_accuracy"] = report["eval_reward_accuracy"][2][column]
-        expected[f"{name}_implicit_accuracy"] = report["eval_improvement"][2][column]
+        expected[f"{name}_implicit_reward_accuracy"] = report["eval_implicit_reward_accuracy"][2][column]
     assert len(found) == len(lines) == 6
     assert found == pytest.approx(expected, abs=1e-4)
 

@@ -1,4 +1,4 @@
-"""The installed host is the one that was built for; another one is refused by the name of what is different."""
+"""The installed host is supported; for another one, the refusal names what is different."""
 
 from __future__ import annotations
 
@@ -64,5 +64,5 @@ def test_patches_are_for_our_configs(host: Host) -> None:
 
 
 def test_losses_are_those_of_trl(host: Host) -> None:
-    """What the config accepts is what the trainer knows."""
+    """The config accepts exactly the losses that the trainer knows."""
     assert host.python(f"{CONTRACTS}:losses_of_trl") == list(LOSS_TYPES)

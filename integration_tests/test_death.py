@@ -1,4 +1,4 @@
-"""Kill −9 at moments spread over the whole life of a run; what goes on ends with the very bits it would have had.
+"""Kill −9 at moments spread over the whole life of a run; the resumed run ends with the bits of an uninterrupted one.
 
 The moments are events inside of the run (a forward pass, a file that is opened, renamed or removed), drawn with a
 fixed seed from all that an uninterrupted run of the same config has.
@@ -22,7 +22,7 @@ HELDOUT = {"val_set_size": 0.2, "eval_strategy": "steps", "eval_steps": 3}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything of this module."""
+    """The folder of this module's runs and data."""
     return tmp_path_factory.mktemp("death")
 
 
@@ -44,7 +44,7 @@ def full(host: Host, model: Path, sets: list[Config], folder: Path) -> Life:
 
 @pytest.mark.parametrize(
     ("kind", "number"),
-    [("scoring", 3), ("training", 4), ("checkpoint", 4), ("export", 4), ("bookkeeping", 3), ("final save", 1)],
+    [("reference pass", 3), ("training", 4), ("checkpoint", 4), ("export", 4), ("bookkeeping", 3), ("final save", 1)],
 )
 def test_killed_anywhere_ends_with_the_same_bits(full: Life, tmp_path: Path, kind: str, number: int) -> None:
     """Nineteen deaths of a full fine-tuning run in one process."""
@@ -52,16 +52,16 @@ def test_killed_anywhere_ends_with_the_same_bits(full: Life, tmp_path: Path, kin
 
     def once(event: int) -> None:
         config = full.die(tmp_path / str(event), event)
-        assert outcome(full.host, full.go_on(config)) == expected, f"killed at {event}: {full.events[event - 1]}"
+        assert outcome(full.host, full.resume(config)) == expected, f"killed at {event}: {full.events[event - 1]}"
 
     at_once(*[lambda event=event: once(event) for event in full.moments(kind, number)])
 
 
-def test_killed_again_while_it_goes_on(full: Life, tmp_path: Path) -> None:
-    """Four deaths in a row: each process comes a little further."""
+def test_killed_again_while_it_is_resumed(full: Life, tmp_path: Path) -> None:
+    """Four deaths in a row: each process gets a little further."""
     events = [20, 25, 40, 60]
     config = full.die(tmp_path, *events)
-    assert outcome(full.host, full.go_on(config)) == outcome(full.host, full.out)
+    assert outcome(full.host, full.resume(config)) == outcome(full.host, full.out)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_killed_under_other_settings(
 
     def once(event: int) -> None:
         dead = life.die(folder / name / str(event), event)
-        assert outcome(host, life.go_on(dead)) == expected, f"killed at {event}: {life.events[event - 1]}"
+        assert outcome(host, life.resume(dead)) == expected, f"killed at {event}: {life.events[event - 1]}"
 
-    moments = [event for kind in ("scoring", "training", "export") for event in life.moments(kind, 2, seed=1)]
+    moments = [event for kind in ("reference pass", "training", "export") for event in life.moments(kind, 2, seed=1)]
     at_once(*[lambda event=event: once(event) for event in moments])
 
 
@@ -106,26 +106,25 @@ def test_killed_after_early_stopping_had_ended_the_step(
     stops = {"early_stopping_patience": 1, "learning_rate": 5.0e-2, "num_epochs": 6}
     life = live(host, base_config(model, sets, folder / "stopped", **{**SAVES, **often, **stops}))
     expected = outcome(host, life.out)
-    steps = expected["steps"]
+    steps = expected["records"]
     planned = [step["num_optimizer_steps"] for step in read_plan(life.out)["steps"]]
     early = [i for i, step in enumerate(steps) if step["num_optimizer_steps"] < planned[i]]
     assert early, f"no step stopped early: {steps} of {planned}"
     exports = [i for i, what in enumerate(life.events, 1) if what.startswith("os.rename sdpo/staging/.sdpo_seal")]
     dead = life.die(tmp_path, exports[early[0]])
-    assert outcome(host, life.go_on(dead)) == expected
+    assert outcome(host, life.resume(dead)) == expected
 
 
 def test_lora_killed_anywhere(host: Host, model: Path, sets: list[Config], folder: Path) -> None:
     """The adapter is drawn without a seed, and every process here has another one: M_0's has to be kept."""
     life = live(host, lora_config(model, sets, folder / "lora", **SAVES))
     expected = outcome(host, life.out)
-    kept = life.events.index("score")  # before that there is no M_0 to keep, and the next process draws its own
-    kinds = ("scoring", "training", "checkpoint", "export")
-    moments = [event for kind in kinds for event in life.moments(kind, 3, 1) if event > kept]
+    kinds = ("reference pass", "training", "checkpoint", "export")
+    moments = [event for kind in kinds for event in life.moments(kind, 3, 1) if event > life.prepared]
 
     def once(event: int) -> None:
         dead = life.die(folder / "lora" / str(event), event)
-        assert outcome(host, life.go_on(dead)) == expected, f"killed at {event}: {life.events[event - 1]}"
+        assert outcome(host, life.resume(dead)) == expected, f"killed at {event}: {life.events[event - 1]}"
 
     at_once(*[lambda event=event: once(event) for event in moments])
 
@@ -133,14 +132,14 @@ def test_lora_killed_anywhere(host: Host, model: Path, sets: list[Config], folde
 def test_lora_with_the_base_adapter_at_every_start(host: Host, model: Path, sets: list[Config], folder: Path) -> None:
     """`policy_init: base`: step 3 begins with the adapter that the first of three processes drew."""
     life = live(host, lora_config(model, sets, folder / "lora-base", **SAVES), sdpo={"policy_init": "base"})
-    first, second = life.moments("scoring", 2, 2)
+    first, second = life.moments("reference pass", 2, 2)
     dead = life.die(folder / "lora-base" / "dead", first, second - first)
-    assert outcome(host, life.go_on(dead)) == outcome(host, life.out)
+    assert outcome(host, life.resume(dead)) == outcome(host, life.out)
 
 
 @pytest.mark.parametrize(
     ("adapter", "kinds"),
-    [(False, ("training", "checkpoint", "export")), (True, ("scoring", "training"))],
+    [(False, ("training", "checkpoint", "export")), (True, ("reference pass", "training"))],
     ids=["full", "lora"],
 )
 def test_killed_under_zero3_on_two_ranks(
@@ -151,8 +150,10 @@ def test_killed_under_zero3_on_two_ranks(
     name = "zero3-lora" if adapter else "zero3"
     shared = {"deepspeed": str(write_zero3(folder / "zero3.json")), "micro_batch_size": 2}
     life = live(host, make(model, sets, folder / name, **SAVES | shared), ranks=2)
-    for event in [moment for kind in kinds for moment in life.moments(kind, 1, 3)]:
-        out = life.go_on(life.die(folder / name / str(event), event))
+    events = [event for kind in kinds for event in life.moments(kind, 1, 3)]
+    for event in events:
+        assert not adapter or event > life.prepared, "the process that resumes would draw another adapter"
+        out = life.resume(life.die(folder / name / str(event), event))
         for step in ("step-1", "step-2", "step-3", ""):
             # Measured: 0.0. Sums over ranks are taken in a fixed order here; another machine may round otherwise.
             assert apart(host, out / step, life.out / step) <= 1e-6, f"killed at {event}: {life.events[event - 1]}"

@@ -21,7 +21,7 @@ STEPS = 4
 
 
 def digests(config: Path) -> list[str]:
-    """Which rows each step of a run holds."""
+    """The digest of the rows of each step of a run."""
     plan = json.loads((config.parent / "out/sdpo/plan.json").read_text(encoding="utf-8"))
     return [step["rows_digest"] for step in plan["steps"]]
 
@@ -45,7 +45,7 @@ def write_saved(source: str, out: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything of this module."""
+    """The folder of this module's runs and data."""
     return tmp_path_factory.mktemp("edited")
 
 
@@ -95,11 +95,11 @@ def test_unchanged_data_are_not_prepared_again(runs: dict[str, Path], folder: Pa
 
 
 def test_resume_names_the_rows(host: Host, runs: dict[str, Path]) -> None:
-    """The run would train on something else than it has begun with."""
+    """The run would train on other rows than those it began with."""
     result = train(host, runs["first"])
     said = "\n".join(messages(result))
     assert result.returncode == 1
-    assert "the run in output_dir cannot go on: since it began this has changed:" in said
+    assert "the run in output_dir cannot be resumed: since it began this has changed:" in said
     before, after = (
         json.loads((runs[name].parent / "out/sdpo/ledger.json").read_text(encoding="utf-8"))["identity"]["rows"]
         for name in ("first", "edited")
@@ -115,7 +115,7 @@ def test_resume_names_the_rows(host: Host, runs: dict[str, Path]) -> None:
 
 
 def test_full_disk_while_data_are_prepared(host: Host, model: Path, folder: Path, tmp_path: Path) -> None:
-    """First the cache of `datasets`, then, where that is filled, the host's own; and the next run finds no ruins."""
+    """First the cache of `datasets`, then, where that is filled, the host's own; the next run finds nothing damaged."""
     sets = [chat_set(tmp_path / "small.jsonl", 8, 1), intel_set(tmp_path / "large.jsonl", 2000, 2)]
     made = sdpo_config(base_config(model, sets, tmp_path, max_steps=1, num_epochs=1), plugins=PLUGINS)
     config = write_config(tmp_path / "config.yaml", made)

@@ -26,7 +26,8 @@ from integration_tests.harness.results import Result
 from integration_tests.harness.running import Running
 from integration_tests.harness.sdpo import sdpo_config
 from integration_tests.harness.zero3 import write_zero3
-from sdpo_plugin.ledger import Ledger, RunDir
+from sdpo_plugin.run_dir.ledger import Ledger
+from sdpo_plugin.run_dir.paths import RunDir
 
 DEADLINE = 90.0  # a run of these takes three seconds; one that hangs takes for ever
 FAULT = "KeyError: 'a fault of the test'"
@@ -35,7 +36,7 @@ EVALUATES = {"val_set_size": 0.25, "eval_strategy": "steps", "eval_steps": 2, "e
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that runs share."""
+    """The folder that runs share."""
     return tmp_path_factory.mktemp("endings")
 
 
@@ -61,7 +62,7 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a step": ("raise:1:3:0", FAULT, {}),
     "the second step": ("raise:2:3:0", FAULT, {}),
     "a data loader worker": ("worker:3:0", "a fault of the test", {}),
-    "a reference pass": ("score:3:0", FAULT, {}),
+    "a reference pass": ("pass:3:0", FAULT, {}),
     "an evaluation": ("evaluate:3:0", FAULT, EVALUATES),
     "an export": ("break:sdpo/staging", FAULT, {}),
     "the final save": ("break:open generation_config.json", FAULT, {}),
@@ -89,7 +90,7 @@ def test_error(
 RANKS_FAULTS = {
     "a step": "raise:1:3:1",
     "a data loader worker": "worker:3:1",
-    "a reference pass": "score:3:1",
+    "a reference pass": "pass:3:1",
     "memory": "memory:2:2:0",
 }
 
@@ -121,7 +122,7 @@ def test_rank_0_may_take_longer_over_a_checkpoint_than_a_collective_may(
 def test_a_run_that_is_killed_leaves_no_data_loader_worker(
     host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, workers: int | None
 ) -> None:
-    """Nobody can tell them, and a full pipe may hold them."""
+    """No signal reaches them, and a full pipe may block them."""
     config = config_of(model, two_sets, tmp_path, folder, num_epochs=500, dataloader_num_workers=workers)
     run = host.start(["train", str(config), "--launcher", "python"], tmp_path, env={"SDPO_TEST_FAULT": "hang:1:4:0"})
     assert run.wait_for(lambda: len(in_sessions(*run.pids)) > (workers or 1), DEADLINE)
@@ -172,7 +173,7 @@ def launched_config(launcher: str, model: Path, sets: list[Config], out: Path, s
 def test_error_under_a_launcher(
     host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, launcher: str
 ) -> None:
-    """It reports the failure, and its machine is free again."""
+    """The launcher reports the failure, and no process is left running."""
     config = launched_config(launcher, model, two_sets, tmp_path, folder)
     with launched(launcher, config, host, f"raise:1:3:{int(launcher == 'torchrun')}") as process:
         assert process.wait(180) == 1, (tmp_path / "log").read_text()[-3000:]
@@ -187,7 +188,7 @@ def test_error_under_a_launcher(
 def test_a_run_whose_launcher_is_gone_stops_at_a_checkpoint(
     host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, launcher: str, signum: int
 ) -> None:
-    """Nobody is left who could end it. accelerate hands SIGTERM on to nobody; torchrun does."""
+    """No other process would end it. accelerate does not pass SIGTERM to the run; torchrun does."""
     config = launched_config(launcher, model, two_sets, tmp_path, folder, num_epochs=2000)
     with launched(launcher, config, host, "slow:0.02") as process:
         deadline = time.monotonic() + 180

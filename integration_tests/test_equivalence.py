@@ -1,8 +1,8 @@
 """`rl: sdpo` over T sets equals T separate `rl: dpo` runs of the host, each from the model before: full fine-tuning.
 
-What can differ is rounding. The host by hand scores the reference in the batches that train; stepwise DPO scores
+What can differ is rounding. The host by hand computes the reference in the batches that train; stepwise DPO computes
 once, in other batches, whose padding has another width. SGD passes a rounding error on as it is. AdamW divides by the
-gradient's own size, and makes an error in a gradient near 0 as large as a step: the host's own two ways of scoring
+gradient's own size, and makes an error in a gradient near 0 as large as a step: the host's own two ways of computing
 the reference (live, or precomputed) then end apart. Rows of one length leave nothing to pad: there all have to agree.
 """
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from integration_tests.harness.chain import run_chain
 from integration_tests.harness.compare import Compared, apart, compare
 from integration_tests.harness.data import Config, base_config, even_set
+from integration_tests.harness.host_runs import run_chain
 from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
 
@@ -66,7 +66,7 @@ def test_adamw_equals_separate_runs_to_the_bit(host: Host, model: Path, tmp_path
 def test_adamw_is_as_near_as_the_host_to_itself(
     host: Host, model: Path, two_sets: list[Config], adamw: Compared, tmp_path: Path
 ) -> None:
-    """Ragged rows: the distance to the host's chain is that between the host's two ways of scoring the reference."""
+    """Ragged rows: the distance to the host's chain is that between the host's two ways of computing the reference."""
     config = base_config(model, two_sets, tmp_path, **ADAMW, precompute_ref_log_probs=True)
     precomputed = run_chain(host, config, two_sets, tmp_path)
     for mine, live, other in zip(adamw.steps, adamw.chain, precomputed, strict=True):
@@ -92,6 +92,6 @@ def test_one_step_equals_one_run(
 def test_runs_are_deterministic(
     host: Host, model: Path, two_sets: list[Config], adamw: Compared, tmp_path: Path
 ) -> None:
-    """What the other tests rest on: the same config gives the same bits, so that a difference has a cause."""
+    """The other tests rest on this: the same config gives the same bits, so that a difference has a cause."""
     out = run_sdpo(host, base_config(model, two_sets, tmp_path, **ADAMW))
     assert apart(host, out, adamw.out) == 0.0

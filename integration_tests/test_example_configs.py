@@ -1,4 +1,4 @@
-"""Every shipped example config is what it says: the host takes it, the plugin reads it, its header tells how to run it.
+"""Every shipped example config works: the host takes it, the plugin reads it, its header says how to run it.
 
 The configs are loaded as they stand, offline, with stand-ins for the models and data that they name; none is trained.
 """
@@ -58,7 +58,7 @@ def text(name: str) -> str:
 
 @functools.cache
 def written(name: str) -> dict[str, Any]:
-    """What the file says, before anyone has read it."""
+    """The YAML of the file, as neither host nor plugin has changed it yet."""
     return dict(yaml.safe_load(text(name)))
 
 
@@ -90,7 +90,7 @@ def read(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Read:
 
 
 def test_every_config_is_expected_here() -> None:
-    """A new example tells here how many steps it makes, and one that is gone is taken off the list."""
+    """A new example is added to the list with its number of steps; one that is deleted is removed from it."""
     assert set(NAMES) | {"quickstart/quickstart.yaml"} == set(STEPS)  # the quickstart is a demo of its own
 
 
@@ -118,7 +118,7 @@ def test_sdpo_keys_are_explained(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_launch_command(read: Read, name: str) -> None:
-    """The host's command line takes it, it starts this file, and the batch it makes is the one that the file tells."""
+    """The host's command line takes it, it starts this file, and the global batch is the one that the file states."""
     launched = read(name)["launched"]
     assert ROOT / launched["config"] == FOLDER / name
     config = written(name)

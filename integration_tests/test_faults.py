@@ -1,4 +1,4 @@
-"""Rows that make no number, disks that are full: a clear end, before anything is spoilt, and a way to go on."""
+"""Rows without finite log-probs, full disks: a clear end before anything is damaged, and a way to resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAVES = {"num_epochs": 1, "save_strategy": "steps", "save_steps": 2}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything of this module."""
+    """The folder of this module's runs and data."""
     return tmp_path_factory.mktemp("faults")
 
 
@@ -47,7 +47,7 @@ def beginning(sets: list[Config]) -> str:
 
 @pytest.fixture(scope="module")
 def poisoned(host: Host, model: Path, folder: Path) -> tuple[Path, int]:
-    """A base model that knows no number for that character, and the character's token."""
+    """A base model in which the embedding of that character is NaN, and the character's token."""
     out = folder / "poisoned"
     return out, host.python("integration_tests.harness.models:poison", model, out, RARE)
 
@@ -82,7 +82,7 @@ def test_reference_that_is_no_number_names_its_row(
     assert beginning(sets) in said
     assert "step 2/2" not in result.log_text
     ledger = json.loads((tmp_path / "out/sdpo/ledger.json").read_text(encoding="utf-8"))
-    assert [step["state"] for step in ledger["steps"]] == ["exported", "planned"]
+    assert [step["state"] for step in ledger["records"]] == ["exported", "planned"]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -114,14 +114,14 @@ def test_loss_that_is_no_number_names_its_row_and_spoils_nothing(
 def test_weights_that_are_no_numbers_are_not_written(
     host: Host, model: Path, poisoned: tuple[Path, int], sets: list[Config], whole: Path, tmp_path: Path
 ) -> None:
-    """Where no row shows it: the token stands in D_2, and step 1 trains. The checkpoint before is gone on from."""
+    """Where no row shows it: the token stands in D_2, and step 1 trains. The run resumes from the checkpoint before."""
     config = config_of(model, sets, tmp_path)
     result = train(host, config, f"poison:1:3:{poisoned[1]}")
     said = "\n".join(messages(result))
     assert f"checkpoint {tmp_path}/out/step-1/checkpoint-4 is not written: 1 weights hold values that are not" in said
     assert "e.g. model.embed_tokens.weight" in said
     again = train(host, config).check()
-    assert f"going on with step 1 from {tmp_path}/out/step-1/checkpoint-2" in again.log_text
+    assert f"resuming step 1 from {tmp_path}/out/step-1/checkpoint-2" in again.log_text
     assert apart(host, tmp_path / "out", whole) == 0.0
 
 
@@ -158,7 +158,7 @@ def test_disk_that_is_too_small_is_refused_before_training(
 
 
 def test_estimate_is_shown_and_true(host: Host, model: Path, sets: list[Config], tmp_path: Path) -> None:
-    """What it names is what then lies there: exports, final model, and checkpoints with two states of AdamW."""
+    """It counts the files that the run leaves: exports, final model, and checkpoints with two states of AdamW."""
     result = train(host, config_of(model, sets, tmp_path)).check()
     lines = [line for line in result.log_text.splitlines() if line.startswith(("exported models", "checkpoints"))]
     assert [line.split()[-3] for line in lines] == ["2", "4"]

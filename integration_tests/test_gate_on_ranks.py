@@ -1,4 +1,4 @@
-"""The start gate judges alike on all ranks: one that raises while the others train on would leave them waiting."""
+"""The start gate decides alike on all ranks: if one raised while the others train, they would wait for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out rows: every model from M_0 to M_T is scored on each set, and the report says what a user would find."""
+"""Held-out rows: every model from M_0 to M_T is evaluated on each set, and the report says what a user would find."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from integration_tests.harness.data import Config, base_config, chat_set, intel_set
+from integration_tests.harness.expected_log_probs import Pairs, expect_table, expect_texts, texts
 from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
-from integration_tests.harness.tables import Pairs, expect_table, expect_texts, texts
 
 ROWS = (10, 14)
 SPLIT = 4
@@ -39,18 +39,18 @@ def out(
 
 @pytest.fixture(scope="module")
 def expected(host: Host, model: Path, heldout: list[Config], out: Path) -> list[list[Pairs]]:
-    """What M_0, M_1 and M_2, as loaded from disk, find on the rows of each set as they stand in its file."""
+    """The log-probs of the rows of each set, read from its file, under M_0, M_1 and M_2 as loaded from disk."""
     models = [model, out / "step-1", out]
     return [
-        list(scored) for scored in zip(*(expect_texts(host, texts(entry), *models) for entry in heldout), strict=True)
+        list(tables) for tables in zip(*(expect_texts(host, texts(entry), *models) for entry in heldout), strict=True)
     ]
 
 
-def test_report_equals_an_independent_scorer(out: Path, expected: list[list[Pairs]]) -> None:
+def test_report_equals_an_independent_program(out: Path, expected: list[list[Pairs]]) -> None:
     """A row a model, a column a set."""
     report = read_report(out)
     assert report["eval_sets"] == ["easy", "hard"]
-    gammas = [[scored[:, 0] - scored[:, 1] for scored in row] for row in expected]
+    gammas = [[table[:, 0] - table[:, 1] for table in row] for row in expected]
     accuracies = [[float((gamma > 0).mean()) for gamma in row] for row in gammas]
     means = [[float(gamma.mean()) for gamma in row] for row in gammas]
     # A row with γ within rounding of 0 could fall on either side; here none is.
@@ -68,7 +68,7 @@ def test_markdown_shows_both_sets(out: Path) -> None:
 
 
 @pytest.mark.parametrize(("given", "row"), [("", 2), ("step-1", 1)], ids=["final", "given"])
-def test_evaluate_scores_the_final_model_or_the_one_it_is_given(host: Host, out: Path, given: str, row: int) -> None:
+def test_evaluate_takes_the_final_model_or_the_one_it_is_given(host: Host, out: Path, given: str, row: int) -> None:
     """`axolotl evaluate` with the file of the run, and the same with a model named."""
     config = out.parent / "config.yaml"
     extra = ["--base-model", str(out / given)] if given else []
@@ -117,8 +117,8 @@ def test_sets_of_one_name_are_two(named: tuple[Path, list[str]], host: Host, mod
     models = [model, out / names[0], out]
     split = [table[-SPLIT:] for table in expect_table(host, out.parent / "prepared", 4 * SPLIT, *models)]
     file = expect_texts(host, texts({"path": str(out.parent / "orca.jsonl")}), *models)
-    scored = {"orca": split, "orca-2": file}
-    gammas = [[float(np.subtract(*scored[name][row].T).mean()) for name in sets] for row in range(len(models))]
+    tables = {"orca": split, "orca-2": file}
+    gammas = [[float(np.subtract(*tables[name][row].T).mean()) for name in sets] for row in range(len(models))]
     assert np.array(report["eval_gamma"]) == pytest.approx(np.array(gammas), abs=1e-4)
     for column, name in enumerate(sets, 1):
-        assert len(load_file(out / f"sdpo/heldout/M_0-{column}.safetensors")["chosen"]) == len(scored[name][0])
+        assert len(load_file(out / f"sdpo/heldout/M_0-{column}.safetensors")["chosen"]) == len(tables[name][0])

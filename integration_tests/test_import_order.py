@@ -33,7 +33,7 @@ def test_no_trainer_before_the_host_has_patched(seen: dict[str, Any]) -> None:
 
 
 def test_trainer_is_checked_before_weights_are_read(seen: dict[str, Any]) -> None:
-    """What it relies on is refused there, by name, and not after minutes of loading."""
+    """An unsupported host is refused there, by name, and not after minutes of loading."""
     assert len(seen["before weights are read"]) == 3
 
 

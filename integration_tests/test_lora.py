@@ -1,6 +1,6 @@
 """LoRA: the reference of step t is the adapter of step t-1, not the bare base model.
 
-The chain by hand reloads the adapter of step 1 and trains on from it; `harness/lora_chain.py` says how.
+The chain by hand reloads the adapter of step 1 and continues training it; `harness/lora_chain.py` says how.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import pytest
 
 from integration_tests.harness.compare import apart, at_once
 from integration_tests.harness.data import Config, even_set, lora_config, write_config
+from integration_tests.harness.expected_log_probs import expect_table, mean_off, off, read_table, texts
 from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
-from integration_tests.harness.tables import expect_table, mean_off, off, read_table, texts
 from integration_tests.harness.zero3 import write_zero3
 
-SCORE = "integration_tests.harness.probes:score"
+LOG_PROBS = "integration_tests.harness.probes:log_probs"
 ADAMW = {"learning_rate": 1.0e-2, "num_epochs": 3}
 
 
@@ -82,7 +82,7 @@ def test_reference_is_the_adapter_before_and_not_the_base(
 
 
 def test_both_steps_begin_at_ln_2(runs: list[Path]) -> None:
-    """As the report tells it."""
+    """The report has both first losses."""
     steps = read_report(runs[0])["steps"]
     assert [step["first_loss"] for step in steps] == pytest.approx([0.693147, 0.693147], abs=1e-4)
     assert [step["num_optimizer_steps"] for step in steps] == [18, 24]
@@ -98,13 +98,13 @@ def test_the_final_directory_is_an_adapter_and_nothing_else(
     assert "adapter_model.safetensors" in left
     assert not left & {"model.safetensors", "config.json"}, "transformers would read these in place of the base model"
     rows = texts(even_sets[1])[:8]
-    scored = {
-        (folder.name, by_peft): np.array(host.python(SCORE, folder, rows, by_peft=by_peft))
+    log_probs = {
+        (folder.name, by_peft): np.array(host.python(LOG_PROBS, folder, rows, by_peft=by_peft))
         for folder in (out, out / "step-2")
         for by_peft in (True, False)
     }
-    expected = scored["step-2", True]
-    for how, found in scored.items():
+    expected = log_probs["step-2", True]
+    for how, found in log_probs.items():
         assert off(found, expected) <= 1e-4, how  # measured: 0.0; 282 nats with what the host leaves
 
 

@@ -49,7 +49,7 @@ def test_plain_dpo_with_the_plugin_listed(
     assert host.python(DIGEST, tmp_path / "out") == plain_digest
     assert not (tmp_path / "out" / "sdpo").exists()
     assert "stepwise" not in log
-    assert "M_0 scores" not in log
+    assert "log-probs of" not in log
 
 
 @pytest.mark.parametrize(("before", "listed"), [("sdpo", True), *((before, False) for before in BROKEN)])

@@ -15,8 +15,8 @@ from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import refused
 from integration_tests.harness.results import Result
 from integration_tests.harness.sdpo import run_sdpo, sdpo_config
-from sdpo_plugin.ledger import RunDir
-from sdpo_plugin.lock import RunLock
+from sdpo_plugin.run_dir.lock import RunLock
+from sdpo_plugin.run_dir.paths import RunDir
 
 # The host's Triton kernels for LoRA, which `axolotl inference` turns on by itself, need a GPU.
 ON_CPU = {"lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False}
@@ -38,7 +38,7 @@ def out(config: Config, tmp_path: Path) -> Path:
 
 
 def state(folder: Path) -> dict[str, tuple[int, str]]:
-    """Time and content of every file, the host's log among them; a lock is lost by who opens and closes its file."""
+    """Time and content of every file, the host's log among them; closing a lock's file would release it."""
 
     def content(path: Path) -> str:
         return "" if path.name == "lock" else hashlib.sha256(path.read_bytes()).hexdigest()

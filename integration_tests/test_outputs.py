@@ -1,4 +1,4 @@
-"""What a run leaves behind: which files, what they say, and what a dashboard sees."""
+"""The output of a run: its files, their contents, and the curves on a dashboard."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def rich(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pyte
 
 
 def test_the_files_of_a_run(rich: Trained) -> None:
-    """Design §4, and not a file more; TRL writes its card beside the checkpoints."""
+    """These and no others; TRL writes its card beside the checkpoints."""
     steps = {f"step-{index}/{name}" for index in (1, 2) for name in FULL | EXPORT}
     assert rich.files() == FULL | HOST | SDPO | TABLES | HELDOUT | steps
 
@@ -72,7 +72,7 @@ def test_checkpoints_stand_in_their_step(rich: Trained) -> None:
 
 
 def test_plan_and_ledger(rich: Trained, model: Path, two_sets: list[Config]) -> None:
-    """What was to be done, and that it was."""
+    """The plan says what was to be done, and the ledger that it was."""
     plan = json.loads((rich.out / "sdpo" / "plan.json").read_text())
     ledger = json.loads((rich.out / "sdpo" / "ledger.json").read_text())
     assert plan["base_model"] == str(model)
@@ -82,13 +82,13 @@ def test_plan_and_ledger(rich: Trained, model: Path, two_sets: list[Config]) -> 
     ]
     assert [s["sources"] for s in plan["steps"]] == [[f"{entry['path']}:train"] for entry in two_sets]
     assert [(s["reference"], s["policy_init"]) for s in plan["steps"]] == [("M_0", "M_0"), ("M_1", "M_1")]
-    assert ledger["plan_fingerprint"] == plan["fingerprint"]
+    assert {"schema_version": plan["schema_version"], **ledger["plan"]} == plan
     assert ledger["finished"]
-    assert [s["state"] for s in ledger["steps"]] == ["exported", "exported"]
+    assert [s["state"] for s in ledger["records"]] == ["exported", "exported"]
 
 
 def test_report(rich: Trained) -> None:
-    """Every field that the design promises, with values where they were computed."""
+    """Every field is there, with values where they were computed."""
     report = read_report(rich.out)
     assert report["schema_version"] == 1
     assert report["models"] == ["M_0", "M_1", "M_2"]
@@ -110,7 +110,7 @@ def test_report(rich: Trained) -> None:
 
 
 def test_each_step_is_a_tensorboard_run(rich: Trained, host: Host) -> None:
-    """One run directory a step; the host's own step restarts, ours counts on over the chain."""
+    """One run directory a step; the host's own step restarts, ours counts over the whole chain."""
     runs = host.python("integration_tests.harness.events:scalars", rich.out)
     assert [name.split("/")[:2] for name in runs] == [["step-1", "runs"], ["step-2", "runs"]]
     first, second = runs.values()

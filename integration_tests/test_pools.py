@@ -1,4 +1,4 @@
-"""`sdpo.partition` on the real host: the same split wherever it is made, and an order that M_0's scores give."""
+"""`sdpo.partition` on the real host: the same split wherever it is made, and an order that M_0's log-probs give."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from integration_tests.harness.compare import apart, at_once
 from integration_tests.harness.data import Config, base_config, chat_set, read_rows, write_config, write_rows
+from integration_tests.harness.expected_log_probs import expect_table, off, read_table
 from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
-from integration_tests.harness.tables import expect_table, off, read_table
 from integration_tests.harness.zero3 import write_zero3
 
 SGD = {"optimizer": "sgd", "learning_rate": 1.0e-2}
@@ -22,17 +22,17 @@ BY_ROW = {"strategy": "easy_to_hard", "unit": "row", "num_steps": 2}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything of this module."""
+    """The folder of this module's runs and data."""
     return tmp_path_factory.mktemp("pools")
 
 
 def plan_of(out: Path) -> dict[str, Any]:
-    """What a run was going to do."""
+    """The plan of a run."""
     return dict(json.loads((out / "sdpo" / "plan.json").read_text(encoding="utf-8")))
 
 
 def digests(out: Path) -> list[str]:
-    """What says which rows each step holds."""
+    """The digest of the rows of each step."""
     return [step["rows_digest"] for step in plan_of(out)["steps"]]
 
 
@@ -119,21 +119,22 @@ def test_sources_come_in_descending_order_of_accuracy(runs: dict[str, Path]) -> 
     assert "lies within noise" in " ".join(report["warnings"])
 
 
-def test_the_scoring_pass_of_m_0_serves_three_uses(
+def test_one_pass_of_m_0_serves_three_uses(
     host: Host, model: Path, runs: dict[str, Path], folder: Path, two_sets: list[Config]
 ) -> None:
-    """The order, the table of step 1, the M_0 row of the γ matrix: one pass, as if D_1 had been scored by itself."""
+    """The order, the table of step 1, the M_0 row of the γ matrix: one pass, as if D_1 had been computed by itself."""
     report = read_report(runs["by source"])
     assert None not in report["gamma"][0]
     log = (runs["by source"] / "debug.log").read_text(encoding="utf-8", errors="replace")
-    assert "M_0 scores D_" not in log
+    assert "of D_1 by M_0" not in log
+    assert "of D_2 by M_1" in log
     rows = report["steps"][0]["num_rows"]
     (expected,) = expect_table(host, folder / "by-source" / "prepared", rows, model)
     assert off(read_table(runs["by source"], "step-1"), expected) < 1e-3
 
 
 def test_by_source_equals_natural_in_that_order(host: Host, runs: dict[str, Path]) -> None:
-    """Scoring before the partition changes nothing: the weights are those of the sets written in that order."""
+    """A pass before the partition changes nothing: the weights are those of the sets written in that order."""
     first = read_report(runs["by source"])["steps"][0]["sources"][0]
     assert first.endswith("d2.jsonl:train"), "the order that the reversed run was given"
     assert apart(host, runs["by source"], runs["natural, reversed"]) <= 1e-6
@@ -154,7 +155,7 @@ def test_overlapping_prompts_are_counted(host: Host, model: Path, folder: Path) 
 def test_preprocess_shows_the_plan_of_a_partition(
     host: Host, model: Path, two_sets: list[Config], folder: Path
 ) -> None:
-    """Before the base model has scored a row, sizes are known and the order is not."""
+    """Before the base model has seen a row, sizes are known and the order is not."""
     config = sdpo_config(base_config(model, two_sets, folder / "preview", **SGD), sdpo={"partition": BY_ROW})
     path = write_config(folder / "preview" / "config.yaml", config)
     log = host.run(["preprocess", str(path)], path.parent).check().log_text

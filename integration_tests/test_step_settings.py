@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def histories(folder: Path) -> dict[str, list[dict[str, float]]]:
-    """What the host's trainer logged up to each checkpoint of a run or a step."""
+    """The values that the host's trainer logged up to each checkpoint of a run or a step."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     return {path.name: read_json(path / "trainer_state.json")["log_history"] for path in found}
 
@@ -88,7 +88,7 @@ def test_schedule_and_losses_are_those_of_the_separate_run(everything: Compared,
     assert rates[0] == 0.0
 
 
-def test_held_out_rows_of_each_step_are_scored_by_every_model(everything: Compared) -> None:
+def test_every_model_is_evaluated_on_the_held_out_rows_of_each_step(everything: Compared) -> None:
     """A quarter of 24 and of 32 rows; what the cells hold is compared in test_heldout.py."""
     report, plan = read_report(everything.out), read_json(everything.out / "sdpo" / "plan.json")
     assert [(step["num_rows"], step["num_heldout"]) for step in plan["steps"]] == [(18, 6), (24, 8)]

@@ -24,7 +24,7 @@ SAVES = {"num_epochs": 4, "save_strategy": "steps", "save_steps": 6}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything of this module."""
+    """The folder of this module's runs and data."""
     return tmp_path_factory.mktemp("stopping")
 
 
@@ -65,13 +65,13 @@ def test_signal_ends_at_a_checkpoint(
     said = messages(result)
     assert said[0] == f"{name}: the run stops after this update, with a checkpoint. A second signal ends it at once."
     newest = max((tmp_path / "out" / "step-2").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    assert f"stopped by {name}: update {newest.name[11:]} of this step is in {newest}. To go on" in said[1]
+    assert f"stopped by {name}: update {newest.name[11:]} of this step is in {newest}. To resume" in said[1]
     again = train(host, config).check()
-    assert f"going on with step 2 from {newest}" in again.log_text
+    assert f"resuming step 2 from {newest}" in again.log_text
     assert apart(host, tmp_path / "out", whole) == 0.0
 
 
-def test_checkpoint_for_a_signal_is_good_for_going_on(
+def test_checkpoint_for_a_signal_is_good_for_resume(
     host: Host, model: Path, two_sets: list[Config], whole: Path, tmp_path: Path
 ) -> None:
     """Also where the others hold the weights alone."""
@@ -80,7 +80,7 @@ def test_checkpoint_for_a_signal_is_good_for_going_on(
     run.kill(signal.SIGTERM)
     assert run.wait().returncode == 143
     again = train(host, config).check()
-    assert f"going on with step 1 from {tmp_path}/out/step-1/checkpoint-" in again.log_text
+    assert f"resuming step 1 from {tmp_path}/out/step-1/checkpoint-" in again.log_text
     assert apart(host, tmp_path / "out", whole) == 0.0
 
 
@@ -125,7 +125,7 @@ def two_ranks(folder: Path) -> dict[str, Any]:
 def test_signal_to_one_rank_stops_both_after_the_same_update(
     host: Host, model: Path, two_sets: list[Config], two_ranks: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The other rank is not told by anyone but this one; both end with the conventional status."""
+    """The other rank learns of the signal from this one alone; both end with the conventional status."""
     config = config_of(model, two_sets, tmp_path, **two_ranks)
     run = begin(host, config, "step-1/checkpoint-6/sdpo_seal.json", ranks=2)
     os.kill(run.pids[1], signal.SIGTERM)
@@ -133,7 +133,7 @@ def test_signal_to_one_rank_stops_both_after_the_same_update(
     assert set(run.codes().values()) == {143}
     assert "stopped by SIGTERM: update " in messages(result)[-1]
     again = train(host, config, ranks=2).check()
-    assert f"going on with step 1 from {tmp_path}/out/step-1/checkpoint-" in again.log(0)
+    assert f"resuming step 1 from {tmp_path}/out/step-1/checkpoint-" in again.log(0)
 
 
 def test_unknown_error_of_rank_0_while_it_writes_ends_both(

@@ -78,7 +78,7 @@ def test_prompts_begin_with_one_bos(
     assert [step["rows_digest"] for step in plan["steps"]] == digests
 
 
-def test_the_second_bos_is_said(result: Result) -> None:
+def test_the_second_bos_is_reported(result: Result) -> None:
     """One line a set, with the number of rows; none for a set that has one BOS anyway."""
     said = re.findall(r"(\S+ \S+): (\d+) of (\d+) prompts begin with the BOS token '<s>' twice: (.*)", result.log_text)
     assert [(name, count, rows) for name, count, rows, _ in said] == [

@@ -13,9 +13,9 @@ import pytest
 
 from integration_tests.harness.compare import apart, at_once
 from integration_tests.harness.data import Config, base_config, chat_set, intel_set, lora_config
+from integration_tests.harness.expected_log_probs import expect_table, mean_off, off, read_table
 from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
-from integration_tests.harness.tables import expect_table, mean_off, off, read_table
 from integration_tests.harness.zero3 import write_zero3
 
 FULL = {"optimizer": "sgd", "learning_rate": 1.0e-2, "num_epochs": 2}
@@ -24,13 +24,13 @@ LORA = {"optimizer": "sgd", "learning_rate": 0.2, "num_epochs": 2}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything of this module."""
+    """The folder of this module's runs and data."""
     return tmp_path_factory.mktemp("zero3")
 
 
 @pytest.fixture(scope="module")
 def two_ranks(folder: Path) -> dict[str, Any]:
-    """What makes a run one of two ranks: ZeRO-3, and half the batch on each."""
+    """The overrides that run a config on two ranks: ZeRO-3, and half the batch on each."""
     return {"deepspeed": str(write_zero3(folder / "zero3.json")), "micro_batch_size": 2}
 
 
@@ -85,7 +85,7 @@ def test_lora_equals_one_process(host: Host, alone: list[Path], lora: Path) -> N
 
 @pytest.mark.parametrize("step", ["step-1", "step-2"])
 def test_tables_equal_those_of_one_process(alone: list[Path], full: Path, lora: Path, step: str) -> None:
-    """Row by row, although the ranks scored them in turns. float32 in other batches; measured: 3.1e-5 at most."""
+    """Row by row, although the ranks computed them in turns. float32 in other batches; measured: 3.1e-5 at most."""
     assert off(read_table(full, step), read_table(alone[0], step)) <= 1e-4
     assert off(read_table(lora, step), read_table(alone[1], step)) <= 1e-4
 
@@ -104,7 +104,7 @@ def test_another_first_model_makes_another_table(full: Path, retrained: Path) ->
 
 
 def test_tables_are_those_of_the_exported_models(host: Host, full: Path, retrained: Path, lora: Path) -> None:
-    """What the sharded M_1 scored is what the directory `step-1` scores when it is loaded as any model."""
+    """The log-probs under the sharded M_1 are those of the directory `step-1` when it is loaded as any model."""
     prepared = full.parent / "prepared"
     expected = expect_table(host, prepared, 32, *(out / "step-1" for out in (full, retrained, lora)))
     for out, table in zip((full, retrained, lora), expected, strict=True):

@@ -1,13 +1,11 @@
 """The `sdpo:` block of the config, validated by Pydantic with unknown keys forbidden."""
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.names import require_step_name
 
 OVERRIDES = (
@@ -27,7 +25,7 @@ OVERRIDES = (
 """Host keys that a step may set for itself; every other host key holds for all steps."""
 
 FRACTION_SLACK = 1e-3
-"""How far fractions may be from summing to 1, so that three thirds can be written as 0.333 each."""
+"""The distance from 1 that a sum of fractions may have, so that three thirds can be written as 0.333 each."""
 
 MAX_STEPS = 1000
 """More steps than anyone trains; a slip of the keyboard must not ask for more shares than there is memory for."""
@@ -104,13 +102,13 @@ class PartitionArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     strategy: Literal["natural", "easy_to_hard", "random", "stratified"] = Field(
-        description="natural: an entry is a step, in order. easy_to_hard: ordered by the base model's own scores. "
+        description="natural: an entry is a step, in order. easy_to_hard: ordered by the base model's own log-probs. "
         "random: rows drawn whatever their source. stratified: every step holds the same share of every source."
     )
     unit: Literal["source", "row"] | None = Field(
         None,
-        description="easy_to_hard only. source: entries in descending order of the base model's reward accuracy, one "
-        "step each. row: all rows ranked by γ under the base model and cut. Default: source.",
+        description="easy_to_hard only. source: entries in descending order of the base model's reference-free "
+        "accuracy, one step each. row: all rows ranked by γ under the base model and cut. Default: source.",
     )
     score: Literal["log_ratio", "log_ratio_per_token"] | None = Field(
         None,
@@ -222,7 +220,7 @@ class SDPOConfig(BaseModel):
 
 
 class SDPOArgs(BaseModel):
-    """What the plugin adds to the host's config schema."""
+    """The addition of the plugin to the host's config schema."""
 
     sdpo: SDPOConfig | None = Field(None, description="Stepwise DPO; see sdpo_plugin.args.SDPOConfig.")
 
@@ -230,49 +228,3 @@ class SDPOArgs(BaseModel):
 def step_names(steps: Sequence[StepArgs]) -> list[str]:
     """The name of each step: the one written, else step-1, step-2, … by position."""
     return [step.name or f"step-{number}" for number, step in enumerate(steps, 1)]
-
-
-def parse_block(block: Mapping[str, Any] | None) -> SDPOConfig:
-    """The `sdpo:` block as written in the config.
-
-    Raises:
-        ConfigError: it has an unknown key or a wrong value; the message names the key, the value and the remedy.
-    """
-    if block is not None and not isinstance(block, Mapping):
-        raise ConfigError(f"sdpo: is {block!r}, but a block of keys is expected; keys: {_known_keys(())}")
-    try:
-        return SDPOConfig.model_validate(_plain(block or {}))
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(dict(item)) for item in error.errors())) from None
-
-
-def _plain(value: Any) -> Any:
-    """Dicts and lists only: the host's own kind of dict answers any attribute, and pydantic takes it for a model."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    nested: dict[int | str, type[BaseModel]] = {"steps": StepArgs, "partition": PartitionArgs}
-    model = nested.get(location[0], SDPOConfig) if len(location) > 1 else SDPOConfig
-    return list(model.model_fields)
-
-
-def _explain(item: dict[str, Any]) -> str:
-    location = list(item["loc"])
-    path = "sdpo" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(location)
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"{path}: {item['input']!r} is set, but there is no such key; {hint}Keys here: {', '.join(known)}."
-    if item["type"] == "value_error":
-        prefix = "" if path == "sdpo" else f"{path}: "
-        return f"{prefix}{item['ctx']['error']}."
-    if item["type"] == "missing":
-        remedy = "a value, e.g. a list of host dataset entries"
-        if location[-1] == "strategy":
-            remedy = "natural, easy_to_hard, random or stratified"
-        return f"{path} is missing; set it to {remedy}."
-    return f"{path}: {item['input']!r} is not valid: {item['msg']}."

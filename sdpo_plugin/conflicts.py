@@ -62,7 +62,11 @@ CONFLICTS = (
     Conflict("reward_model", "it trains a reward model and not a policy", "remove reward_model"),
     Conflict("process_reward_model", "it trains a reward model and not a policy", "remove process_reward_model"),
     Conflict("processor_type", "multimodal data has no precomputed reference", "remove processor_type"),
-    Conflict("streaming", "a step is counted and scored before it trains", "set streaming: false"),
+    Conflict(
+        "streaming",
+        "the rows of a step are counted, and their log-probs computed, before it trains",
+        "set streaming: false",
+    ),
     Conflict("pretraining_dataset", "sDPO trains on preference pairs", "use datasets: with preference data"),
     Conflict(
         "fix_untrained_tokens",
@@ -112,7 +116,7 @@ PACKING_CONFLICTS = (
 TRAINING_CONFLICTS = (
     Conflict(
         "lora_model_dir",
-        "the host does not load an adapter to go on from under preference training",
+        "the host does not load an adapter to start from under preference training",
         "merge it first (axolotl merge-lora), set base_model to the merged model, and remove lora_model_dir",
     ),
 )
@@ -140,7 +144,7 @@ def check_conflicts(cfg: Mapping[str, Any], conflicts: tuple[Conflict, ...] = CO
 
 
 def check_losses(step: str, cfg: Mapping[str, Any]) -> None:
-    """Refuse losses of a step that the trainer would stumble over only when the step begins.
+    """Refuse losses of a step with which the trainer would end only when the step begins.
 
     Raises:
         ConfigError: a loss is unknown; as many weights as losses, or a smoothing for exo_pair, are missing.

@@ -1,4 +1,4 @@
-"""What a user sees when a run stops for a reason that this package knows: one message, not a traceback per rank."""
+"""The end of a run for a reason that this package knows: one message, not a traceback per rank."""
 
 import logging
 import os

@@ -36,6 +36,6 @@ class RankZeroError(SDPOError, RuntimeError):
 class UnsupportedHostError(SDPOError, RuntimeError):
     """The installed host is outside the supported range, or has not what this package relies on.
 
-    A ``RuntimeError`` on purpose: Axolotl logs an ``ImportError`` from a plugin and goes on
+    A ``RuntimeError`` on purpose: Axolotl logs an ``ImportError`` from a plugin and trains on
     without the plugin, and then trains something else than what the user asked for.
     """

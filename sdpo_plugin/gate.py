@@ -8,7 +8,7 @@ from sdpo_plugin.errors import StartGateError
 
 LN2 = math.log(2)
 
-# Noise of one summed log-prob when the same row is scored in a batch of another shape, in nats. Measured on
+# Noise of one summed log-prob when the same row is computed in a batch of another shape, in nats. Measured on
 # rows of up to 512 tokens: 1e-4 at most in float32, 0.29 at most in bfloat16; a wrong reference is off by nats.
 FULL_PRECISION_NATS = 0.01
 HALF_PRECISION_NATS = 1.0
@@ -16,7 +16,7 @@ MEASURED_TOKENS = 512
 
 
 def tolerance_nats(half_precision: bool, max_tokens: int) -> float:
-    """How far the mean log-ratio margin of a batch may be from 0, in nats.
+    """The distance from 0 that the mean log-ratio margin of a batch may have, in nats.
 
     Args:
         half_precision: weights or autocast in bfloat16 or float16, or TF32 matrix products.

@@ -1,4 +1,4 @@
-"""What a user nearly wrote: names that the host would drop, skip or end over, each with the one that was meant."""
+"""Misspelt names, which the host would drop, skip or end over, each with the one that was meant."""
 
 import difflib
 import importlib.abc
@@ -37,7 +37,7 @@ def is_listed(plugins: Any) -> bool:
 
 
 def require_plugin_name(plugins: Sequence[Any]) -> None:
-    """Refuse other ways to write the plugin's name: the host skips one that it cannot import, and goes on.
+    """Refuse other ways to write the plugin's name: the host skips one that it cannot import, and trains.
 
     Raises:
         ConfigError: it names the entry and the right one.
@@ -88,7 +88,7 @@ def require_known_keys(cfg: Mapping[Any, Any], known: Container[str]) -> None:
 
 
 def no_such_attribute(name: str) -> AttributeError:
-    """What to raise where the package is asked for ``name``, which it does not have."""
+    """The error for a ``name`` that the package does not have."""
     problem = f"module {PACKAGE!r} has no attribute {name!r}"
     # A submodule is asked for by its name, in small letters, before it is imported.
     if name[:1].isupper() or _is_close(_plain(name).replace("_", ""), "sdpoplugin"):

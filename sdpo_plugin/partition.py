@@ -95,14 +95,14 @@ def easy_to_hard_sources(source_sizes: Sequence[int], accuracies: Sequence[float
     return order, tuple(parts[source] for source in order)
 
 
-def easy_to_hard_rows(scores: NDArray[np.floating], fractions: Sequence[float]) -> Partition:
-    """All rows ranked by ``scores`` (γ under M_0, high is easy) and cut into steps of these shares; ties by row number.
+def easy_to_hard_rows(gammas: NDArray[np.floating], fractions: Sequence[float]) -> Partition:
+    """All rows ranked by γ under M_0 (high is easy) and cut into steps of these shares; ties by row number.
 
     Raises:
         ConfigError: a step would get no row.
     """
-    order = np.argsort(-scores, kind="stable").astype(np.int64)
-    return tuple(np.sort(rows) for rows in _cut(order, step_sizes(len(scores), fractions)))
+    order = np.argsort(-gammas, kind="stable").astype(np.int64)
+    return tuple(np.sort(rows) for rows in _cut(order, step_sizes(len(gammas), fractions)))
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,16 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> Interval:
     return Interval(share, float(max(centre - spread, 0.0)), float(min(centre + spread, 1.0)))
 
 
+def rows_by_source(part: Rows, source_sizes: Sequence[int]) -> list[Rows]:
+    """The rows of a step, which ascend, by their source, counted from the beginning of that source."""
+    ends = np.cumsum(np.asarray(source_sizes, dtype=np.int64))
+    bounds = np.searchsorted(part, np.concatenate([[0], ends]))
+    starts = ends - source_sizes
+    return [part[bounds[s] : bounds[s + 1]] - starts[s] for s in range(len(source_sizes))]
+
+
 def rows_also_in(prompts: NDArray[np.uint64], others: NDArray[np.uint64]) -> int:
-    """How many rows have a prompt that stands among ``others``; prompts are given by their hashes."""
+    """The number of rows with a prompt that is among ``others``; prompts are given by their hashes."""
     return int(np.isin(prompts, others).sum())
 
 

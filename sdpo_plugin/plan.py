@@ -1,17 +1,12 @@
-"""What a run will do, fixed before it starts: steps, sources, rows, optimizer steps, reference, start."""
+"""The plan of a run, fixed before it starts: steps, sources, rows, optimizer steps, reference, start."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from sdpo_plugin.errors import OutputError
-from sdpo_plugin.files import fingerprint
 from sdpo_plugin.names import StepName
-from sdpo_plugin.stored import STRICT, Count, checked, read_object
-
-SCHEMA_VERSION = 1
+from sdpo_plugin.schema import STRICT, Count
+from sdpo_plugin.text import text_table
 
 
 @dataclass(frozen=True)
@@ -20,7 +15,7 @@ class StepPlan:
 
     Attributes:
         index: 1 … T.
-        name: directory of M_t under the output directory.
+        name: directory of M_t under the run directory.
         sources: path of each data set entry that makes up D_t.
         num_rows: rows of D_t that are trained on.
         num_dropped: rows of the sources that are not (too long, duplicates); None where the host's
@@ -57,7 +52,7 @@ class StepPlan:
         return ", ".join(f"{source} ({rows:,})" for source, rows in parts if rows)
 
     def name_row(self, row: int) -> str:
-        """Which row of D_t one is: step, source, number in that source's part of the step, all as prepared, from 0."""
+        """A row of D_t in words: step, source, number in that source's part of the step, all as prepared, from 0."""
         here = f"row {row} of D_{self.index} (counted from 0; step {self.name}"
         if len(self.sources) == 1:
             return f"{here}, source {self.sources[0]})"
@@ -105,7 +100,7 @@ class Plan:
 
     Attributes:
         base_model: M_0.
-        heldout: names of the sets that every M_t is scored on.
+        heldout: names of the held-out sets, on which every M_t is evaluated.
         partition: `sdpo.partition` as it was applied; empty where an entry or `sdpo.steps` makes a step.
         ordering: sources easy to hard, with partition easy_to_hard by source.
         overlaps: where prompts of a step stand elsewhere too.
@@ -124,47 +119,6 @@ class Plan:
     def __post_init__(self) -> None:
         indices = [step.index for step in self.steps]
         assert indices == list(range(1, len(indices) + 1)), f"steps are numbered {indices}"
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as it stands in `sdpo/plan.json`."""
-        return {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint(), **asdict(self)}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Plan":
-        """The plan that `to_json` wrote.
-
-        Raises:
-            ValueError: another schema version, a key that is missing or unknown, or a fingerprint that does not fit.
-        """
-        if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
-            found = value.get("schema_version") if isinstance(value, dict) else value
-            raise ValueError(f"plan schema_version is {found!r}; this version reads 1")
-        content = {key: part for key, part in value.items() if key not in ("schema_version", "fingerprint")}
-        try:
-            plan = checked(cls, content)
-        except ValueError as error:
-            raise ValueError(f"not a plan of schema version {SCHEMA_VERSION}: {error}") from error
-        if plan.fingerprint() != value.get("fingerprint"):
-            raise ValueError("plan fingerprint does not fit its content; the file was changed by hand or torn")
-        return plan
-
-    @classmethod
-    def load(cls, path: Path) -> "Plan":
-        """Read a `plan.json`.
-
-        Raises:
-            OutputError: it is missing, torn, changed or of another schema version.
-        """
-        try:
-            return cls.from_json(read_object(path))
-        except (OSError, ValueError) as error:
-            raise OutputError(
-                f"{path} cannot be read: {error}; restore it, or resume the run, which writes it again."
-            ) from error
-
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that the plan says."""
-        return fingerprint(asdict(self))
 
     def table(self) -> str:
         """The plan as a table of text, one row a step; what `axolotl preprocess` prints."""
@@ -200,23 +154,3 @@ def host_total_steps(num_rows: int, num_epochs: float, batch_size: int) -> int:
         batch_size: rows per optimizer step over all ranks.
     """
     return math.ceil(num_rows * num_epochs / batch_size)
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned by width, the first row as heading; columns of numbers stand to the right."""
-    columns = list(zip(*rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    right = [all(map(_is_number, column[1:])) for column in columns]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(cells, widths, right, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
-
-
-def _is_number(cell: str) -> bool:
-    return cell in ("", "–") or cell.strip("+-").replace(",", "").replace(".", "").isdigit()

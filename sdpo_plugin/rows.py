@@ -1,4 +1,4 @@
-"""Which rows a data set holds, as numbers: a key per row, a digest of many. Pure functions on arrays of token ids."""
+"""The rows of a data set as numbers: a key per row, a digest of many. Pure functions on arrays of token ids."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # the const
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What is known of each of N tokenized rows.
+    """Numbers about each of N tokenized rows.
 
     Attributes:
         keys: 64-bit hash of prompt, chosen and rejected token ids, shape (N,).
@@ -39,7 +39,7 @@ class RowFacts:
         return hashlib.sha256(self.keys.astype("<u8").tobytes()).hexdigest()
 
 
-def join(parts: Sequence[RowFacts]) -> RowFacts:
+def concatenate(parts: Sequence[RowFacts]) -> RowFacts:
     """The facts of several data sets, one after the other."""
     return RowFacts(
         np.concatenate([part.keys for part in parts]),

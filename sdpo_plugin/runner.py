@@ -1,30 +1,59 @@
 """Stepwise DPO (sDPO, arXiv 2403.19270, §3) on one page.
 
-For t = 1 … T: the policy as it stands, M_{t-1}, scores D_t and so is the reference; then it is trained on D_t
-from where it stands and becomes M_t. With another `reference:` the same table is filled before step 1; with
-`policy_init: base` the policy goes back to M_0 first. The runner knows neither models nor trainers: a ``StepHost``
-does the work. After each action the ledger says what is done, and the next action follows from the ledger alone, so
-that a run that died goes on by the same path that a fresh one takes.
+For t = 1 … T: the policy as it stands, M_{t-1}, gives the log-probs of D_t and so is the reference; then it is trained
+on D_t from where it stands and becomes M_t. With another `reference:` the same table is filled before step 1; with
+`policy_init: base` the policy goes back to M_0 first.
+
+The runner knows neither models nor trainers: a ``StepHost`` does the work. Each action returns at once where the
+journal says that it is done, so that a run that died is resumed by the same path that a fresh one takes.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sdpo_plugin.ledger import Ledger, RunDir
-from sdpo_plugin.log import Log, Ranks
 from sdpo_plugin.plan import Plan, StepPlan, model_name
-from sdpo_plugin.reference import ReferenceTable
-from sdpo_plugin.resume import FRESH, M_0, Start, about_checkpoint, next_action
+from sdpo_plugin.run_dir.journal import Journal, Ranks, Tables
+from sdpo_plugin.run_dir.next_action import M_0
+from sdpo_plugin.run_dir.resume import FRESH, Start
+from sdpo_plugin.tables import LogProbTable
 
-Tables = Mapping[str, ReferenceTable]
+
+@dataclass(frozen=True)
+class EarlyTables:
+    """Tables that are made before step 1.
+
+    Attributes:
+        steps: log-probs of D_t: by M_0 where they order the data, by the reference where it never changes.
+        heldout: log-probs of the held-out sets by an external reference, under its name.
+    """
+
+    steps: Sequence[tuple[StepPlan, LogProbTable]] = ()
+    heldout: Mapping[str, Tables] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Reference, held-out tables and start of one training.
+
+    Attributes:
+        reference: table of D_t.
+        heldout: the held-out sets under the same reference, for the host's evaluations within the step.
+        about: what the seal of each checkpoint has to say.
+        checkpoint: where a half-trained step is resumed; None: from the policy as it stands.
+    """
+
+    reference: LogProbTable
+    heldout: Tables
+    about: Mapping[str, str]
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What training one step gave: losses in nats, updates made, seconds that went into it before it was resumed."""
+    """The result of training one step: losses in nats, updates made, seconds spent on it before it was resumed."""
 
     first_loss: float
     final_loss: float
@@ -32,53 +61,23 @@ class TrainOutcome:
     earlier_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class EarlyTables:
-    """What is scored before step 1.
-
-    Attributes:
-        steps: log-probs of D_t: by M_0 where they order the data, by the reference where it never changes.
-        heldout: log-probs of the held-out sets by an external reference, under its name.
-    """
-
-    steps: Sequence[tuple[StepPlan, ReferenceTable]] = ()
-    heldout: Mapping[str, Tables] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a step is trained with.
-
-    Attributes:
-        reference: table of D_t.
-        heldout: the held-out sets under the same reference, for the host's evaluations within the step.
-        about: what the seal of each checkpoint has to say.
-        checkpoint: where a half-trained step goes on; None: from the policy as it stands.
-    """
-
-    reference: ReferenceTable
-    heldout: Tables
-    about: Mapping[str, str]
-    checkpoint: Path | None = None
-
-
 class StepHost(Ranks, Protocol):
-    """What the runner asks of the host. Every rank calls every method, in the same order."""
+    """The work that the runner leaves to the host. Every rank calls every method, in the same order."""
 
-    def score_before(self, plan: Plan) -> EarlyTables:
+    def early_tables(self, plan: Plan) -> EarlyTables:
         """Tables that are made before step 1; empty where every reference is the step before."""
 
-    def score_step(self, step: StepPlan) -> ReferenceTable:
+    def reference_table(self, step: StepPlan) -> LogProbTable:
         """Log-probs of D_t under the policy as it stands; the whole table on every rank."""
 
-    def score_heldout(self, model: str) -> Tables:
+    def heldout_tables(self, model: str) -> Tables:
         """Log-probs of each held-out set under the policy as it stands, by name of the set."""
 
     def restart_policy(self) -> None:
         """Make the policy M_0 again: the base weights, or the adapter as it was initialised."""
 
     def load_policy(self, model: str, directory: Path) -> None:
-        """Make the policy ``model`` as it was exported to ``directory``, in a process that goes on with a run."""
+        """Make the policy ``model`` as it was exported to ``directory``, in a process that resumes a run."""
 
     def settings(self, step: StepPlan) -> dict[str, Any]:
         """The hyper-parameters that the step trains with, as JSON."""
@@ -95,126 +94,93 @@ class StepHost(Ranks, Protocol):
     def export_step(self, step: StepPlan, directory: Path) -> None:
         """Write the policy as it stands as a loadable model with its tokenizer."""
 
+    def report(self) -> None:
+        """Tell of the run so far: after every step, and at the end, when ledger and tables are on disk."""
 
-def run_steps(
-    plan: Plan,
-    host: StepHost,
-    run: RunDir,
-    ledger: Ledger,
-    on_progress: Callable[[], None],
-    start: Start = FRESH,
-) -> Ledger:
-    """Train the whole chain, or what is left of it, and leave in ``run`` what it did.
+
+def run_steps(plan: Plan, host: StepHost, journal: Journal, start: Start = FRESH) -> None:
+    """Train the whole chain, or what is left of it.
 
     Args:
         plan: the steps.
         host: does the work.
-        run: where plan, ledger and tables go.
-        ledger: a new one, or that of the run that goes on.
-        on_progress: called on rank 0 after every step, when ledger and tables are on disk.
-        start: where a run goes on.
-
-    Returns:
-        The ledger of the finished chain.
+        journal: knows what is done, and keeps it.
+        start: where a run is resumed.
 
     Raises:
         ReferenceTableError: a step's table is not whole or belongs to other rows; the step has not begun.
         StartGateError: a step did not begin at its reference.
     """
-    chain = _Chain(plan, host, run, Log(plan, host, run, ledger), start.checkpoint)
-    if plan.export_steps == "last":
-        chain.log.drop_superseded()
     if start.model_dir is not None:
         host.load_policy(start.action.model, start.model_dir)
-    while (action := next_action(chain.log.ledger)).kind not in ("save", "nothing"):
-        step = plan.steps[action.step - 1] if action.step else None
-        if action.kind == "prepare":
-            chain.prepare()
-        elif action.kind == "score":
-            assert step is not None
-            chain.score(step)
-        elif action.kind == "train":
-            assert step is not None
-            chain.train(step)
-            host.on_rank_0(on_progress)
-        else:
-            chain.finish()
-            host.on_rank_0(on_progress)
-    return chain.log.ledger
+    prepare(plan, host, journal)
+    for step in plan.steps:
+        make_reference(step, host, journal)
+        train(step, host, journal, start.checkpoint_of(step))
+        export(step, host, journal)
+    finish(plan, host, journal)
 
 
-@dataclass
-class _Chain:
-    """The actions. What each vouches for is on disk before its record."""
+def prepare(plan: Plan, host: StepHost, journal: Journal) -> None:
+    """Compute what is computed before step 1, and keep an adapter M_0."""
+    if journal.is_prepared:
+        return
+    early = host.early_tables(plan)
+    if host.export_start(journal.staging):
+        journal.publish_start()
+    journal.prepared(early.steps, early.heldout)
 
-    plan: Plan
-    host: StepHost
-    run: RunDir
-    log: Log
-    checkpoint: Path | None
 
-    def prepare(self) -> None:
-        early = self.host.score_before(self.plan)
-        files = {}
-        for step, table in early.steps:
-            is_reference = table.model == step.reference
-            files[self.run.reference(step) if is_reference else self.run.score(table.model, step)] = table
-        for tables in early.heldout.values():
-            files |= self._heldout_files("reference", tables)
-        if self.host.export_start(self.run.staging):
-            self.log.publish(M_0, self.run.start)
-        self.log.save(files)
-        self.log.set(prepared=True)
+def make_reference(step: StepPlan, host: StepHost, journal: Journal) -> None:
+    """Fill the reference table of D_t, unless that was done before step 1, and the held-out tables, by M_{t-1}."""
+    if journal.is_referenced(step):
+        return
+    clock = _Clock()
+    table = None if journal.has_table(step) else host.reference_table(step)
+    heldout = host.heldout_tables(model_name(step.index - 1))
+    journal.referenced(step, table, heldout, clock.lap())
 
-    def score(self, step: StepPlan) -> None:
-        policy, clock = model_name(step.index - 1), _Clock()
-        files = {}
-        if not self.log.has(self.run.reference(step)):
-            reference = self.host.score_step(step)
-            if step.rows_digest is not None:
-                reference.require_rows(step.num_rows, step.rows_digest)
-            files[self.run.reference(step)] = reference
-        self.log.save(files | self._heldout_files(policy, self.host.score_heldout(policy)))
-        self.log.record(step, state="scored", score_seconds=clock.lap())
 
-    def train(self, step: StepPlan) -> None:
-        clock = _Clock()
-        reference = self.log.read(self.run.reference(step))
-        assert reference.model == step.reference
-        if step.rows_digest is not None:
-            reference.require_rows(step.num_rows, step.rows_digest)
-        checkpoint, self.checkpoint = self.checkpoint, None
-        self.log.record(step, state="training", settings=self.host.settings(step))
-        if step.policy_init == M_0 and step.index > 1:
-            self.host.restart_policy()
-        about = about_checkpoint(self.run, self.log.ledger, self.log.ledger.steps[step.index - 1])
-        outcome = self.host.train_step(step, Training(reference, self._heldout(step), about, checkpoint))
-        self.log.record(
-            step,
-            state="trained",
-            train_seconds=clock.lap() + outcome.earlier_seconds,
-            first_loss=outcome.first_loss,
-            final_loss=outcome.final_loss,
-            num_optimizer_steps=outcome.num_optimizer_steps,
-        )
-        self.host.export_step(step, self.run.staging)
-        self.log.publish(model_name(step.index), self.run.step(step))
-        self.log.record(step, state="exported", export_seconds=clock.lap())
-        if self.plan.export_steps == "last":
-            self.log.drop_superseded()
+def train(step: StepPlan, host: StepHost, journal: Journal, checkpoint: Path | None) -> None:
+    """Make the policy M_t: from M_{t-1}, from M_0, or from a checkpoint of the step.
 
-    def finish(self) -> None:
-        last = model_name(len(self.plan.steps))
-        self.log.save(self._heldout_files(last, self.host.score_heldout(last)))
-        self.log.set(finished=True)
+    A model that is trained and not exported is gone with its process; so the step counts as done when it is exported.
+    """
+    if journal.is_exported(step):
+        return
+    clock = _Clock()
+    training = Training(journal.reference(step), journal.heldout(step), journal.about_checkpoint(step), checkpoint)
+    journal.record(step, state="training", settings=host.settings(step))
+    if step.policy_init == M_0 and step.index > 1:
+        host.restart_policy()
+    outcome = host.train_step(step, training)
+    journal.record(
+        step,
+        state="trained",
+        train_seconds=clock.lap() + outcome.earlier_seconds,
+        first_loss=outcome.first_loss,
+        final_loss=outcome.final_loss,
+        num_optimizer_steps=outcome.num_optimizer_steps,
+    )
 
-    def _heldout(self, step: StepPlan) -> dict[str, ReferenceTable]:
-        models = [model_name(index) for index in range(len(self.plan.steps))]
-        owner = step.reference if step.reference in models else "reference"
-        return {name: self.log.read(self.run.heldout(owner, col)) for col, name in enumerate(self.plan.heldout)}
 
-    def _heldout_files(self, owner: str, tables: Tables) -> dict[Path, ReferenceTable]:
-        return {self.run.heldout(owner, column): tables[name] for column, name in enumerate(self.plan.heldout)}
+def export(step: StepPlan, host: StepHost, journal: Journal) -> None:
+    """Write M_t as a loadable model."""
+    if journal.is_exported(step):
+        return
+    clock = _Clock()
+    host.export_step(step, journal.staging)
+    journal.publish(step)
+    journal.exported(step, clock.lap())
+    host.report()
+
+
+def finish(plan: Plan, host: StepHost, journal: Journal) -> None:
+    """Compute the held-out log-probs of M_T."""
+    if journal.is_finished:
+        return
+    journal.finished(host.heldout_tables(model_name(len(plan.steps))))
+    host.report()
 
 
 class _Clock:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import sdpo_plugin
-from sdpo_plugin.ledger import RunDir
+from sdpo_plugin.run_dir.paths import RunDir
 
-# No deadline: how long an example takes is up to who else uses the machine. The same examples every time: a run of the
-# tests says something about the code, and not about its luck.
+# No deadline: how long an example takes depends on what else the machine does. The same examples every time: the result
+# depends on the code, and not on chance.
 settings.register_profile(
     "core",
     deadline=None,
@@ -28,7 +28,7 @@ RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session", autouse=True)
 def no_fsync() -> Iterator[None]:
-    """No test can see whether the power was cut, and a disk that others use makes each fsync slow."""
+    """Skip fsync: no test can cut the power, and each fsync is slow on a disk that others use."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield

@@ -1,9 +1,9 @@
-"""A host with real files and exact arithmetic, for runs that are killed: what a run ends with can be compared by bits.
+"""A host with real files and exact arithmetic, for runs that are killed: results can be compared bit for bit.
 
 The policy is a vector w; a row is a number x with the features (x, x², sin x), and log π(y_w) = −10 + w·φ(x),
 log π(y_l) = −10 − w·φ(x). Training shuffles the rows anew in each epoch and makes one update a row, with momentum and
 a little noise, so that the result depends on the order of the rows, on the reference, on the optimizer's state and on
-the random numbers. Every policy carries with it how often each row was trained on its way.
+the random numbers. Every policy records how often each row was trained on the way to it.
 """
 
 import dataclasses
@@ -16,14 +16,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sdpo_plugin.ledger import Ledger, RunDir
-from sdpo_plugin.lock import RunLock
 from sdpo_plugin.plan import Plan, StepPlan
-from sdpo_plugin.reference import ReferenceTable
-from sdpo_plugin.report import write_report
-from sdpo_plugin.resume import FRESH, checkpoints, clear, close_run, find_start, require_fresh, sweep
-from sdpo_plugin.runner import EarlyTables, Tables, Training, TrainOutcome, run_steps
-from sdpo_plugin.sealed import read_seal, seal
+from sdpo_plugin.report.build import build_report, write_report
+from sdpo_plugin.run_dir.checkpoints import checkpoints
+from sdpo_plugin.run_dir.cleanup import clear, sweep
+from sdpo_plugin.run_dir.fresh import require_fresh
+from sdpo_plugin.run_dir.journal import Journal, Tables, close_run
+from sdpo_plugin.run_dir.ledger import Ledger
+from sdpo_plugin.run_dir.lock import RunLock
+from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.resume import FRESH, find_start
+from sdpo_plugin.run_dir.sealed import read_seal, seal
+from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome, run_steps
+from sdpo_plugin.tables import LogProbTable
 from tests.fakes import EXTERNAL, IDENTITY, make_plan, make_table
 
 T = TypeVar("T")
@@ -35,7 +40,7 @@ W_BASE, W_EXTERNAL = np.array([0.5, -0.25, 0.125]), np.array([0.2, 0.1, -0.3])
 
 @dataclass(frozen=True)
 class Variant:
-    """What kind of run it is; the words of the config."""
+    """The kind of run, in the words of the config."""
 
     reference: str = "previous"
     policy_init: str = "previous"
@@ -97,29 +102,31 @@ class DyingHost:
         run: where the run is.
         variant: what kind of run.
         seed: of the adapter that a fresh M_0 has; each process draws another one, as a host without a seed would.
-        on_work: called before everything that takes a real host its time: each update, each scoring.
+        on_work: called before everything that takes a real host time: each update, each pass for log-probs.
     """
 
     def __init__(self, run: RunDir, variant: Variant, seed: int, on_work: Callable[[], None]) -> None:
         self.run, self.variant, self.seed, self.on_work = run, variant, seed, on_work
         self.policy = Policy(W_BASE + 0.1 * np.random.default_rng(seed).normal(size=3))
 
-    def score_before(self, plan: Plan) -> EarlyTables:
+    def early_tables(self, plan: Plan) -> EarlyTables:
         name, weights = ("M_0", self.policy.weights) if self.variant.reference == "base" else (EXTERNAL, W_EXTERNAL)
         if self.variant.reference == "previous":
             return EarlyTables()
         self.on_work()
-        steps = [(step, score(rows, weights, name)) for step, rows in zip(plan.steps, self.variant.rows, strict=True)]
-        heldout = {set_: score(rows, weights, name) for set_, rows in HELDOUT.items()}
+        steps = [
+            (step, table_of(rows, weights, name)) for step, rows in zip(plan.steps, self.variant.rows, strict=True)
+        ]
+        heldout = {set_: table_of(rows, weights, name) for set_, rows in HELDOUT.items()}
         return EarlyTables(steps, {EXTERNAL: heldout} if name == EXTERNAL else {})
 
-    def score_step(self, step: StepPlan) -> ReferenceTable:
+    def reference_table(self, step: StepPlan) -> LogProbTable:
         self.on_work()
-        return score(ROWS[step.index - 1], self.policy.weights, step.reference)
+        return table_of(ROWS[step.index - 1], self.policy.weights, step.reference)
 
-    def score_heldout(self, model: str) -> Tables:
+    def heldout_tables(self, model: str) -> Tables:
         self.on_work()
-        return {name: score(rows, self.policy.weights, model) for name, rows in HELDOUT.items()}
+        return {name: table_of(rows, self.policy.weights, model) for name, rows in HELDOUT.items()}
 
     def restart_policy(self) -> None:
         self.policy = Policy.load(self.run.start, "adapter_config.json")
@@ -150,10 +157,13 @@ class DyingHost:
     def export_step(self, step: StepPlan, directory: Path) -> None:
         self.policy.save(directory, "config.json", step=step.index)
 
+    def report(self) -> None:
+        write_report(self.run, build_report(self.run))
+
     def on_rank_0(self, action: Callable[[], T]) -> T:
         return action()
 
-    def _update(self, step: StepPlan, now: Progress, reference: ReferenceTable) -> None:
+    def _update(self, step: StepPlan, now: Progress, reference: LogProbTable) -> None:
         rows = ROWS[step.index - 1]
         if now.done % len(rows) == 0:
             now.order = [int(row) for row in now.random.permutation(len(rows))]
@@ -168,7 +178,7 @@ class DyingHost:
         now.done += 1
 
     def _checkpoint(self, place: Path, now: Progress, about: Mapping[str, str], facts: Mapping[str, Any]) -> None:
-        """As the host does it: a torn one of that name goes, files, seal, and then the older ones go."""
+        """As the host does it: remove a torn one of that name, write the files, seal them, remove the older ones."""
         directory = place / f"checkpoint-{now.done}"
         shutil.rmtree(directory, ignore_errors=True)
         self.policy.save(directory, "config.json")
@@ -189,7 +199,7 @@ class DyingHost:
 
 
 def advance(out: Path, variant: Variant, seed: int, on_work: Callable[[], None] = lambda: None) -> None:
-    """What one process does: begin the run in ``out``, or go on with it, to its end."""
+    """Run one process: begin the run in ``out``, or resume it, to its end."""
     run, plan = RunDir(out), variant.plan()
     lock = RunLock(run.lock)
     try:
@@ -205,14 +215,14 @@ def advance(out: Path, variant: Variant, seed: int, on_work: Callable[[], None] 
             require_fresh(run, [step.name for step in plan.steps])
             clear(run)
         host = DyingHost(run, variant, seed, on_work)
-        run_steps(plan, host, run, ledger or Ledger.begin(plan, IDENTITY), lambda: write_report(run), start)
+        run_steps(plan, host, Journal(run, host, plan, ledger or Ledger.begin(plan, IDENTITY)), start)
         host.policy.save(out, "config.json")
         close_run(run, keep_last=variant.export_steps == "all")
     finally:
         lock.release()
 
 
-def score(rows: Sequence[float], weights: np.ndarray, model: str) -> ReferenceTable:
+def table_of(rows: Sequence[float], weights: np.ndarray, model: str) -> LogProbTable:
     """The table of these rows under the model w."""
     half_gamma = features(rows) @ weights
     return make_table(-10 + half_gamma, -10 - half_gamma, model, rows)
@@ -224,7 +234,7 @@ def features(rows: Sequence[float]) -> np.ndarray:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file as a host does: in place and in pieces, so that one who dies leaves half of it."""
+    """Write a file as a host does: in place and in pieces, so that a process that dies leaves half of it."""
     path.parent.mkdir(exist_ok=True)
     with path.open("wb", buffering=0) as file:
         for piece in halves(data):

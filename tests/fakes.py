@@ -16,10 +16,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sdpo_plugin.ledger import Ledger, RunDir
+from sdpo_plugin import digests
 from sdpo_plugin.plan import Plan, StepPlan, model_name
-from sdpo_plugin.reference import ReferenceTable
-from sdpo_plugin.runner import EarlyTables, Tables, Training, TrainOutcome, run_steps
+from sdpo_plugin.run_dir.journal import Journal, Tables
+from sdpo_plugin.run_dir.ledger import Ledger
+from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome, run_steps
+from sdpo_plugin.tables import LogProbTable
 
 T = TypeVar("T")
 
@@ -31,41 +34,42 @@ WEIGHTS = "weights.json"
 IDENTITY = {"base_model": {"content of the model": "b" * 64}}
 
 
-# What a host of two steps is asked, from beginning to end.
+# The calls that a host of two steps gets, from beginning to end.
 CALLS = [
-    "score before step 1",
+    "early tables",
     "export the start",
-    "score D_1 by M_0",
-    "score held-out by M_0, called M_0",
+    "table of D_1 by M_0",
+    "held-out tables by M_0, called M_0",
     "settings of step-1",
     "train M_0 on D_1",
     "export M_1 to staging",
-    "progress",
-    "score D_2 by M_1",
-    "score held-out by M_1, called M_1",
+    "report",
+    "table of D_2 by M_1",
+    "held-out tables by M_1, called M_1",
     "settings of step-2",
     "train M_1 on D_2",
     "export M_2 to staging",
-    "progress",
-    "score held-out by M_2, called M_2",
-    "progress",
+    "report",
+    "held-out tables by M_2, called M_2",
+    "report",
 ]
 
 
 class HostDiedError(Exception):
-    """What a ``FakeHost`` raises where it is told to die."""
+    """Raised by a ``FakeHost`` in the call in which it is to die."""
 
 
 class FakeHost:
-    """A ``StepHost`` that says in ``calls`` what it was asked, naming the model it really had.
+    """A ``StepHost`` that records every call in ``calls``, with the model it really had.
 
     Args:
         rows: D_1 … D_T.
         rank: of this process.
         dies_in: the call in which the host dies.
-        early: models that score every D_t before step 1, "M_0" or ``EXTERNAL``, which scores the held-out sets too.
+        early: models that give the log-probs of every D_t before step 1, "M_0" or ``EXTERNAL``, which gives those of
+            the held-out sets too.
         adapter: M_0 is more than the base model: a fresh adapter, which has to be kept.
-        rank_0: the host of rank 0, which has run already, and whose answers this rank is told.
+        rank_0: the host of rank 0, which has run already, and whose answers this rank gets.
     """
 
     def __init__(
@@ -80,41 +84,42 @@ class FakeHost:
         self.rows, self.rank, self.dies_in, self.early, self.adapter = rows, rank, dies_in, early, adapter
         self.theta, self.model = THETA_0, model_name(0)
         self.calls: list[str] = []
-        self.answers: list[Any] = []  # of rank 0, in order: what it tells the other ranks
+        self.answers: list[Any] = []  # of rank 0, in order: what the other ranks get
         self._told = iter(rank_0.answers if rank_0 is not None else [])
         self.rank_0_actions = 0
         self.trainings: list[Training] = []
-        self.scored: list[ReferenceTable] = []
-        self.scored_early: dict[tuple[str, int], ReferenceTable] = {}
+        self.tables: list[LogProbTable] = []
+        self.tables_made_early: dict[tuple[str, int], LogProbTable] = {}
         self.watch: Callable[[str], None] = lambda call: None
         self.after_action: Callable[[], None] = lambda: None
+        self.on_report: Callable[[], None] = lambda: None
 
-    def score_before(self, plan: Plan) -> EarlyTables:
-        self._called("score before step 1")
+    def early_tables(self, plan: Plan) -> EarlyTables:
+        self._called("early tables")
         tables = []
         for model in self.early:
             theta = THETA_EXTERNAL if model == EXTERNAL else THETA_0
             for step, rows in zip(plan.steps, self.rows, strict=True):
-                self.scored_early[model, step.index] = score(rows, theta, model)
-                tables.append((step, self.scored_early[model, step.index]))
-        external = {name: score(rows, THETA_EXTERNAL, EXTERNAL) for name, rows in HELDOUT.items()}
+                self.tables_made_early[model, step.index] = table_of(rows, theta, model)
+                tables.append((step, self.tables_made_early[model, step.index]))
+        external = {name: table_of(rows, THETA_EXTERNAL, EXTERNAL) for name, rows in HELDOUT.items()}
         return EarlyTables(tables, {EXTERNAL: external} if EXTERNAL in self.early else {})
 
-    def score_step(self, step: StepPlan) -> ReferenceTable:
-        self._called(f"score D_{step.index} by {self.model}")
-        self.scored.append(score(self.rows[step.index - 1], self.theta, self.model))
-        return self.scored[-1]
+    def reference_table(self, step: StepPlan) -> LogProbTable:
+        self._called(f"table of D_{step.index} by {self.model}")
+        self.tables.append(table_of(self.rows[step.index - 1], self.theta, self.model))
+        return self.tables[-1]
 
-    def score_heldout(self, model: str) -> dict[str, ReferenceTable]:
-        self._called(f"score held-out by {self.model}, called {model}")
-        return {name: score(rows, self.theta, self.model) for name, rows in HELDOUT.items()}
+    def heldout_tables(self, model: str) -> dict[str, LogProbTable]:
+        self._called(f"held-out tables by {self.model}, called {model}")
+        return {name: table_of(rows, self.theta, self.model) for name, rows in HELDOUT.items()}
 
     def restart_policy(self) -> None:
         self._called(f"restart from {self.model}")
         self.theta, self.model = THETA_0, model_name(0)
 
     @property
-    def trained_with(self) -> list[ReferenceTable]:
+    def trained_with(self) -> list[LogProbTable]:
         return [training.reference for training in self.trainings]
 
     @property
@@ -164,8 +169,9 @@ class FakeHost:
             (directory / WEIGHTS).write_text(json.dumps(self.theta))
             (directory / marker).write_text(json.dumps({"model": self.model}))
 
-    def progress(self) -> None:
-        self._called("progress")
+    def report(self) -> None:
+        self._called("report")
+        self.on_rank_0(self.on_report)
 
     def _called(self, call: str) -> None:
         self.calls.append(call)
@@ -174,16 +180,16 @@ class FakeHost:
             raise HostDiedError(call)
 
 
-def score(rows: Sequence[float], theta: float, model: str) -> ReferenceTable:
+def table_of(rows: Sequence[float], theta: float, model: str) -> LogProbTable:
     """The table of these rows under the model whose number is ``theta``."""
     return make_table(-10 + theta * np.array(rows), -10 - theta * np.array(rows), model, rows)
 
 
 def make_table(
     chosen: Sequence[float] | np.ndarray, rejected: Sequence[float] | np.ndarray, model: str, rows: Sequence[float]
-) -> ReferenceTable:
+) -> LogProbTable:
     """A table with 2 tokens a preferred and 4 a rejected answer."""
-    return ReferenceTable(
+    return LogProbTable(
         np.array(chosen, dtype=np.float32),
         np.array(rejected, dtype=np.float32),
         np.full(len(chosen), 2, dtype=np.int64),
@@ -193,7 +199,7 @@ def make_table(
     )
 
 
-def content(table: ReferenceTable) -> tuple[object, ...]:
+def content(table: LogProbTable) -> tuple[object, ...]:
     """Everything that a table says, to compare it bit for bit."""
     columns = (table.chosen, table.rejected, table.chosen_tokens, table.rejected_tokens)
     return (*((column.dtype, column.tobytes()) for column in columns), table.model, table.rows_digest)
@@ -235,13 +241,21 @@ def of_other_rows(plan: Plan, **changes: object) -> Plan:
 
 
 def run(host: FakeHost, run_dir: RunDir, plan: Plan | None = None) -> Ledger:
-    """Let a new run go to its end."""
+    """A new run, to its end."""
     plan = plan or make_plan()
-    return run_steps(plan, host, run_dir, Ledger.begin(plan, IDENTITY), host.progress)
+    journal = Journal(run_dir, host, plan, Ledger.begin(plan, IDENTITY))
+    run_steps(plan, host, journal)
+    return journal.ledger
+
+
+def with_digest(content: Mapping[str, Any]) -> str:
+    """The file of a JSON record with this content, whatever it is, and a digest that fits."""
+    content = {key: value for key, value in content.items() if key != "digest"}
+    return json.dumps({**content, "digest": digests.of_json(content)})
 
 
 def each_flipped_bit(path: Path) -> Iterator[bytes]:
-    """Flip one bit of a file after the other, in place; what the file holds meanwhile."""
+    """Flip one bit of a file after the other, in place; yield the bytes with that bit flipped."""
     whole = path.read_bytes()
     with path.open("r+b", buffering=0) as file:
         for bit in range(8 * len(whole)):
@@ -253,7 +267,7 @@ def each_flipped_bit(path: Path) -> Iterator[bytes]:
 
 
 def each_cut(path: Path) -> Iterator[int]:
-    """Cut a JSON file one byte shorter at a time, from its last brace on; its size meanwhile."""
+    """Cut a JSON file one byte shorter at a time, from its last brace on; yield its size."""
     for size in reversed(range(len(path.read_bytes().rstrip()))):
         os.truncate(path, size)
         yield size

@@ -1,4 +1,4 @@
-"""Ways to die: at a numbered operation, from inside and outside, and of a full disk."""
+"""Faults: a process killed at a numbered operation, from inside or outside, and a full disk."""
 
 import errno
 import gc
@@ -52,7 +52,7 @@ def before_each_operation(tick: Callable[[str], None]) -> Iterator[None]:
 
 
 class TappedFile:
-    """A file that says so before each write."""
+    """A file that calls ``tick`` before each write."""
 
     def __init__(self, file: Any, tick: Callable[[str], None]) -> None:
         self._file, self._tick = file, tick
@@ -93,7 +93,7 @@ class Counter:
                 self._act()
 
     def work(self) -> None:
-        """An operation that is the host's own: an update, a scoring."""
+        """An operation that is the host's own: an update, a pass for log-probs."""
         self("work")
 
 
@@ -116,7 +116,7 @@ class FullDisk:
 
 
 def fork(work: Callable[[], None]) -> int:
-    """Start ``work`` in a process of its own; its id. Exit code 1: it raised."""
+    """Start ``work`` in a process of its own; return its id. Exit code 1: it raised."""
     pid = os.fork()
     if pid == 0:
         gc.disable()  # it would touch, and so copy, every page of the parent
@@ -124,7 +124,7 @@ def fork(work: Callable[[], None]) -> int:
         try:
             work()
             code = 0
-        except BaseException:  # noqa: BLE001 (whatever it is, this process must not go on as a second pytest)
+        except BaseException:  # noqa: BLE001 (whatever it is, this process must not become a second pytest)
             traceback.print_exc()
             sys.stderr.flush()
         finally:
@@ -133,5 +133,5 @@ def fork(work: Callable[[], None]) -> int:
 
 
 def end_of(pid: int) -> int:
-    """Wait for a process: its exit code, or minus the signal that ended it."""
+    """Wait for a process; return its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

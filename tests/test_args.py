@@ -1,4 +1,4 @@
-"""The `sdpo:` block: what it takes, what it refuses, and with which words."""
+"""The `sdpo:` block: what it takes, what it refuses, and the messages."""
 
 import math
 import re
@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from sdpo_plugin.args import OVERRIDES, PartitionArgs, SDPOArgs, SDPOConfig, StepArgs, parse_block, step_names
+from sdpo_plugin.args import OVERRIDES, PartitionArgs, SDPOArgs, SDPOConfig, StepArgs, step_names
+from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.partition import step_sizes
 
@@ -185,7 +186,7 @@ def test_key_like_no_other_gets_no_guess(block: dict[str, Any], message: str) ->
     assert refusal(block).startswith(message)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     lines = refusal({"foo": 1, "export_steps": "some", "steps": [step(max_steps=0)]}).splitlines()
     assert [line.split(" ")[0] for line in lines] == ["sdpo.steps[0].max_steps:", "sdpo.export_steps:", "sdpo.foo:"]
 

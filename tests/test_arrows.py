@@ -1,4 +1,4 @@
-"""Who may import whom. The tree shows one boundary; this keeps it."""
+"""Who may import whom: module by module in the core, wing by wing in the whole package."""
 
 import ast
 from pathlib import Path
@@ -7,64 +7,117 @@ import pytest
 
 import sdpo_plugin
 
-PACKAGE = Path(sdpo_plugin.__file__).parent
+ROOT = Path(sdpo_plugin.__file__).parent
+PACKAGE = "sdpo_plugin"
 HOST_PACKAGES = ("accelerate", "axolotl", "deepspeed", "peft", "torch", "transformers", "trl")
+MOST_IMPORTS = 15  # modules of this package that one of them needs; more of them are more than one thing
+
+# Each module of the core, and the modules of this package that it may import.
 ALLOWED = {
-    "__init__": {"args", "crash", "errors", "misspelt"},  # and host.plugin, but not before someone asks for the plugin
-    "errors": set(),
-    "names": set(),
-    "stored": set(),
-    "scrub": set(),
-    "content": set(),
-    "files": {"errors"},
-    "args": {"errors", "names"},
-    "bounds": {"errors"},
-    "conflicts": {"errors"},
-    "misspelt": {"args", "crash", "errors"},
-    "overwrites": {"args", "errors", "ledger", "sealed"},
-    "crash": {"errors", "scrub"},
-    "gate": {"errors"},
-    "partition": {"errors"},
-    "plan": {"errors", "files", "names", "stored"},
-    "reference": {"errors", "files"},
-    "rows": set(),
-    "ledger": {"errors", "files", "names", "plan", "stored"},
-    "sealed": {"files", "names", "stored"},
-    "lock": {"errors", "files"},
-    "drift": {"errors", "scrub"},
-    "disk": {"errors", "plan"},
-    "places": {"errors", "files", "ledger", "plan", "sealed"},
-    "resume": {"errors", "files", "ledger", "overwrites", "places", "plan", "sealed"},
-    "tables": {"errors", "files", "ledger", "reference"},
-    "log": {"drift", "files", "ledger", "places", "plan", "reference", "resume", "sealed", "tables"},
-    "runner": {"ledger", "log", "plan", "reference", "resume"},
-    "diagnostics": {"reference"},
-    "notes": {"diagnostics", "plan", "reference"},
-    "render": {"plan"},
-    "report": {
-        *("crash", "diagnostics", "errors", "files", "ledger", "notes"),
-        *("plan", "reference", "render", "stored", "tables"),
-    },
+    "__init__": "args crash errors misspelt",  # and host.plugin, but not before someone asks for the plugin
+    "args": "names",
+    "block": "args errors",
+    "bounds": "errors",
+    "conflicts": "errors",
+    "crash": "errors scrub",
+    "digests": "",
+    "errors": "",
+    "gate": "errors",
+    "local_files": "",
+    "measures": "tables",
+    "misspelt": "args crash errors",
+    "names": "",
+    "partition": "errors",
+    "plan": "names schema text",
+    "rows": "",
+    "schema": "",
+    "scrub": "",
+    "tables": "digests errors",
+    "text": "",
+    "run_dir": "",
+    "run_dir.checkpoints": "errors plan run_dir.ledger run_dir.paths run_dir.sealed",
+    "run_dir.cleanup": "plan run_dir.files run_dir.ledger run_dir.paths run_dir.sealed",
+    "run_dir.disk": "errors text",
+    "run_dir.drift": "errors scrub",
+    "run_dir.files": "errors",
+    "run_dir.fresh": "errors run_dir.checkpoints run_dir.files run_dir.ledger run_dir.paths run_dir.sealed",
+    "run_dir.inputs": "args errors run_dir.paths",
+    "run_dir.journal": (
+        "plan run_dir.checkpoints run_dir.cleanup run_dir.drift run_dir.files run_dir.fresh run_dir.ledger "
+        "run_dir.models run_dir.next_action run_dir.paths run_dir.sealed run_dir.stored run_dir.table_files "
+        "tables"
+    ),
+    "run_dir.ledger": "errors names plan run_dir.paths run_dir.stored schema",
+    "run_dir.lock": "errors run_dir.files",
+    "run_dir.models": "errors run_dir.ledger run_dir.next_action run_dir.paths run_dir.sealed",
+    "run_dir.next_action": "plan run_dir.ledger",
+    "run_dir.paths": "plan",
+    "run_dir.resume": (
+        "errors plan run_dir.checkpoints run_dir.ledger run_dir.models run_dir.next_action run_dir.paths run_dir.sealed"
+    ),
+    "run_dir.sealed": "digests names run_dir.files run_dir.stored schema",
+    "run_dir.stored": "digests run_dir.files",
+    "run_dir.table_files": "errors run_dir.files run_dir.ledger run_dir.paths tables",
+    "report": "",
+    "report.__main__": "crash errors report.build report.render run_dir.files run_dir.paths",
+    "report.build": (
+        "errors measures plan report.notes report.render run_dir.files run_dir.ledger run_dir.paths "
+        "run_dir.table_files tables"
+    ),
+    "report.notes": "measures plan tables",
+    "report.render": "text",
+    "runner": "plan run_dir.journal run_dir.next_action run_dir.resume tables",
 }
-CORE = {"sdpo_plugin"} | {f"sdpo_plugin.{name}" for name in ALLOWED if name != "__init__"}
+
+METHOD = "plan partition rows tables measures gate text digests schema names errors scrub".split()
+CONFIG = "args block bounds conflicts crash local_files misspelt".split()  # what a user writes and sees
+# Each wing, and the wings that it may import; itself goes without saying.
+ARROWS = {
+    "method": set(),
+    "config": {"method"},
+    "run_dir": {"method", "config"},
+    "report": {"method", "config", "run_dir"},
+    "runner": {"method", "run_dir"},
+    "host": {"method", "config", "run_dir", "report", "runner"},
+    "__init__": {"method", "config"},
+}
 
 
-def imported(tree: ast.AST) -> set[str]:
-    """Dotted names that the code imports, wherever in it. `from a import b` may import a.b, so both are given."""
+def name_of(path: Path) -> str:
+    """The dotted name of a module below the package: "plan", "run_dir", "run_dir.ledger"; "__init__" of itself."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+CORE = {PACKAGE} | {f"{PACKAGE}.{name}" for name in ALLOWED if name != "__init__"}
+
+
+def wing_of(name: str) -> str:
+    if name in METHOD:
+        return "method"
+    return "config" if name in CONFIG else name.split(".")[0]
+
+
+def imported(tree: ast.AST, package: str = PACKAGE) -> set[str]:
+    """Dotted names that the code imports, wherever in it; of `from a import b`, a.b where that is a module, else a."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = "sdpo_plugin" + (f".{node.module}" if node.module else "") if node.level else str(node.module)
-            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {
+                f"{base}.{alias.name}" if f"{base}.{alias.name}".removeprefix(f"{PACKAGE}.") in MODULES else base
+                for alias in node.names
+            }
     return names
 
 
 def modules_of(names: set[str]) -> set[str]:
-    """The modules of this package among the names: "plan", "host", …"""
-    tails = {name.split(".")[1] for name in names if name.startswith("sdpo_plugin.")}
-    return {tail for tail in tails if (PACKAGE / f"{tail}.py").exists() or (PACKAGE / tail).is_dir()}
+    """The modules of this package among the names: "plan", "run_dir.ledger", …"""
+    return {name.removeprefix(f"{PACKAGE}.") for name in names} & set(MODULES)
 
 
 def host_packages_of(names: set[str]) -> set[str]:
@@ -72,7 +125,14 @@ def host_packages_of(names: set[str]) -> set[str]:
 
 
 def parse(name: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{name}.py").read_text())
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+def imports_of(name: str) -> set[str]:
+    """The modules of this package that one of them imports."""
+    is_package = MODULES[name].name == "__init__.py"
+    below = name if is_package else name.rpartition(".")[0]
+    return modules_of(imported(parse(name), f"{PACKAGE}.{below}".rstrip(".")))
 
 
 def without_deferred(tree: ast.Module) -> ast.Module:
@@ -86,25 +146,24 @@ def without_deferred(tree: ast.Module) -> ast.Module:
     return ast.Module([node for node in tree.body if not is_deferred(node)], [])
 
 
+# --- module by module ---
+
+
 def test_every_core_module_is_in_the_table() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} == set(ALLOWED)
+    assert {name for name in MODULES if wing_of(name) != "host"} == set(ALLOWED)
 
 
 @pytest.mark.parametrize("name", sorted(set(ALLOWED) - {"__init__"}))
 def test_module_imports_only_what_it_may(name: str) -> None:
-    assert modules_of(imported(parse(name))) <= ALLOWED[name]
+    assert imports_of(name) <= set(ALLOWED[name].split())
 
 
 def test_package_imports_only_what_it_may() -> None:
-    assert modules_of(imported(without_deferred(parse("__init__")))) <= ALLOWED["__init__"]
+    assert modules_of(imported(without_deferred(parse("__init__")))) <= set(ALLOWED["__init__"].split())
 
 
 def test_package_imports_of_the_host_adapter_only_the_plugin() -> None:
-    names = imported(parse("__init__"))
-    assert {name for name in names if name.startswith("sdpo_plugin.host")} == {
-        "sdpo_plugin.host.plugin",
-        "sdpo_plugin.host.plugin.SDPOPlugin",
-    }
+    assert {name for name in imports_of("__init__") if wing_of(name) == "host"} == {"host.plugin"}
 
 
 @pytest.mark.parametrize("name", sorted(ALLOWED))
@@ -112,20 +171,122 @@ def test_core_module_imports_no_host_package(name: str) -> None:
     assert host_packages_of(imported(parse(name))) == set()
 
 
+# --- wing by wing ---
+
+
+def test_every_module_is_in_a_wing() -> None:
+    assert {wing_of(name) for name in MODULES} == set(ARROWS)
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"__init__"}))
+def test_module_imports_only_wings_that_its_own_may(name: str) -> None:
+    wing = wing_of(name)
+    assert {wing_of(found) for found in imports_of(name)} <= {wing, *ARROWS[wing]}
+
+
+def test_package_imports_only_wings_that_it_may() -> None:
+    found = modules_of(imported(without_deferred(parse("__init__"))))
+    assert {wing_of(name) for name in found} <= ARROWS["__init__"]
+
+
+def test_arrows_between_wings_go_one_way() -> None:
+    order = ["method", "config", "run_dir", "report", "runner", "host"]
+    for wing, others in ARROWS.items():
+        if wing != "__init__":
+            assert others <= set(order[: order.index(wing)])
+
+
+# --- the rooms of the host's wing ---
+
+# What each room may import of the host's wing besides itself; the flat modules may import all.
+ROOMS = {
+    "host.engines": set(),
+    "host.data": {"host.engines", "host.patches"},
+    "host.forward": {"host.engines", "host.data", "host.stopping"},
+}
+
+
+def room_of(name: str) -> str:
+    """The room below host/ that a module stands in, or its own name where it stands in none."""
+    return next((room for room in ROOMS if name == room or name.startswith(f"{room}.")), name)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if room_of(name) in ROOMS))
+def test_room_of_the_host_imports_only_what_it_may(name: str) -> None:
+    rooms = {room_of(found) for found in imports_of(name) if found.startswith("host")}
+    assert rooms - {"host"} <= {room_of(name), *ROOMS[room_of(name)]}
+
+
+# --- no module knows too many, and one writes the ledger ---
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_module_imports_few_others(name: str) -> None:
+    assert len(imports_of(name)) <= MOST_IMPORTS
+
+
+def uses(tree: ast.AST, function: str) -> bool:
+    """Whether the code names a function, in an import or as an attribute."""
+    return any(
+        (isinstance(node, ast.ImportFrom) and function in {alias.name for alias in node.names})
+        or (isinstance(node, ast.Attribute) and node.attr == function)
+        for node in ast.walk(tree)
+    )
+
+
+def writes_ledger(tree: ast.AST) -> bool:
+    """Whether a ledger's path is given to a function that writes."""
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name | ast.Attribute)
+        and (node.func.id if isinstance(node.func, ast.Name) else node.func.attr).startswith("write")
+        and any(isinstance(part, ast.Attribute) and part.attr == "ledger" for part in ast.walk(node))
+        for node in ast.walk(tree)
+    )
+
+
+def test_only_journal_and_seals_write_records() -> None:
+    assert {name for name in MODULES if uses(parse(name), "write_record")} == {"run_dir.journal", "run_dir.sealed"}
+
+
+def test_only_the_journal_writes_the_ledger() -> None:
+    assert {name for name in MODULES if writes_ledger(parse(name))} == {"run_dir.journal"}
+
+
+# --- the readers of code that these tests trust ---
+
+
 @pytest.mark.parametrize(
     ("code", "modules"),
     [
-        pytest.param("import sdpo_plugin.report", {"report"}, id="import"),
+        pytest.param("import sdpo_plugin.report.build", {"report.build"}, id="import"),
+        pytest.param("import sdpo_plugin.report.build as build", {"report.build"}, id="import-as"),
         pytest.param("from sdpo_plugin import report, gate", {"report", "gate"}, id="from-package"),
-        pytest.param("from sdpo_plugin.report import build_report", {"report"}, id="from-module"),
+        pytest.param("from sdpo_plugin.report import build", {"report.build"}, id="from-package-below"),
+        pytest.param("from sdpo_plugin.report.build import build_report", {"report.build"}, id="from-module"),
         pytest.param("from . import report", {"report"}, id="relative-package"),
-        pytest.param("from .host.plugin import SDPOPlugin", {"host"}, id="relative-module"),
+        pytest.param("from .host.plugin import SDPOPlugin", {"host.plugin"}, id="relative-module"),
         pytest.param("def f():\n    from sdpo_plugin import report", {"report"}, id="inside-a-function"),
+        pytest.param("if TYPE_CHECKING:\n    from sdpo_plugin import gate", {"gate"}, id="for-types"),
         pytest.param("from sdpo_plugin import __version__", set(), id="not-a-module"),
+        pytest.param("import sdpo_plugin_of_another", set(), id="another-package"),
     ],
 )
 def test_the_reader_of_imports_sees(code: str, modules: set[str]) -> None:
     assert modules_of(imported(ast.parse(code))) == modules
+
+
+@pytest.mark.parametrize(
+    ("code", "modules"),
+    [
+        pytest.param("from . import ledger", {"run_dir.ledger"}, id="beside"),
+        pytest.param("from .ledger import Ledger", {"run_dir.ledger"}, id="from-beside"),
+        pytest.param("from .. import gate", {"gate"}, id="above"),
+        pytest.param("from ..report.build import build_report", {"report.build"}, id="another-package"),
+    ],
+)
+def test_the_reader_of_imports_sees_from_within_a_package(code: str, modules: set[str]) -> None:
+    assert modules_of(imported(ast.parse(code), "sdpo_plugin.run_dir")) == modules
 
 
 @pytest.mark.parametrize(
@@ -134,3 +295,30 @@ def test_the_reader_of_imports_sees(code: str, modules: set[str]) -> None:
 )
 def test_the_reader_of_imports_sees_host_packages(code: str) -> None:
     assert host_packages_of(imported(ast.parse(code))) == {"torch"}
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("from sdpo_plugin.run_dir.stored import write_record", True),
+        ("from sdpo_plugin.run_dir import stored\nstored.write_record(path, ledger, 2)", True),
+        ("from sdpo_plugin.run_dir.stored import read_record", False),
+    ],
+    ids=["import", "attribute", "another"],
+)
+def test_the_reader_of_names_sees(code: str, found: bool) -> None:
+    assert uses(ast.parse(code), "write_record") is found
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("write_record(run.ledger, ledger, 2)", True),
+        ("files.write_json(self._run.ledger, value)", True),
+        ("run.ledger.write_text(content)", True),
+        ("write_json(run.plan, value)", False),
+        ("Ledger.load(run.ledger)", False),
+    ],
+)
+def test_the_reader_of_calls_sees(code: str, found: bool) -> None:
+    assert writes_ledger(ast.parse(code)) is found

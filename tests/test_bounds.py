@@ -78,11 +78,11 @@ def test_what_is_no_number_to_train_with(key: str, value: Any) -> None:
     ids=["empty", "unset", "text", "zeros", "numbers", "shares", "no-block", "other-shapes"],
 )
 def test_numbers_that_pass(cfg: dict[str, Any]) -> None:
-    """What is no number and no text is the host's to refuse."""
+    """A value that is neither a number nor text is left to the host to refuse."""
     check_bounds(cfg)
 
 
-def test_all_are_told_at_once() -> None:
+def test_all_are_reported_at_once() -> None:
     lines = refusal({"num_epochs": 0, "trl": {"beta": -1}, "learning_rate": "fast"}).splitlines()
     assert [line.split(" ")[0] for line in lines] == ["learning_rate:", "num_epochs:", "trl.beta:"]
 

@@ -106,11 +106,11 @@ def test_conflicts_of_training_are_not_looked_at_elsewhere() -> None:
 @pytest.mark.parametrize(
     "cfg", [{"resume_from_checkpoint": "out/c-1"}, {"auto_resume_from_checkpoints": True}], ids=str
 )
-def test_run_may_go_on(cfg: dict[str, object]) -> None:
+def test_resuming_a_run_is_no_conflict(cfg: dict[str, object]) -> None:
     check_conflicts(cfg, ALL)
 
 
-def test_several_conflicts_are_told_in_one_message() -> None:
+def test_several_conflicts_are_reported_in_one_message() -> None:
     lines = refusal({"relora": True, "fsdp": ["full_shard"], "trainer_cls": "my.Trainer"}).splitlines()
     assert [line.split(": ")[1:3] for line in lines] == [
         ["sdpo conflicts with trainer_cls", "'my.Trainer'"],
@@ -152,7 +152,7 @@ def test_nothing_cannot_be_cut_by_rows() -> None:
 
 @pytest.mark.parametrize("nothing", ["", [], {}, 0], ids=repr)
 def test_value_that_says_no_passes(nothing: object) -> None:
-    """What a user writes to switch a feature off is no conflict."""
+    """A value that switches a feature off is no conflict."""
     numbers = {"context_parallel_size", "tensor_parallel_size"}
     check_conflicts({key: nothing for key in CLASHES if key not in numbers}, ALL)
 
@@ -211,7 +211,7 @@ def test_data_sources_that_are_refused(datasets: list[dict[str, Any]] | None, ha
     ],
     ids=["weights", "exo_pair"],
 )
-def test_losses_that_a_step_would_stumble_over(cfg: dict[str, object], message: str) -> None:
+def test_losses_that_cannot_be_computed_are_refused(cfg: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_losses("step orca", cfg)
     assert str(caught.value) == message

@@ -1,4 +1,4 @@
-"""What a user sees of an error of this package: its message, once."""
+"""An error of this package reaches the user as its message, once."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ def refused(run_python: RunPython) -> subprocess.CompletedProcess[str]:
     return run_python(DIE + RAISE, RANK="0", WAIT="30")
 
 
-def test_error_is_told_in_one_message_without_traceback(refused: subprocess.CompletedProcess[str]) -> None:
+def test_error_is_one_message_without_traceback(refused: subprocess.CompletedProcess[str]) -> None:
     assert refused.stderr == "\nConfigError\nsdpo_plugin: relora: True clashes;\nsdpo_plugin: remove relora.\n"
 
 
@@ -103,7 +103,7 @@ def test_lost_peer_of_a_run_of_one_rank_is_an_error_like_others(run_python: RunP
 
 @pytest.fixture
 def earlier_hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A hook that was there before ours; the list says what it was given."""
+    """A hook that was there before ours; the list records what it was given."""
     given: list[str] = []
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -162,7 +162,7 @@ def test_empty_rank_is_rank_0(run_python: RunPython) -> None:
 
 
 def test_uninstall_forgets_the_earlier_hook(earlier_hook: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is installed again later hands on to the hook of that time."""
+    """Installed again later, ours calls the hook that it finds then."""
     crash.install()
     crash.uninstall()
     later: list[str] = []

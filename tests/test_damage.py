@@ -1,4 +1,4 @@
-"""Files of a run that were damaged or forged: they are read as they were written, or refused in words, never else.
+"""Files of a run that were damaged or forged: they are read as they were written, or refused with a message.
 
 And whatever they say, nothing outside of the run directory is removed or written.
 """
@@ -17,15 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo_plugin.errors import OutputError, SDPOError
-from sdpo_plugin.files import fingerprint
-from sdpo_plugin.ledger import Ledger, RunDir
-from sdpo_plugin.plan import Plan
-from sdpo_plugin.report import build_report
-from sdpo_plugin.resume import find_start
-from sdpo_plugin.runner import run_steps
-from sdpo_plugin.sealed import SEAL, Seal, read_seal
-from tests.dead_runs import checkpoint, die
-from tests.fakes import FakeHost, make_plan
+from sdpo_plugin.report.build import build_report
+from sdpo_plugin.run_dir.ledger import Ledger
+from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.resume import find_start
+from sdpo_plugin.run_dir.sealed import SEAL, Seal, read_seal
+from tests.dead_runs import checkpoint, die, resume
+from tests.fakes import FakeHost, with_digest
 
 NESTED: Any = "end"
 for _ in range(150):
@@ -45,7 +43,7 @@ JSON = ODD | st.recursive(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every value in a JSON value, but for the whole."""
+    """The path of every value inside a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield (*path, key)
@@ -89,12 +87,6 @@ def torn(draw: st.DrawFn, whole: bytes) -> bytes:
     return whole[:start] + draw(odd | st.binary(max_size=3)) + whole[end:]
 
 
-def sealed(value: dict[str, Any], key: str) -> bytes:
-    """The file, with a checksum that fits where one can be made."""
-    content = {name: part for name, part in value.items() if name != key}
-    return json.dumps({**content, key: fingerprint(content)}).encode()
-
-
 @pytest.fixture(scope="module")
 def dead(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run that died in step 2, with a checkpoint; beside it stands another run's model of the same kind."""
@@ -104,21 +96,20 @@ def dead(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return run
 
 
-LEDGER, PLAN, SEALED = "sdpo/ledger.json", "sdpo/plan.json", f"step-1/{SEAL}"
+LEDGER, SEALED = "sdpo/ledger.json", f"step-1/{SEAL}"
+PLAN = "sdpo/plan.json"  # a copy for people, which is never read
 READ: dict[str, Callable[[Path], Any]] = {
     LEDGER: Ledger.load,
-    PLAN: Plan.load,
     SEALED: lambda path: read_seal(path.parent),
 }
 REFUSAL = {
-    LEDGER: (OutputError, r"ledger\.json is not a ledger of schema version 1 \(.*restore it, or move the output"),
-    PLAN: (OutputError, r"plan\.json cannot be read: .*; restore it, or resume the run, which writes it again\."),
+    LEDGER: (OutputError, r"ledger\.json is not a ledger of schema version 2 \(.*restore it, or move the output"),
     SEALED: (ValueError, r"its seal is damaged \("),
 }
 
 
 def loaded(run: RunDir, name: str) -> Any:
-    """What the file holds; None where it is refused as it should be."""
+    """The content of the file; None where it is refused as it should be."""
     kind, words = REFUSAL[name]
     try:
         return READ[name](run.root / name)
@@ -149,7 +140,7 @@ def in_place(dead: RunDir) -> Callable[[str, bytes, Callable[[], None]], None]:
 @given(data=st.data())
 def test_torn_file_is_equal_or_refused(dead: RunDir, in_place: Any, name: str, data: st.DataObject) -> None:
     whole = loaded(dead, name)
-    assert isinstance(whole, Ledger | Plan | Seal)
+    assert isinstance(whole, Ledger | Seal)
 
     def check() -> None:
         assert loaded(dead, name) in (None, whole)
@@ -160,7 +151,7 @@ def test_torn_file_is_equal_or_refused(dead: RunDir, in_place: Any, name: str, d
 @pytest.mark.parametrize("name", READ)
 @given(data=st.data())
 def test_edited_file_is_equal_or_refused(dead: RunDir, in_place: Any, name: str, data: st.DataObject) -> None:
-    """Without the checksum being made again."""
+    """The digest stays that of the file before the edit."""
     whole = loaded(dead, name)
     edited = data.draw(changed(json.loads((dead.root / name).read_bytes())))
 
@@ -170,45 +161,41 @@ def test_edited_file_is_equal_or_refused(dead: RunDir, in_place: Any, name: str,
     in_place(name, json.dumps(edited).encode(), check)
 
 
-CHECKSUM = {LEDGER: "checksum", PLAN: "fingerprint", SEALED: "digest"}
-
-
-def forged_plan(value: dict[str, Any]) -> bytes:
-    content = {key: part for key, part in value.items() if key not in ("schema_version", "fingerprint")}
-    return json.dumps({**value, "fingerprint": fingerprint(content)}).encode()
-
-
 @pytest.mark.parametrize("name", READ)
 @given(data=st.data())
 def test_forged_file_is_read_or_refused(dead: RunDir, in_place: Any, name: str, data: st.DataObject) -> None:
-    """With a checksum that fits: types, names and the order of things are looked at too."""
+    """With a digest that fits: types, names and order are checked too."""
     value = data.draw(changed(json.loads((dead.root / name).read_bytes())))
-    forged = forged_plan(value) if name == PLAN else sealed(value, CHECKSUM[name])
-    in_place(name, forged, lambda: loaded(dead, name))
+    in_place(name, with_digest(value).encode(), lambda: loaded(dead, name))
+
+
+@given(data=st.data())
+def test_plan_json_may_hold_anything(dead: RunDir, in_place: Any, data: st.DataObject) -> None:
+    """Start and report depend on the ledger alone."""
+    start, report = find_start(dead), build_report(dead)
+
+    def check() -> None:
+        assert (find_start(dead), build_report(dead)) == (start, report)
+
+    in_place(PLAN, data.draw(torn((dead.root / PLAN).read_bytes())), check)
 
 
 @pytest.mark.parametrize("name", READ)
 @given(data=st.data())
-def test_run_with_a_forged_file_goes_on_or_says_why_not_and_touches_nothing_outside(
+def test_run_with_a_forged_file_is_resumed_or_says_why_not_and_touches_nothing_outside(
     dead: RunDir, tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
 ) -> None:
-    """The whole way: where it begins, its steps, its report, and what it removes."""
+    """The whole run: where it begins, its steps, its report, and what it removes."""
     folder = tmp_path_factory.mktemp("forged")
     run = RunDir(Path(shutil.copytree(dead.root, folder / "out")))
     victim = shutil.copytree(dead.root / "step-1", folder / "victim" / "step-1")
     value = data.draw(changed(json.loads((run.root / name).read_bytes())))
-    (run.root / name).write_bytes(forged_plan(value) if name == PLAN else sealed(value, CHECKSUM[name]))
+    (run.root / name).write_text(with_digest(value))
     before = sorted(victim.rglob("*"))
     host = FakeHost()
-    for act in (lambda: build_report(run), lambda: go_on(run, host), lambda: build_report(run)):
+    for act in (lambda: build_report(run), lambda: resume(run, host), lambda: build_report(run)):
         with suppress(SDPOError):
             act()
     assert sorted(victim.rglob("*")) == before
     assert sorted(path.name for path in folder.iterdir()) == ["out", "victim"]
     shutil.rmtree(folder)
-
-
-def go_on(run: RunDir, host: FakeHost) -> None:
-    start = find_start(run)
-    assert start.ledger is not None
-    run_steps(make_plan(), host, run, start.ledger, host.progress, start)

@@ -1,4 +1,4 @@
-"""A run may die anywhere: what it ends with when it goes on is what it would have ended with, bit for bit."""
+"""A run may die anywhere: what it ends with when it is resumed is what it would have ended with, bit for bit."""
 
 import json
 import os
@@ -15,16 +15,19 @@ from typing import Any
 import pytest
 
 from sdpo_plugin.errors import SDPOError
-from sdpo_plugin.ledger import Ledger, RunDir
-from sdpo_plugin.reference import ReferenceTable
-from sdpo_plugin.report import build_report
-from sdpo_plugin.resume import checkpoints, find_start
-from sdpo_plugin.sealed import flaw, read_seal
+from sdpo_plugin.report.build import build_report
+from sdpo_plugin.run_dir.checkpoints import checkpoints
+from sdpo_plugin.run_dir.ledger import Ledger
+from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.resume import find_start
+from sdpo_plugin.run_dir.sealed import flaw, read_seal
+from sdpo_plugin.run_dir.table_files import load_table
 from tests.dying_host import EPOCHS, EVERY, ROWS, Variant, advance
 from tests.fakes import EXTERNAL, IDENTITY
 from tests.faults import Counter, FullDisk, before_each_operation, die, end_of, fork
 
-SECONDS = ("score_seconds", "train_seconds", "export_seconds")
+SECONDS = ("log_probs_seconds", "train_seconds", "export_seconds")
+REPORTED_SECONDS = ("score_seconds", "train_seconds", "export_seconds")
 DEFAULT = Variant()
 # Every reference, every start, and both ways to keep models.
 OTHERS = [
@@ -40,7 +43,7 @@ Baseline = Callable[[Variant, int], dict[str, Any]]
 
 @pytest.fixture
 def runs() -> Iterator[Path]:
-    """A directory for hundreds of runs: in memory where there is such a place, and gone at once."""
+    """A directory for hundreds of runs: in memory where possible, and removed after the test."""
     memory = Path("/dev/shm")
     place = memory if os.access(memory, os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=place, prefix="sdpo-death-") as directory:
@@ -49,7 +52,7 @@ def runs() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Baseline:
-    """What an uninterrupted run ends with whose adapter was drawn with this seed."""
+    """The result of an uninterrupted run whose adapter was drawn with this seed."""
 
     @cache
     def result(variant: Variant, seed: int) -> dict[str, Any]:
@@ -61,65 +64,68 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Baseline:
 
 
 def result_of(out: Path) -> dict[str, Any]:
-    """Everything that a run leaves, but for wall time, its random name, and checkpoints."""
+    """Everything that a run leaves, but for wall time, its run id, and checkpoints."""
     run = RunDir(out)
     ledger, report = Ledger.load(run.ledger), build_report(run)
-    steps = [asdict(step) for step in ledger.steps]
-    for step in (*steps, *report["steps"]):
-        assert all(step.pop(key) > 0 for key in SECONDS)
-    assert read_seal(run.start).about == {"run": ledger.run, "model": "M_0"}
+    records = [asdict(record) for record in ledger.records]
+    assert all(record.pop(key) > 0 for record in records for key in SECONDS)
+    assert all(step.pop(key) > 0 for step in report["steps"] for key in REPORTED_SECONDS)
+    assert read_seal(run.start).about == {"run": ledger.run_id, "model": "M_0"}
     assert read_seal(out).digest == ledger.final
     return {
         "weights": (out / "weights.bin").read_bytes(),
         "counts": json.loads((out / "config.json").read_bytes())["counts"],
         "seed": json.loads((run.start / "adapter_config.json").read_bytes())["seed"],
-        "ledger": {**asdict(ledger), "run": "", "final": "", "exports": sorted(ledger.exports), "steps": steps},
+        "ledger": {
+            **asdict(ledger),
+            **{"run_id": "", "final": "", "exports": sorted(ledger.exports), "records": records},
+        },
         "final": read_seal(out).files,
-        "tables": {key: ReferenceTable.load(out / key).checksum() for key in ledger.tables},
-        "models": {step.name: read_seal(run.step(step)).files for step in ledger.steps if step.kept},
+        "tables": {key: load_table(out / key).digest() for key in ledger.tables},
+        "models": {step.name: read_seal(run.step(step)).files for step, record in ledger.steps if record.kept},
         "report": report,
         "files": sorted(
             str(path.relative_to(out))
             for path in out.rglob("*")
-            if path.is_file() and "checkpoint-" not in str(path) and path.suffix != ".tmp"  # a killed write's rest
+            if path.is_file() and "checkpoint-" not in str(path) and path.suffix != ".tmp"  # left by a killed write
         ),
     }
 
 
 def require_same(out: Path, variant: Variant, baseline: Baseline) -> None:
-    """The run in ``out`` ended as an uninterrupted one with the adapter that was kept."""
+    """Assert that the run in ``out`` ended as an uninterrupted one with the adapter that was kept."""
     found = result_of(out)
     assert found == baseline(variant, found["seed"])
-    # The comparison would not notice what is wrong with both.
+    # The comparison would not notice an error that both have.
     assert found["counts"] == variant.counts()
     assert found["tables"] == found["ledger"]["tables"]
     ledger, num_steps = found["ledger"], variant.num_steps
     assert (ledger["prepared"], ledger["finished"], ledger["saved"]) == (True, True, True)
-    assert ledger["plan_fingerprint"] == variant.plan().fingerprint()
+    assert ledger["plan"] == asdict(variant.plan())
     assert ledger["identity"] == IDENTITY
     assert ledger["exports"] == [f"M_{index}" for index in range(num_steps + 1)]
-    assert [(step["state"], step["num_optimizer_steps"], step["kept"]) for step in ledger["steps"]] == [
+    assert [(found["state"], found["num_optimizer_steps"], found["kept"]) for found in ledger["records"]] == [
         ("exported", EPOCHS * len(rows), variant.export_steps == "all") for rows in variant.rows
     ]
 
 
 def require_whole(out: Path) -> None:
-    """What the ledger of a dead run vouches for is on disk, and a place to go on from is found."""
+    """Assert that all that the ledger of a dead run vouches for is on disk, and that the run can be resumed."""
     run = RunDir(out)
     if not run.ledger.exists():
         return
     ledger = Ledger.load(run.ledger)
-    for key, checksum in ledger.tables.items():
-        assert ReferenceTable.load(out / key).checksum() == checksum
-    places = {"M_0": run.start} | {f"M_{step.index}": run.step(step) for step in ledger.steps}
-    gone = {f"M_{step.index}" for step in ledger.steps if not step.kept}
+    for key, digest in ledger.tables.items():
+        assert load_table(out / key).digest() == digest
+    places = {"M_0": run.start} | {f"M_{step.index}": run.step(step) for step in ledger.plan.steps}
+    gone = {f"M_{step.index}" for step, record in ledger.steps if not record.kept}
     for model in set(ledger.exports) - gone:
-        assert flaw(places[model], {"run": ledger.run, "model": model}, ledger.exports[model]) is None
+        assert flaw(places[model], {"run": ledger.run_id, "model": model}, ledger.exports[model]) is None
     find_start(run)
 
 
 def live(out: Path, variant: Variant, seed: int, kill_at: int = 0) -> int:
-    """One process's life, killed at this operation; how it ended."""
+    """Run one process, killed at this operation; return how it ended."""
 
     def work() -> None:
         counter = Counter(kill_at, die)
@@ -137,16 +143,16 @@ def num_operations(out: Path, variant: Variant) -> int:
 
 
 def spread(number: int, end: int, seed: int) -> list[int]:
-    """So many numbers of 1 … ``end``, one from each part of it."""
+    """Random numbers from 1 … ``end``, one from each of ``number`` equal parts."""
     draw = random.Random(seed)
     return [draw.randint(part * end // number + 1, (part + 1) * end // number) for part in range(number)]
 
 
-# --- what the fake is worth ---
+# --- the fake host itself ---
 
 
 def test_adapter_is_drawn_anew_in_each_process_and_decides_the_result(baseline: Baseline) -> None:
-    """Else the tests below would not notice a resumed run that forgot the M_0 it began with."""
+    """Otherwise the tests below would not notice a resumed run that does not have the M_0 it began with."""
     assert baseline(DEFAULT, 1)["weights"] != baseline(DEFAULT, 2)["weights"]
     assert baseline(DEFAULT, 1)["seed"] == 1
 
@@ -204,7 +210,7 @@ def test_killed_again_and_again(runs: Path, baseline: Baseline, variant: Variant
 
 
 def test_killed_at_any_operation_of_the_end(runs: Path, baseline: Baseline) -> None:
-    """Where M_T, its double and the ledger's last word are written and the double is removed."""
+    """Where M_T, its double and the last state of the ledger are written and the double is removed."""
     variant = Variant(export_steps="last")
     end = num_operations(runs / "count", variant)
     for at in range(end - 24, end + 1):
@@ -251,7 +257,7 @@ class Dead:
 def dead(runs: Path) -> Dead:
     """Killed before update 8 of step 3."""
     out, updates = runs / "out", EPOCHS * (len(ROWS[0]) + len(ROWS[1])) + 7
-    works = 3 + 3 + updates + 1  # scorings of rows, of held-out sets, updates, and the one that is not made
+    works = 3 + 3 + updates + 1  # tables of rows, of held-out sets, updates, and the one that is not made
     counter = Counter(works, die)
     assert end_of(fork(lambda: advance(out, DEFAULT, 1, counter.work))) == KILLED
     found = checkpoints(out / "step-3")
@@ -261,7 +267,7 @@ def dead(runs: Path) -> Dead:
 
 @pytest.mark.parametrize("damaged", [1, 2], ids=["newest", "both"])
 @pytest.mark.parametrize("name", ["weights.bin", "optimizer.bin", "state/state.json", "sdpo_seal.json"])
-def test_checkpoint_with_a_flipped_bit_is_not_gone_on_from(
+def test_run_is_not_resumed_from_a_checkpoint_with_a_flipped_bit(
     dead: Dead, baseline: Baseline, name: str, damaged: int
 ) -> None:
     for checkpoint in dead.checkpoints[-damaged:]:
@@ -272,7 +278,7 @@ def test_checkpoint_with_a_flipped_bit_is_not_gone_on_from(
     require_same(dead.out, DEFAULT, baseline)
 
 
-def test_step_goes_on_from_its_newest_checkpoint_and_repeats_nothing_else(dead: Dead, baseline: Baseline) -> None:
+def test_step_is_resumed_from_its_newest_checkpoint_and_repeats_nothing_else(dead: Dead, baseline: Baseline) -> None:
     worked: list[str] = []
     advance(dead.out, DEFAULT, 2, lambda: worked.append("work"))
     # updates 7 to 10 of step 3, and the held-out sets once more

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from sdpo_plugin.disk import GIB, DiskNeed, kept_checkpoints, models_at_once, require_space
 from sdpo_plugin.errors import OutputError
+from sdpo_plugin.run_dir.disk import GIB, DiskNeed, kept_checkpoints, models_at_once, require_space
 
 # 3 exports of 2 GiB, the final model of 2 GiB, and 4 checkpoints of 6 GiB: 6 + 2 + 24
 NEED = DiskNeed(models=3, model_bytes=2 * GIB, checkpoints=4, checkpoint_bytes=6 * GIB)

@@ -1,4 +1,4 @@
-"""The documents say what is so: keys, defaults and values of the `sdpo:` block, and links that lead somewhere."""
+"""The documents are right about keys, defaults and values of the `sdpo:` block, and their links lead somewhere."""
 
 import re
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def rows(section: str) -> dict[str, tuple[str, str]]:
 
 
 def default_of(field: FieldInfo) -> str:
-    """As the table has it: the value, or what the description says stands in for None."""
+    """The default as the table shows it: the value, or what the description says in place of None."""
     if field.is_required():
         return "required"
     if field.default is not None:
@@ -40,7 +40,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def parts(annotation: Any) -> Iterator[Any]:
-    """Everything that an annotation is made of."""
+    """The annotation and every part of it."""
     yield annotation
     for part in (*get_args(annotation), *getattr(annotation, "metadata", ())):
         if get_origin(annotation) is not Literal:
@@ -48,7 +48,7 @@ def parts(annotation: Any) -> Iterator[Any]:
 
 
 def constraints(field: FieldInfo) -> set[str]:
-    """What the value's column has to show: the values of a closed list, the bounds of a number."""
+    """The text that the value's column has to show: the values of a closed list, the bounds of a number."""
     found = set()
     for part in (part for source in (field.annotation, *field.metadata) for part in parts(source)):
         if get_origin(part) is Literal:
@@ -76,13 +76,13 @@ def test_table_has_values_and_bounds(section: str) -> None:
 
 
 def test_bounds_are_found() -> None:
-    """The comparison above compares something."""
+    """Shows that the comparison above has something to compare."""
     assert constraints(StepArgs.model_fields["dpo_label_smoothing"]) == {"≥ 0", "< 0.5"}
     assert constraints(SDPOConfig.model_fields["export_steps"]) == {"`all`", "`last`"}
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link into a page can name: its headings, as they are turned into anchors."""
+    """The anchors of a page, which links into it can name: its headings, rewritten."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

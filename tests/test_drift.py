@@ -1,12 +1,19 @@
-"""What may change between two lives of a run, and what may not: examples written by hand."""
+"""Settings that may change before a run is resumed, and settings that may not: examples written by hand."""
 
 import re
 from typing import Any
 
 import pytest
 
-from sdpo_plugin.drift import changes, require_same_run, require_same_step, run_settings, step_settings, without_secrets
 from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.run_dir.drift import (
+    changes,
+    require_same_run,
+    require_same_step,
+    run_settings,
+    step_settings,
+    without_secrets,
+)
 
 CONFIG = {
     "output_dir": "out",
@@ -142,7 +149,7 @@ def test_tuples_become_lists_and_keys_strings_as_in_json() -> None:
     assert without_secrets({1: (1, 2)}) == {"1": [1, 2]}
 
 
-# --- telling what has changed ---
+# --- naming what has changed ---
 
 
 def test_changes_name_key_and_both_values_in_order() -> None:
@@ -181,7 +188,7 @@ def test_run_with_other_facts_is_refused_with_a_line_for_each() -> None:
     before = {"base_model": {"content": "a" * 64}, "config": {"lora_r": 8, "bf16": True}, "rows": {"source 1": "x"}}
     now = {"base_model": {"content": "b" * 64}, "config": {"lora_r": 16, "bf16": True}, "new": {"a": "b"}}
     assert refusal(before, now) == (
-        "the run in output_dir cannot go on: since it began this has changed:\n"
+        "the run in output_dir cannot be resumed: since it began this has changed:\n"
         "  base_model: content is bbbbbbbbbbbb…, and it was aaaaaaaaaaaa…\n"
         "  config: lora_r is 16, and it was 8\n"
         "  rows: source 1 is not set, and it was 'x'\n"
@@ -193,7 +200,7 @@ def test_newer_host_does_not_cost_the_run() -> None:
     require_same_run({"versions": {"trl": "1.9.0"}, "a": {}}, {"versions": {"trl": "1.9.1", "peft": "1"}, "a": {}})
 
 
-def test_run_with_the_same_facts_goes_on() -> None:
+def test_run_with_the_same_facts_is_resumed() -> None:
     facts = {"base_model": {"content": "a" * 64}, "config": {"lora_r": 8}}
     require_same_run(facts, {"config": {"lora_r": 8}, "base_model": {"content": "a" * 64}})
 
@@ -202,7 +209,7 @@ def test_step_with_other_hyper_parameters_is_refused() -> None:
     before, now = {"learning_rate": 1e-6, "rl_beta": 0.1}, {"learning_rate": 5e-7, "rl_beta": 0.1}
     for from_checkpoint in (False, True):
         assert refusal("orca", before, now, from_checkpoint, check=require_same_step) == (
-            "step orca cannot go on: since it began this has changed:\n"
+            "step orca cannot be resumed: since it began this has changed:\n"
             f"  learning_rate is 5e-07, and it was 1e-06\n{REMEDY}"
         )
 
@@ -216,5 +223,5 @@ def test_how_batches_are_shared_out_binds_only_a_half_trained_step(key: str) -> 
     assert re.search(rf"\n  {key} is 2, and it was 1\nPut", message)
 
 
-def test_step_with_the_same_settings_goes_on() -> None:
+def test_step_with_the_same_settings_is_resumed() -> None:
     require_same_step("orca", step_settings(CONFIG), step_settings({**CONFIG, "save_steps": 99}), from_checkpoint=True)

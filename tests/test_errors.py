@@ -23,7 +23,7 @@ def test_kind_of_error(error: type[Exception], kind: type[Exception]) -> None:
 
 
 def test_no_error_is_an_import_error() -> None:
-    """Axolotl goes on without a plugin that raises one."""
+    """Axolotl trains without a plugin that raises one."""
     family = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     assert len(family) == 9
     assert [kind for kind in family if issubclass(kind, ImportError)] == []

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_plugin.files import canonical_json, fingerprint, sampled_digest, write_bytes, write_json
+from sdpo_plugin.run_dir.files import write_bytes, write_json
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
@@ -141,66 +141,3 @@ def test_write_json_refuses_what_is_not_json(tmp_path: Path, value: float) -> No
     with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
         write_json(path, {"loss": value})
     assert path.read_text() == "old"
-
-
-def test_canonical_json_is_sorted_and_dense() -> None:
-    assert canonical_json({"b": [1, 2.5], "a": {"d": None, "c": "γ"}}) == b'{"a":{"c":"\\u03b3","d":null},"b":[1,2.5]}'
-
-
-def test_canonical_json_refuses_nan() -> None:
-    with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
-        canonical_json({"learning_rate": math.nan})
-
-
-def test_fingerprint_is_the_sha_256_of_the_canonical_json() -> None:
-    # printf '{"a":1,"b":[]}' | sha256sum
-    expected = "f87e4099e9be5e75094e0a4f46d3dc18a9c37429314a5a2490fb78d31e7e170c"
-    assert fingerprint({"b": [], "a": 1}) == fingerprint({"a": 1, "b": []}) == expected
-    assert fingerprint({"a": 1, "b": None}) != expected
-
-
-# --- a digest of samples ---
-
-BLOCK = 65536
-WHOLE = 16 * BLOCK  # bytes up to which a file counts whole
-
-
-def digest_of(directory: Path, **files: bytes | bytearray) -> str:
-    directory.mkdir(exist_ok=True)
-    for name, data in files.items():
-        (directory / name).write_bytes(data)
-    return sampled_digest(directory / name for name in files)
-
-
-@pytest.mark.parametrize("place", [0, 1, WHOLE // 2, WHOLE - 1])
-def test_small_file_counts_to_the_last_bit(tmp_path: Path, place: int) -> None:
-    data = bytearray(WHOLE)
-    before = digest_of(tmp_path, w=data)
-    data[place] ^= 1
-    assert digest_of(tmp_path, w=data) != before
-
-
-def test_names_sizes_and_files_count_and_their_order_and_place_do_not(tmp_path: Path) -> None:
-    digests = [
-        digest_of(tmp_path / "1", a=b"x", b=b"y"),
-        digest_of(tmp_path / "2", b=b"y", a=b"x"),
-        digest_of(tmp_path / "3", a=b"x", c=b"y"),
-        digest_of(tmp_path / "4", a=b"x"),
-        digest_of(tmp_path / "5", a=b"xy", b=b""),
-        digest_of(tmp_path / "6"),
-    ]
-    assert digests[0] == digests[1]
-    assert len(set(digests)) == 5
-
-
-def test_large_file_is_sampled_from_its_first_byte_to_its_last(tmp_path: Path) -> None:
-    """16 blocks begin 30 blocks / 15 = 2 blocks apart: every other block is read."""
-    data = bytearray(31 * BLOCK)
-    before = digest_of(tmp_path, w=data)
-    for number in range(31):
-        for place in (number * BLOCK, (number + 1) * BLOCK - 1):
-            data[place] ^= 1
-            assert (digest_of(tmp_path, w=data) != before) is (number % 2 == 0)
-            data[place] ^= 1
-    assert digest_of(tmp_path, w=data) == before
-    assert digest_of(tmp_path, w=data + b"\x00") != before

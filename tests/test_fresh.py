@@ -1,24 +1,19 @@
-"""Beginning afresh in a directory, models that are not kept, and the end of a run."""
+"""A new run may begin only where it overwrites no work of another run."""
 
-import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.ledger import Ledger, RunDir
-from sdpo_plugin.resume import Action, Start, clear, close_run, find_start, require_fresh, sweep
-from sdpo_plugin.runner import run_steps
-from sdpo_plugin.sealed import SEAL, read_seal
-from tests.dead_runs import checkpoint, die, ledger_of
-from tests.fakes import D_1, IDENTITY, FakeHost, make_plan
+from sdpo_plugin.run_dir.fresh import require_fresh, require_no_foreign_model
+from sdpo_plugin.run_dir.paths import RunDir
+from tests.dead_runs import checkpoint, die, ledger_of, save_ledger
 
-GO_ON = "set auto_resume_from_checkpoints: true"
+TO_RESUME = "set auto_resume_from_checkpoints: true"
 
 
 def save_states(run: RunDir, *states: str) -> None:
-    ledger_of((True, states, False, False)).save(run.ledger)
+    save_ledger(run, ledger_of((True, states, False, False)))
 
 
 def fresh(run: RunDir) -> None:
@@ -30,10 +25,10 @@ def test_output_directory_without_a_ledger_is_fresh(run_dir: RunDir) -> None:
     assert not run_dir.root.exists()
 
 
-@pytest.mark.parametrize("state", ["planned", "scored", "training"])
+@pytest.mark.parametrize("state", ["planned", "referenced", "training"])
 def test_output_directory_without_a_finished_step_is_fresh(run_dir: RunDir, state: str) -> None:
     save_states(run_dir, state, "planned")
-    (run_dir.root / "step-1" / "checkpoint-3").mkdir(parents=True)  # torn: nobody could go on from it
+    (run_dir.root / "step-1" / "checkpoint-3").mkdir(parents=True)  # torn: no run can be resumed from it
     fresh(run_dir)
 
 
@@ -52,8 +47,8 @@ def test_output_directory_with_finished_steps_is_refused(run_dir: RunDir, states
     save_states(run_dir, *states)
     expected = (
         f"output_dir: {str(run_dir.root)!r} holds finished steps of an earlier run ({names}), and training from the "
-        f"start would overwrite them; {GO_ON} to go on where it stopped, or set another output_dir, or move or delete "
-        "this one."
+        f"start would overwrite them; {TO_RESUME} to resume where it stopped, or set another output_dir, or move or "
+        "delete this one."
     )
     with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
         fresh(run_dir)
@@ -66,8 +61,8 @@ def test_output_directory_with_a_half_trained_step_is_refused(run_dir: RunDir) -
     (run_dir.root / "step-1" / "checkpoint-11").mkdir()
     expected = (
         f"output_dir: {str(run_dir.root)!r} holds a half-trained step of an earlier run ({newest}), and training from "
-        f"the start would overwrite them; {GO_ON} to go on where it stopped, or set another output_dir, or move or "
-        "delete this one."
+        f"the start would overwrite them; {TO_RESUME} to resume where it stopped, or set another output_dir, or move "
+        "or delete this one."
     )
     with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
         fresh(run_dir)
@@ -88,70 +83,65 @@ def test_model_in_the_place_of_a_step_is_not_overwritten(run_dir: RunDir, marker
 
 def test_output_directory_with_a_torn_ledger_is_not_fresh(run_dir: RunDir) -> None:
     run_dir.ledger.parent.mkdir(parents=True)
-    run_dir.ledger.write_text('{"schema_version": 1, "steps"')
-    with pytest.raises(OutputError, match=re.escape(f"{run_dir.ledger} is not a ledger of schema version 1 (")):
+    run_dir.ledger.write_text('{"schema_version": 2, "records"')
+    with pytest.raises(OutputError, match=re.escape(f"{run_dir.ledger} is not a ledger of schema version 2 (")):
         fresh(run_dir)
 
 
-def tree(root: Path) -> set[str]:
-    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+# --- models of other runs ---
 
 
-def test_clearing_takes_what_a_run_that_came_to_nothing_has_left(run_dir: RunDir) -> None:
-    die(run_dir, "train M_0 on D_1", FakeHost(adapter=True, early=["M_0"]))
-    for path in (run_dir.pool(1), run_dir.staging / "half.bin", run_dir.root / "mine.txt", run_dir.lock):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    clear(run_dir)
-    assert tree(run_dir.root) == {"mine.txt", "sdpo/plan.json", "sdpo/lock"}
-    clear(run_dir)  # nothing to do
+def put(run: RunDir, *names: str) -> None:
+    for name in names:
+        (run.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.root / name).write_text("{}")
 
 
-# --- models that are not kept, and the end ---
+FOREIGN = [
+    "config.json",
+    "adapter_config.json",
+    "model.safetensors",
+    "model-00001-of-00002.safetensors",
+    "adapter_model.safetensors",
+    "pytorch_model.bin",
+]
 
 
-def finish(run: RunDir, num_steps: int = 3) -> Ledger:
-    rows = [D_1] * num_steps
-    host = FakeHost(rows)
-    return run_steps(make_plan(rows), host, run, Ledger.begin(make_plan(rows), IDENTITY), host.progress)
+@pytest.mark.parametrize("name", [*FOREIGN, "checkpoint-12/config.json"])
+def test_model_of_another_run_is_not_overwritten(run_dir: RunDir, name: str) -> None:
+    put(run_dir, name)
+    expected = (
+        f"output_dir: {str(run_dir.root)!r} holds a model of another run ({name.split('/')[0]}), which this run would "
+        "overwrite; set another output_dir, or move or delete that model."
+    )
+    with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
+        require_fresh(run_dir, [])
 
 
-def test_sweep_removes_the_models_that_the_ledger_says_are_gone(run_dir: RunDir) -> None:
-    ledger = finish(run_dir)
-    checkpoint(run_dir, 2, 5)
-    sweep(run_dir, ledger)
-    assert {f"step-{step}/config.json" for step in (1, 2, 3)} <= tree(run_dir.root)
-    sweep(run_dir, ledger.record(2, kept=False))
-    assert {path for path in tree(run_dir.root) if path.startswith("step-2")} == {
-        "step-2/checkpoint-5/model.bin",
-        f"step-2/checkpoint-5/{SEAL}",
-    }
-    assert {"step-1/config.json", "step-3/config.json"} <= tree(run_dir.root)
+def test_model_of_many_files_is_named_by_three(run_dir: RunDir) -> None:
+    put(run_dir, *FOREIGN)
+    with pytest.raises(
+        OutputError, match=re.escape("(adapter_config.json, adapter_model.safetensors, config.json and 3 more)")
+    ):
+        require_no_foreign_model(run_dir)
 
 
-@pytest.mark.parametrize("keep_last", [True, False])
-def test_closing_a_run_records_it_and_takes_away_the_double(run_dir: RunDir, keep_last: bool) -> None:
-    before = finish(run_dir)
-    close_run(run_dir, keep_last)
-    final = read_seal(run_dir.root)
-    assert final.about == {"run": before.run, "model": "M_3"}
-    expected = dataclasses.replace(before, saved=True, final=final.digest).record(3, kept=keep_last)
-    assert Ledger.load(run_dir.ledger) == expected
-    assert ("step-3/config.json" in tree(run_dir.root)) is keep_last
-    assert {"step-1/config.json", "step-2/config.json"} <= tree(run_dir.root)
-    close_run(run_dir, keep_last)
-    assert Ledger.load(run_dir.ledger) == expected
+@pytest.mark.parametrize("name", ["debug.log", "runs/events", "notes.txt", "base/config.json", "checkpoint-notes/a"])
+def test_other_files_are_no_model(run_dir: RunDir, name: str) -> None:
+    put(run_dir, name)
+    require_fresh(run_dir, [])
 
 
-def test_double_goes_only_when_the_ledger_says_so(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a run that died in between would look for M_T in vain."""
-    finish(run_dir)
+def test_configs_that_the_host_has_put_beside_a_run_are_no_model(run_dir: RunDir) -> None:
+    """The host writes them before it trains; a run that died then has no ledger yet."""
+    put(run_dir, "sdpo/lock", "config.json", "adapter_config.json", "tokenizer.json")
+    require_fresh(run_dir, [])
+    put(run_dir, "model.safetensors")
+    with pytest.raises(OutputError, match=re.escape("(model.safetensors)")):
+        require_fresh(run_dir, [])
 
-    def fail(self: Ledger, path: Path) -> None:
-        raise OSError("No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "save", fail)
-        with pytest.raises(OSError, match="No space left"):
-            close_run(run_dir, keep_last=False)
-    assert find_start(run_dir) == Start(Ledger.load(run_dir.ledger), Action("save", 0, "M_3"), run_dir.root / "step-3")
+def test_model_beside_a_ledger_is_the_runs_own(run_dir: RunDir) -> None:
+    put(run_dir, "model.safetensors", "config.json")
+    save_states(run_dir, "planned", "planned")
+    require_fresh(run_dir, [])

@@ -51,7 +51,7 @@ def test_plugin_without_host_ends_the_process(plugin_without_axolotl: subprocess
 
 
 def test_missing_host_is_a_runtime_error(run_python: RunPython) -> None:
-    """Axolotl goes on without a plugin that raises an ImportError."""
+    """Axolotl trains without a plugin that raises an ImportError."""
     program = """
 try:
     sdpo_plugin.SDPOPlugin
@@ -68,7 +68,7 @@ def test_unknown_attribute_is_an_attribute_error() -> None:
         sdpo_plugin.other  # noqa: B018 (the access is what is tested)
 
 
-# What the host does with an entry of `plugins:`, up to the class.
+# The host's own handling of an item of `plugins:`, up to the class.
 LOAD_PLUGIN = """
 import importlib, sdpo_plugin
 module, _, name = {entry!r}.rpartition(".")
@@ -92,7 +92,7 @@ except ImportError as error:
     ],
 )
 def test_name_that_is_nearly_the_plugins(run_python: RunPython, entry: str, problem: str) -> None:
-    """An ImportError would be logged by the host, which goes on without the plugin."""
+    """The host would log an ImportError and train without the plugin."""
     done = run_python(LOAD_PLUGIN.format(entry=entry))
     assert done.stderr == (
         f"\nPluginNameError\nsdpo_plugin: {problem}; did you mean plugins: [sdpo_plugin.SDPOPlugin]?\n"

@@ -1,4 +1,4 @@
-"""The ledger and the layout of an output directory."""
+"""The ledger: what it begins with, its file, and every ledger that is refused."""
 
 import dataclasses
 import json
@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.files import fingerprint
-from sdpo_plugin.ledger import Ledger, RunDir, StepRecord
-from tests.fakes import IDENTITY, each_cut, each_flipped_bit, make_plan
+from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Ledger, StepRecord
+from sdpo_plugin.run_dir.stored import write_record
+from tests.fakes import IDENTITY, each_cut, each_flipped_bit, make_plan, with_digest
 
-STEP = {"index": 1, "name": "a", "reference": "M_0", "policy_init": "M_0"}
 FACTS: dict[str, Any] = {
     "state": "exported",
     "first_loss": 0.6931471805599453,
     "final_loss": 0.1 + 0.2,
     "num_optimizer_steps": 7,
-    "score_seconds": 1.5,
+    "log_probs_seconds": 1.5,
     "train_seconds": 2.5,
     "export_seconds": 3.5,
     "settings": {"learning_rate": 1e-06, "optimizer": "adamw_é"},
@@ -27,69 +26,52 @@ FACTS: dict[str, Any] = {
 }
 
 
-def begin() -> Ledger:
-    return Ledger.begin(make_plan(), IDENTITY)
+def begin(num_steps: int = 2) -> Ledger:
+    return Ledger.begin(make_plan([[1.0]] * num_steps), IDENTITY)
 
 
-def full() -> Ledger:
+def full(num_steps: int = 2) -> Ledger:
     """A ledger in which nothing is as it was at the beginning."""
-    ledger = begin().record(1, **FACTS).record(2, **FACTS)
-    tables = {f"sdpo/reference/step-{index}.safetensors": "c" * 64 for index in (1, 2)}
-    exports = {f"M_{index}": "d" * 64 for index in range(3)}
-    return dataclasses.replace(ledger, tables=tables, exports=exports, prepared=True, finished=True, saved=True)
+    ledger, numbers = begin(num_steps), range(1, num_steps + 1)
+    for index in numbers:
+        ledger = ledger.record(index, **FACTS)
+    tables = {f"sdpo/reference/step-{index}.safetensors": "c" * 64 for index in numbers}
+    exports = {f"M_{index}": "d" * 64 for index in (0, *numbers)}
+    return dataclasses.replace(
+        ledger, tables=tables, exports=exports, prepared=True, finished=True, saved=True, final="f" * 64
+    )
 
 
-def seal(content: dict[str, Any]) -> str:
-    """A ledger file with this content whose checksum fits."""
-    content = {key: value for key, value in content.items() if key != "checksum"}
-    return json.dumps({**content, "checksum": fingerprint(content)})
+def save(ledger: Ledger, path: Path) -> str:
+    return write_record(path, ledger, SCHEMA_VERSION)
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        (lambda run, step: run.plan, "sdpo/plan.json"),
-        (lambda run, step: run.ledger, "sdpo/ledger.json"),
-        (lambda run, step: run.lock, "sdpo/lock"),
-        (lambda run, step: run.report, "sdpo/report.json"),
-        (lambda run, step: run.start, "sdpo/start"),
-        (lambda run, step: run.staging, "sdpo/staging"),
-        (lambda run, step: run.pool(1), "sdpo/pool/source-1.safetensors"),
-        (lambda run, step: run.reference(step), "sdpo/reference/step-2.safetensors"),
-        (lambda run, step: run.score("M_0", step), "sdpo/scores/M_0-step-2.safetensors"),
-        (lambda run, step: run.heldout("M_1", 0), "sdpo/heldout/M_1-1.safetensors"),
-        (lambda run, step: run.step(step), "step-2"),
-    ],
-    ids=["plan", "ledger", "lock", "report", "start", "staging", "pool", "reference", "score", "heldout", "step"],
-)
-def test_layout(path: Any, expected: str) -> None:
-    assert path(RunDir(Path("out")), make_plan().steps[1]) == Path("out") / expected
-
-
-def test_tables_lie_in_the_folders_that_hold_tables(run_dir: RunDir) -> None:
-    step = make_plan().steps[0]
-    paths = (run_dir.pool(1), run_dir.reference(step), run_dir.score("M_0", step), run_dir.heldout("M_0", 0))
-    assert tuple(path.parent for path in paths) == run_dir.tables
-
-
-def test_ledger_calls_a_file_by_its_path_below_the_output_directory(run_dir: RunDir) -> None:
-    assert run_dir.key(run_dir.reference(make_plan().steps[1])) == "sdpo/reference/step-2.safetensors"
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A ledger of two steps, of which nothing is done."""
+    save(begin(), tmp_path / "ledger.json")
+    return tmp_path / "ledger.json"
 
 
 def test_ledger_begins_with_nothing_done() -> None:
     plan = make_plan(policy_init="base")
     ledger = Ledger.begin(plan, IDENTITY)
-    assert (ledger.plan_fingerprint, ledger.identity) == (plan.fingerprint(), IDENTITY)
-    assert (ledger.prepared, ledger.finished, ledger.saved, ledger.tables, ledger.exports) == (
-        *(False, False, False),
-        *({}, {}),
-    )
-    assert ledger.steps == (
-        StepRecord(1, "step-1", "M_0", "M_0", "planned"),
-        StepRecord(2, "step-2", "M_1", "M_0", "planned"),
-    )
-    nothing = (None, None, None, None, None, None, {}, True)
-    assert [dataclasses.astuple(step)[5:] for step in ledger.steps] == [nothing, nothing]
+    assert (ledger.plan, ledger.identity) == (plan, IDENTITY)
+    assert (ledger.prepared, ledger.finished, ledger.saved, ledger.final) == (False, False, False, None)
+    assert (ledger.tables, ledger.exports) == ({}, {})
+    nothing = ("planned", None, None, None, None, None, None, {}, True)
+    assert [dataclasses.astuple(record) for record in ledger.records] == [nothing, nothing]
+
+
+def test_steps_are_pairs_of_plan_and_record() -> None:
+    ledger = begin().record(2, state="training")
+    assert ledger.steps == list(zip(make_plan([[1.0]] * 2).steps, ledger.records, strict=True))
+    assert [record.state for _, record in ledger.steps] == ["planned", "training"]
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_last_model_is_that_of_the_last_step(num_steps: int) -> None:
+    assert begin(num_steps).last_model == f"M_{num_steps}"
 
 
 def test_ledger_begins_with_the_tables_that_the_plan_was_made_with() -> None:
@@ -97,17 +79,18 @@ def test_ledger_begins_with_the_tables_that_the_plan_was_made_with() -> None:
     assert Ledger.begin(make_plan(), IDENTITY, tables).tables == tables
 
 
-def test_every_run_has_a_name_of_its_own() -> None:
-    names = {begin().run for _ in range(20)}
-    assert len(names) == 20
-    assert all(re.fullmatch("[0-9a-f]{16}", name) for name in names)
+def test_every_run_has_an_id_of_its_own() -> None:
+    ids = {begin().run_id for _ in range(20)}
+    assert len(ids) == 20
+    assert all(re.fullmatch("[0-9a-f]{16}", run_id) for run_id in ids)
 
 
 def test_record_changes_one_step_and_those_facts() -> None:
-    before = begin().record(2, score_seconds=4.0)
+    before = begin().record(2, log_probs_seconds=4.0)
     after = before.record(2, state="training")
-    assert after.steps[0] == before.steps[0]
-    assert after.steps[1] == dataclasses.replace(before.steps[1], state="training")
+    assert after.records[0] == before.records[0]
+    assert after.records[1] == dataclasses.replace(before.records[1], state="training")
+    assert dataclasses.replace(after, records=before.records) == before
 
 
 def test_record_leaves_the_earlier_ledger_alone() -> None:
@@ -117,32 +100,31 @@ def test_record_leaves_the_earlier_ledger_alone() -> None:
     assert before == copy
 
 
-def test_ledger_survives_its_file(run_dir: RunDir) -> None:
+def test_ledger_survives_its_file(path: Path) -> None:
     ledger = full()
-    ledger.save(run_dir.ledger)
-    assert Ledger.load(run_dir.ledger) == ledger
-    assert ledger.steps[0] == StepRecord(1, "step-1", "M_0", "M_0", **FACTS)
+    save(ledger, path)
+    assert Ledger.load(path) == ledger
+    assert ledger.records == (StepRecord(**FACTS), StepRecord(**FACTS))
 
 
-def test_keys_of_the_file_are_frozen(run_dir: RunDir) -> None:
-    begin().save(run_dir.ledger)
-    written = json.loads(run_dir.ledger.read_text())
+def test_keys_of_the_file_are_frozen(path: Path) -> None:
+    written = json.loads(path.read_text())
     assert list(written) == [
         "schema_version",
-        "run",
-        "plan_fingerprint",
+        "run_id",
+        "plan",
         "identity",
-        "steps",
+        "records",
         "prepared",
         "tables",
         "exports",
         "finished",
         "saved",
         "final",
-        "checksum",
+        "digest",
     ]
-    assert written["schema_version"] == 1
-    assert list(written["steps"][0]) == ["index", "name", "reference", "policy_init", *FACTS]
+    assert written["schema_version"] == SCHEMA_VERSION == 2
+    assert list(written["records"][0]) == list(FACTS)
 
 
 def refusal(path: Path, content: str) -> str:
@@ -152,20 +134,17 @@ def refusal(path: Path, content: str) -> str:
     return str(caught.value)
 
 
-def test_ledger_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.json"
-    begin().save(path)
+def test_ledger_cut_anywhere_is_refused(path: Path) -> None:
     for size in each_cut(path):
         with pytest.raises(OutputError) as caught:
             Ledger.load(path)
-        assert str(caught.value).startswith(f"{path} is not a ledger of schema version 1 ("), size
+        assert str(caught.value).startswith(f"{path} is not a ledger of schema version 2 ("), size
 
 
-def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
-    """What changes nothing are other ways to write the same number or letter in JSON."""
-    exports = {f"M_{index}": "d" * 64 for index in (0, 1)}
-    path, ledger = tmp_path / "ledger.json", dataclasses.replace(full(), steps=full().steps[:1], exports=exports)
-    ledger.save(path)
+def test_every_flipped_bit_is_refused_or_changes_nothing(path: Path) -> None:
+    """A flip that changes nothing writes the same number or letter in another way."""
+    ledger = full(num_steps=1)
+    save(ledger, path)
     whole, harmless = path.read_bytes(), set()
     for data in each_flipped_bit(path):
         try:
@@ -182,77 +161,82 @@ def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None
     }
 
 
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        pytest.param({"schema_version": 2}, "another schema version", id="newer-version"),
-        pytest.param({"schema_version": None}, "another schema version", id="no-version"),
-        pytest.param({"colour": "red"}, "colour is 'red': Unexpected keyword argument", id="unknown-key"),
-        pytest.param({"steps": [{"index": 1}]}, "steps.0.name is missing", id="step-without-name"),
-        pytest.param({"steps": [{**STEP, "x": 1}]}, "steps.0.x is 1: Unexpected keyword argument", id="step-key"),
-        pytest.param({"steps": None}, "steps is None: Input should be a valid array", id="no-steps"),
-        pytest.param({"steps": []}, "states in an order that no run takes: [], prepared: False", id="empty"),
-        pytest.param(
-            {"steps": [{**STEP, "state": "done"}, STEP]},
-            "steps.0.state is 'done': Input should be 'planned', ",
-            id="unknown-state",
-        ),
-        pytest.param(
-            {"steps": [{**STEP, "state": None}]}, "steps.0.state is None: Input should be 'planned', ", id="no-state"
-        ),
-        pytest.param(
-            {"steps": [{**STEP, "state": []}]}, "steps.0.state is []: Input should be 'planned', ", id="state-of-a-kind"
-        ),
-        pytest.param(
-            {"steps": [STEP, {**STEP, "state": "scored"}], "prepared": True},
-            "states in an order that no run takes: ['planned', 'scored'], prepared: True",
-            id="order",
-        ),
-        pytest.param(
-            {"steps": [{**STEP, "state": "scored"}]},
-            "states in an order that no run takes: ['scored'], prepared: False",
-            id="not-prepared",
-        ),
-        pytest.param(
-            {"steps": [STEP], "prepared": True, "finished": True},
-            "finished: True, saved: False with states ['planned']",
-            id="finished-with-nothing",
-        ),
-        pytest.param(
-            {"steps": [{**STEP, "state": "exported"}], "prepared": True, "saved": True},
-            "finished: False, saved: True with states ['exported']",
-            id="saved-before-it-was-finished",
-        ),
-    ],
-)
-def test_foreign_ledger_is_refused_with_the_reason(tmp_path: Path, change: dict[str, Any], why: str) -> None:
-    path = tmp_path / "ledger.json"
-    begin().save(path)
-    message = refusal(path, seal({**json.loads(path.read_text()), **change}))
+def records(*states: str) -> dict[str, Any]:
+    return {"records": [{"state": state} for state in states]}
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("newer-version", {"schema_version": 3}, "another schema version"),
+    ("older-version", {"schema_version": 1}, "another schema version"),
+    ("no-version", {"schema_version": None}, "another schema version"),
+    ("version-of-another-type", {"schema_version": "2"}, "another schema version"),
+    ("unknown-key", {"colour": "red"}, "colour is 'red': Unexpected keyword argument"),
+    ("unknown-key-of-a-record", {"records": [{"x": 1}, {}]}, "records.0.x is 1: Unexpected keyword argument"),
+    ("no-records", {"records": None}, "records is None: Input should be a valid array"),
+    ("empty", records(), "states in an order that no run takes: [], prepared: False"),
+    ("one-record-too-few", records("planned"), "1 records for 2 steps"),
+    ("one-record-too-many", records(*["planned"] * 3), "3 records for 2 steps"),
+    ("unknown-state", records("done", "planned"), "records.0.state is 'done': Input should be 'planned', "),
+    ("old-state", records("scored", "planned"), "records.0.state is 'scored': Input should be 'planned', "),
+    ("no-state", {"records": [{"state": None}, {}]}, "records.0.state is None: Input should be 'planned', "),
+    ("state-of-another-type", {"records": [{"state": []}, {}]}, "records.0.state is []: Input should be 'planned', "),
+    (
+        "order",
+        {**records("planned", "referenced"), "prepared": True},
+        "states in an order that no run takes: ['planned', 'referenced'], prepared: True",
+    ),
+    (
+        "not-prepared",
+        records("referenced", "planned"),
+        "states in an order that no run takes: ['referenced', 'planned'], prepared: False",
+    ),
+    (
+        "finished-with-nothing",
+        {"prepared": True, "finished": True},
+        "finished: True, saved: False with states ['planned', 'planned']",
+    ),
+    (
+        "saved-before-it-was-finished",
+        {**records("exported", "exported"), "prepared": True, "saved": True},
+        "finished: False, saved: True with states ['exported', 'exported']",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "why"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_foreign_ledger_is_refused_with_the_reason(path: Path, change: dict[str, Any], why: str) -> None:
+    message = refusal(path, with_digest({**json.loads(path.read_text()), **change}))
     assert re.fullmatch(
-        rf"{re.escape(str(path))} is not a ledger of schema version 1 \(.*{re.escape(why)}.*\); "
+        rf"{re.escape(str(path))} is not a ledger of schema version 2 \(.*{re.escape(why)}.*\); "
         r"restore it, or move the output directory away, or set another output_dir\.",
         message,
     )
 
 
-def test_ledger_without_a_checksum_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.json"
-    begin().save(path)
+@pytest.mark.parametrize("key", ["run_id", "plan", "identity", "records"])
+def test_ledger_without_a_key_is_refused(path: Path, key: str) -> None:
     written = json.loads(path.read_text())
-    del written["checksum"]
-    assert "('checksum')" in refusal(path, json.dumps(written))
+    del written[key]
+    assert f"({key} is missing)" in refusal(path, with_digest(written))
 
 
-def test_ledger_that_was_edited_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.json"
-    begin().save(path)
-    assert "(its content does not fit its checksum)" in refusal(
-        path, path.read_text().replace('"prepared": false', '"prepared": true')
-    )
+def test_ledger_with_a_fitting_digest_is_read(path: Path) -> None:
+    """Or the refusals above would prove nothing."""
+    path.write_text(with_digest({**json.loads(path.read_text()), "prepared": True}))
+    assert Ledger.load(path).prepared
+
+
+def test_ledger_without_a_digest_is_refused(path: Path) -> None:
+    written = json.loads(path.read_text())
+    del written["digest"]
+    assert "(its content does not fit its digest)" in refusal(path, json.dumps(written))
+
+
+def test_ledger_that_was_edited_is_refused(path: Path) -> None:
+    edited = path.read_text().replace('"prepared": false', '"prepared": true')
+    assert "(its content does not fit its digest)" in refusal(path, edited)
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '"text"', "3", "{}"])
-def test_json_that_is_no_ledger_is_refused(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "ledger.json"
-    assert refusal(path, content).startswith(f"{path} is not a ledger of schema version 1 (")
+def test_json_that_is_no_ledger_is_refused(path: Path, content: str) -> None:
+    assert refusal(path, content).startswith(f"{path} is not a ledger of schema version 2 (")

@@ -1,4 +1,4 @@
-"""One run a directory, however the run before it ended."""
+"""A directory has one run at a time, however the run before it ended."""
 
 import errno
 import fcntl
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.ledger import RunDir
-from sdpo_plugin.lock import RunLock, require_free
+from sdpo_plugin.run_dir.lock import RunLock, require_free
+from sdpo_plugin.run_dir.paths import RunDir
 from tests.faults import end_of, fork
 
 
@@ -74,7 +74,7 @@ def test_lock_goes_with_the_process_that_held_it(lock_path: Path) -> None:
 
 
 def test_child_that_outlives_its_run_does_not_keep_the_lock(lock_path: Path) -> None:
-    """A data loader's worker may hang on; an inherited lock would be its, and the directory could not be used."""
+    """A data loader's worker may outlive the run; if it inherited the lock, the directory could not be used."""
     child = lock_path.parent / "child"
 
     def leave_a_child() -> None:
@@ -144,7 +144,7 @@ def test_holder_that_has_not_said_who_it_is(lock_path: Path, content: str) -> No
 
 
 def test_lock_is_not_written_through_a_link(lock_path: Path) -> None:
-    """Its target would be emptied, whosever it is."""
+    """The file that the link leads to would be emptied."""
     victim = lock_path.parent.parent.parent / "victim"
     victim.write_text("not the run's")
     lock_path.parent.mkdir(parents=True)
@@ -210,7 +210,7 @@ def test_output_directory_itself_may_be_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "disk" / "sdpo" / "lock").is_file()
 
 
-def test_file_system_without_locks_is_told(lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_without_locks_is_reported(lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 

@@ -1,4 +1,4 @@
-"""Names that are nearly right: which are refused, with which words, and which are not ours to refuse."""
+"""Names that are nearly right: those that are refused, the messages, and those that are left to the host."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +57,7 @@ def test_misspelt_block(key: str, value: object) -> None:
     )
 
 
-def test_all_misplaced_keys_are_told_at_once() -> None:
+def test_all_misplaced_keys_are_reported_at_once() -> None:
     lines = refusal({"sdop": {}, "unit": "row", "num_steps": 2}).splitlines()
     assert [line.split(":")[0] for line in lines] == ["sdop", "unit", "num_steps"]
 

@@ -184,10 +184,10 @@ def test_easy_to_hard_by_source_is_whole(data: st.DataObject, sizes: list[int]) 
 
 
 # few values, so that many tie; -0.0 and 0.0 tie too
-scores = st.lists(st.sampled_from([-1e30, -2.5, -1.0, -0.0, 0.0, 0.1, 1.0, 3.5, 1e30]), min_size=1, max_size=60)
+gammas = st.lists(st.sampled_from([-1e30, -2.5, -1.0, -0.0, 0.0, 0.1, 1.0, 3.5, 1e30]), min_size=1, max_size=60)
 
 
-@given(values=scores, parts=weights)
+@given(values=gammas, parts=weights)
 def test_easy_to_hard_by_row_is_whole_and_has_the_sizes(values: list[float], parts: list[int]) -> None:
     sizes = sizes_or_refusal(len(values), shares_of(parts))
     found = easy_to_hard_rows(np.array(values), shares_of(parts))
@@ -275,7 +275,7 @@ def test_random_mixes_sources_and_stratified_draws_within_them() -> None:
     assert first.tolist() != list(range(30))
 
 
-def test_random_leaves_no_row_at_home() -> None:
+def test_random_gives_every_row_the_same_chance() -> None:
     """Over many seeds each row is in step 1 about as often as its share says: 0.3 · 400 = 120, σ = √(84) ≈ 9."""
     hits = sum(np.isin(np.arange(100), random(100, SHARES, seed)[0]).astype(int) for seed in range(400))
     assert 120 - 6 * 9.2 < hits.min() <= hits.max() < 120 + 6 * 9.2
@@ -305,7 +305,7 @@ def test_split_does_not_depend_on_the_process(run_python: RunPython) -> None:
 # --- easy to hard ---
 
 
-@given(values=scores, parts=weights)
+@given(values=gammas, parts=weights)
 def test_easier_rows_come_in_earlier_steps_and_ties_by_row_number(values: list[float], parts: list[int]) -> None:
     sizes_or_refusal(len(values), shares_of(parts))
     found = easy_to_hard_rows(np.array(values), shares_of(parts))

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 import sdpo_plugin
-from sdpo_plugin.ledger import Ledger, RunDir
-from sdpo_plugin.render import markdown
-from sdpo_plugin.report import build_report, load_report, main
-from tests.dead_runs import die
+from sdpo_plugin.report.__main__ import main
+from sdpo_plugin.report.build import build_report
+from sdpo_plugin.report.render import markdown
+from sdpo_plugin.run_dir.ledger import Ledger
+from sdpo_plugin.run_dir.paths import RunDir
+from tests.dead_runs import die, save_ledger
 from tests.fakes import FakeHost, make_plan, run
 
 
@@ -43,7 +45,7 @@ def test_report_is_made_and_printed(finished: RunDir, capsys: pytest.CaptureFixt
     assert main([str(finished.root)]) == 0
     report = build_report(finished)
     assert capsys.readouterr() == (markdown(report) + "\n", "")
-    assert load_report(finished.report) == report
+    assert json.loads(finished.report.read_text()) == report
     assert finished.report.with_suffix(".md").read_text(encoding="utf-8") == markdown(report)
 
 
@@ -52,7 +54,7 @@ def test_report_of_a_run_that_lost_a_table_is_made_and_says_so(finished: RunDir)
     done = command(str(finished.root))
     assert (done.returncode, done.stderr) == (0, "")
     assert "Note: sdpo/reference/step-1.safetensors cannot be used, so its numbers are missing here: " in done.stdout
-    assert load_report(finished.report)["steps"][0]["gamma_ref"] is None
+    assert json.loads(finished.report.read_text())["steps"][0]["gamma_ref"] is None
 
 
 def test_help_is_help() -> None:
@@ -97,11 +99,6 @@ def without_ledger(run_dir: RunDir) -> None:
     run_dir.ledger.unlink()
 
 
-def without_plan(run_dir: RunDir) -> None:
-    run(FakeHost(), run_dir)
-    run_dir.plan.unlink()
-
-
 def torn_ledger(run_dir: RunDir) -> None:
     run(FakeHost(), run_dir)
     run_dir.ledger.write_text("{")
@@ -113,18 +110,16 @@ def directory_for_ledger(run_dir: RunDir) -> None:
     run_dir.ledger.mkdir()
 
 
-def renamed_step(run_dir: RunDir) -> None:
-    run(FakeHost(), run_dir)
-    ledger = Ledger.load(run_dir.ledger)
-    key = "sdpo/reference/elsewhere.safetensors"
-    dataclasses.replace(ledger, tables={**ledger.tables, key: ""}).record(2, name="elsewhere").save(run_dir.ledger)
-
-
-def fewer_steps(run_dir: RunDir) -> None:
+def fewer_records(run_dir: RunDir) -> None:
     run(FakeHost(), run_dir)
     ledger = Ledger.load(run_dir.ledger)
     exports = {model: digest for model, digest in ledger.exports.items() if model != "M_2"}
-    dataclasses.replace(ledger, steps=ledger.steps[:1], exports=exports).save(run_dir.ledger)
+    save_ledger(run_dir, dataclasses.replace(ledger, records=ledger.records[:1], exports=exports))
+
+
+def nothing_but_a_plan(run_dir: RunDir) -> None:
+    run_dir.plan.parent.mkdir(parents=True)
+    run_dir.plan.write_text("{}")
 
 
 def no_place_to_write(run_dir: RunDir) -> None:
@@ -146,15 +141,10 @@ def link_out(run_dir: RunDir) -> None:
         (a_file, "{out} is no directory; give the output_dir of a run."),
         (an_empty_directory, "{out} holds no run: {out}/sdpo/plan.json does not exist; give the output_dir of a run"),
         (without_ledger, "{out}/sdpo/ledger.json does not exist: the run died as it began; begin it again"),
-        (without_plan, "{out}/sdpo/plan.json cannot be read: [Errno 2] No such file or directory: "),
-        (torn_ledger, "{out}/sdpo/ledger.json is not a ledger of schema version 1 (EOF while parsing"),
-        (directory_for_ledger, "{out}/sdpo/ledger.json is not a ledger of schema version 1 ([Errno 21] Is a directory"),
-        (
-            renamed_step,
-            "{out}/sdpo/plan.json and {out}/sdpo/ledger.json speak of other steps: step 2 is ('step-2', 'M_1', 'M_1') "
-            "in the one and ('elsewhere', 'M_1', 'M_1') in the other (name, reference, start)",
-        ),
-        (fewer_steps, "speak of other steps: they have different numbers of steps"),
+        (nothing_but_a_plan, "{out}/sdpo/ledger.json does not exist: the run died as it began; begin it again"),
+        (torn_ledger, "{out}/sdpo/ledger.json is not a ledger of schema version 2 (EOF while parsing"),
+        (directory_for_ledger, "{out}/sdpo/ledger.json is not a ledger of schema version 2 ([Errno 21] Is a directory"),
+        (fewer_records, "{out}/sdpo/ledger.json is not a ledger of schema version 2 (1 records for 2 steps); restore"),
         (no_place_to_write, "the report could not be read or written in {out}: [Errno 21] Is a directory: "),
         (link_out, "{out}/sdpo is a symbolic link to {out}/../elsewhere, and a run writes nothing outside of its"),
     ],
@@ -190,13 +180,19 @@ def test_reader_that_has_seen_enough_is_no_error(finished: RunDir) -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (0, b"")
-    assert load_report(finished.report) == build_report(finished)
+    assert json.loads(finished.report.read_text()) == build_report(finished)
 
 
 def test_terminal_without_greek_letters_gets_the_report(finished: RunDir) -> None:
     done = command(str(finished.root), PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C")
     assert (done.returncode, done.stderr) == (0, "")
     assert "mean ?_ref" in done.stdout
+
+
+def test_report_is_made_without_plan_json(finished: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    finished.plan.unlink()
+    assert main([str(finished.root)]) == 0
+    assert capsys.readouterr() == (markdown(build_report(finished)) + "\n", "")
 
 
 def test_run_that_died_has_a_report_too(run_dir: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,84 +1,28 @@
-"""Where a run goes on: over every state of a ledger, and over everything that can be wrong on disk."""
+"""Where a run is resumed, over everything that can be wrong on disk."""
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.ledger import Ledger, RunDir, State
-from sdpo_plugin.report import build_report
-from sdpo_plugin.resume import (
-    FRESH,
-    Action,
-    Start,
-    about_checkpoint,
-    checkpoints,
-    close_run,
-    find_start,
-    next_action,
-    sweep,
-)
-from sdpo_plugin.runner import run_steps
-from sdpo_plugin.sealed import SEAL, read_seal, seal
-from tests.dead_runs import Life, checkpoint, die, ledger_of
-from tests.fakes import EXTERNAL, IDENTITY, WEIGHTS, FakeHost, HostDiedError, make_plan
+from sdpo_plugin.report.build import build_report
+from sdpo_plugin.run_dir.checkpoints import about_checkpoint, checkpoints
+from sdpo_plugin.run_dir.cleanup import sweep
+from sdpo_plugin.run_dir.journal import close_run
+from sdpo_plugin.run_dir.ledger import Ledger
+from sdpo_plugin.run_dir.next_action import Action
+from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.resume import Start, find_start
+from sdpo_plugin.run_dir.sealed import SEAL, read_seal, seal
+from tests.dead_runs import checkpoint, die, resume, save_ledger
+from tests.fakes import EXTERNAL, WEIGHTS, FakeHost, HostDiedError, make_plan, run
 
-GO_ON = "set auto_resume_from_checkpoints: true"
+TO_RESUME = "set auto_resume_from_checkpoints: true"
 IN_TRAINING = ("train M_0 on D_1", "train M_1 on D_2")
-
-# --- what comes next, over every state ---
-
-
-def life(num_steps: int, init: str) -> Iterator[tuple[Life, Action]]:
-    """Every state of the ledger in the order of a run: prepared, states, finished, saved; and what comes next."""
-    todo, last = ("planned",) * num_steps, f"M_{num_steps}"
-    yield (False, todo, False, False), Action("prepare", 0, "M_0")
-    for done in range(num_steps):
-        before, after = ("exported",) * done, ("planned",) * (num_steps - done - 1)
-        start = f"M_{done}" if init == "previous" else "M_0"
-        yield (True, (*before, "planned", *after), False, False), Action("score", done + 1, f"M_{done}")
-        for state in ("scored", "training", "trained"):
-            yield (True, (*before, state, *after), False, False), Action("train", done + 1, start)
-    done_all = ("exported",) * num_steps
-    yield (True, done_all, False, False), Action("finish", 0, last)
-    yield (True, done_all, True, False), Action("save", 0, last)
-    yield (True, done_all, True, True), Action("nothing", 0, last)
-
-
-@pytest.mark.parametrize("init", ["previous", "base"])
-@pytest.mark.parametrize("num_steps", [1, 2, 3])
-def test_next_action_of_every_ledger_that_a_run_can_leave(tmp_path: Path, num_steps: int, init: str) -> None:
-    states = list(life(num_steps, init))
-    assert len(states) == 4 * num_steps + 4
-    for state, action in states:
-        ledger = ledger_of(state, init)
-        ledger.save(tmp_path / "ledger.json")
-        assert next_action(Ledger.load(tmp_path / "ledger.json")) == action
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 3])
-def test_every_other_ledger_is_refused(tmp_path: Path, num_steps: int) -> None:
-    allowed, refused = {state for state, _ in life(num_steps, "previous")}, 0
-    flags = (False, True)
-    for state in product(flags, product(get_args(State), repeat=num_steps), flags, flags):
-        if state in allowed:
-            continue
-        ledger_of(state).save(tmp_path / "ledger.json")
-        with pytest.raises(OutputError, match=r"in an order that no run takes|finished: .*, saved: .* with states"):
-            Ledger.load(tmp_path / "ledger.json")
-        refused += 1
-    assert refused == 8 * 5**num_steps - (4 * num_steps + 4)
-
-
-def test_fresh_run_begins_where_an_empty_ledger_does() -> None:
-    assert Start(None, next_action(Ledger.begin(make_plan(), IDENTITY))) == FRESH
-
 
 # --- runs that died ---
 
@@ -87,18 +31,18 @@ def test_fresh_run_begins_where_an_empty_ledger_does() -> None:
     ("call", "action", "model_dir"),
     [
         ("export the start", Action("prepare", 0, "M_0"), None),
-        ("score D_1 by M_0", Action("score", 1, "M_0"), "sdpo/start"),
+        ("table of D_1 by M_0", Action("reference", 1, "M_0"), "sdpo/start"),
         ("settings of step-1", Action("train", 1, "M_0"), "sdpo/start"),
         ("train M_0 on D_1", Action("train", 1, "M_0"), "sdpo/start"),
         ("export M_1 to staging", Action("train", 1, "M_0"), "sdpo/start"),
-        ("score D_2 by M_1", Action("score", 2, "M_1"), "step-1"),
+        ("table of D_2 by M_1", Action("reference", 2, "M_1"), "step-1"),
         ("train M_1 on D_2", Action("train", 2, "M_1"), "step-1"),
         ("export M_2 to staging", Action("train", 2, "M_1"), "step-1"),
-        ("score held-out by M_2, called M_2", Action("finish", 0, "M_2"), "step-2"),
+        ("held-out tables by M_2, called M_2", Action("finish", 0, "M_2"), "step-2"),
     ],
 )
 @pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "full"])
-def test_dead_run_goes_on_from_the_model_that_its_next_action_needs(
+def test_dead_run_is_resumed_with_the_model_that_its_next_action_needs(
     run_dir: RunDir, call: str, action: Action, model_dir: str | None, adapter: bool
 ) -> None:
     ledger = die(run_dir, call, FakeHost(adapter=adapter))
@@ -109,8 +53,7 @@ def test_dead_run_goes_on_from_the_model_that_its_next_action_needs(
 
 @pytest.mark.parametrize("export_steps", ["all", "last"])
 def test_finished_run_has_its_model_still_to_be_saved_and_then_nothing(run_dir: RunDir, export_steps: str) -> None:
-    plan, host = make_plan(export_steps=export_steps), FakeHost()
-    ledger = run_steps(plan, host, run_dir, Ledger.begin(plan, IDENTITY), host.progress)
+    ledger = run(FakeHost(), run_dir, make_plan(export_steps=export_steps))
     assert find_start(run_dir) == Start(ledger, Action("save", 0, "M_2"), run_dir.root / "step-2")
     close_run(run_dir, keep_last=export_steps == "all")
     start = find_start(run_dir)
@@ -120,8 +63,7 @@ def test_finished_run_has_its_model_still_to_be_saved_and_then_nothing(run_dir: 
 
 def finish(run_dir: RunDir, keep_last: bool = True) -> Path:
     """A run to its end; the final model, as the host would have written it."""
-    host = FakeHost()
-    run_steps(make_plan(), host, run_dir, Ledger.begin(make_plan(), IDENTITY), host.progress)
+    run(FakeHost(), run_dir)
     final = run_dir.root / "model.safetensors"
     final.write_bytes(b"M_2" * 100)
     (run_dir.root / "config.json").write_text("{}")
@@ -187,7 +129,7 @@ def test_checkpoints_stand_in_the_order_of_their_updates(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("step", [1, 2])
 @pytest.mark.parametrize("last_call", ["train", "export"])
-def test_newest_whole_checkpoint_is_gone_on_from(run_dir: RunDir, step: int, last_call: str) -> None:
+def test_run_is_resumed_from_the_newest_whole_checkpoint(run_dir: RunDir, step: int, last_call: str) -> None:
     ledger = die(run_dir, IN_TRAINING[step - 1] if last_call == "train" else f"export M_{step} to staging")
     for updates in (8, 9, 10):
         newest = checkpoint(run_dir, step, updates)
@@ -282,14 +224,14 @@ def test_damaged_model_is_refused_also_where_a_checkpoint_holds_the_policy(
     damage(model / WEIGHTS)
     problem = f"{WEIGHTS} has 0 bytes instead of 3" if (model / WEIGHTS).exists() else f"{WEIGHTS} is missing"
     expected = (
-        f"{model} is not the M_1 that this run has made: {problem}. The run does not need it to go on: restore it, or "
+        f"{model} is not the M_1 that this run has made: {problem}. Resuming does not need it: restore it, or "
         "delete the whole directory to resume without it."
     )
     with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
         find_start(run_dir)
     shutil.rmtree(model)  # the remedy helps
     start = find_start(run_dir)
-    line = f"{model} has been deleted: the run goes on without M_1, which it does not need"
+    line = f"{model} has been deleted: the run resumes without M_1, which it does not need"
     expected_ledger = replace(ledger.record(1, kept=False), exports={})
     assert start == Start(expected_ledger, Action("train", 2, "M_1"), None, newest, (line,))
 
@@ -320,10 +262,10 @@ def test_model_that_is_needed_is_missed_when_it_is_deleted(run_dir: RunDir) -> N
         find_start(run_dir)
 
 
-def test_several_deleted_models_are_told_one_by_one(run_dir: RunDir) -> None:
+def test_several_deleted_models_are_reported_one_by_one(run_dir: RunDir) -> None:
     """The checkpoints of a step may stay where its model goes."""
     plan = make_plan([[1.0]] * 3)
-    die(run_dir, "score held-out by M_3, called M_3", FakeHost([[1.0]] * 3), plan)
+    die(run_dir, "held-out tables by M_3, called M_3", FakeHost([[1.0]] * 3), plan)
     kept = checkpoint(run_dir, 1, 5)
     for path in (run_dir.root / "step-1").iterdir():
         if path != kept:
@@ -331,23 +273,22 @@ def test_several_deleted_models_are_told_one_by_one(run_dir: RunDir) -> None:
     shutil.rmtree(run_dir.root / "step-2")
     start = find_start(run_dir)
     assert start.ledger is not None
-    assert [step.kept for step in start.ledger.steps] == [False, False, True]
+    assert [record.kept for record in start.ledger.records] == [False, False, True]
     assert start.passed_over == tuple(
-        f"{run_dir.root / f'step-{index}'} has been deleted: the run goes on without M_{index}, which it does not need"
+        f"{run_dir.root / f'step-{index}'} has been deleted: the run resumes without M_{index}, which it does not need"
         for index in (1, 2)
     )
-    host = FakeHost([[1.0]] * 3)
-    ledger = run_steps(plan, host, run_dir, start.ledger, host.progress, start)
+    ledger = resume(run_dir, FakeHost([[1.0]] * 3), plan)
     assert ledger.finished
     assert Ledger.load(run_dir.ledger) == ledger
     assert [step["model_dir"] for step in build_report(run_dir)["steps"]] == [None, None, "step-3"]
-    assert find_start(run_dir).passed_over == ()  # told once
+    assert find_start(run_dir).passed_over == ()  # reported once
 
 
 def test_seal_of_a_checkpoint_names_run_step_and_reference(run_dir: RunDir) -> None:
     ledger = die(run_dir, "train M_1 on D_2")
-    assert about_checkpoint(run_dir, ledger, ledger.steps[1]) == {
-        "run": ledger.run,
+    assert about_checkpoint(run_dir, ledger, ledger.plan.steps[1]) == {
+        "run": ledger.run_id,
         "step": "step-2",
         "reference": ledger.tables["sdpo/reference/step-2.safetensors"],
     }
@@ -373,8 +314,8 @@ def test_checkpoint_that_was_asked_for_and_cannot_be_trusted_is_refused(
     if damage is not None:
         damage(asked)
     expected = (
-        rf"resume_from_checkpoint: '{re.escape(str(asked))}' is no checkpoint that step step-2 can go on from: "
-        rf"{re.escape(reason)}.*; remove it and {GO_ON} to take the newest whole one\."
+        rf"resume_from_checkpoint: '{re.escape(str(asked))}' is no checkpoint that step step-2 can be resumed from: "
+        rf"{re.escape(reason)}.*; remove it and {TO_RESUME} to take the newest whole one\."
     )
     with pytest.raises(OutputError, match=f"^{expected}$"):
         find_start(run_dir, asked)
@@ -383,22 +324,22 @@ def test_checkpoint_that_was_asked_for_and_cannot_be_trusted_is_refused(
 def test_checkpoint_that_does_not_exist_is_refused(run_dir: RunDir) -> None:
     die(run_dir, "train M_1 on D_2")
     expected = (
-        f"resume_from_checkpoint: 'nowhere' does not exist; set the path of a checkpoint, or remove it and {GO_ON} to "
-        "take the newest whole one."
+        f"resume_from_checkpoint: 'nowhere' does not exist; set the path of a checkpoint, or remove it and {TO_RESUME} "
+        "to take the newest whole one."
     )
     with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
         find_start(run_dir, Path("nowhere"))
 
 
 @pytest.mark.parametrize(
-    ("call", "kind"), [("score D_2 by M_1", "score"), ("score held-out by M_2, called M_2", "finish")]
+    ("call", "kind"), [("table of D_2 by M_1", "reference"), ("held-out tables by M_2, called M_2", "finish")]
 )
 def test_checkpoint_is_of_no_use_where_no_step_is_half_trained(run_dir: RunDir, call: str, kind: str) -> None:
     die(run_dir, call)
     asked = checkpoint(run_dir, 1, 5)
     expected = (
         f"resume_from_checkpoint: {str(asked)!r} is of no use: no step is half trained (next: {kind}); "
-        f"remove it and {GO_ON}."
+        f"remove it and {TO_RESUME}."
     )
     with pytest.raises(OutputError, match=f"^{re.escape(expected)}$"):
         find_start(run_dir, asked)
@@ -425,7 +366,7 @@ def flip_bit(path: Path) -> None:
     ],
     ids=["missing", "torn", "changed", "no-seal"],
 )
-@pytest.mark.parametrize("call", ["score D_2 by M_1", "train M_1 on D_2"])
+@pytest.mark.parametrize("call", ["table of D_2 by M_1", "train M_1 on D_2"])
 def test_damaged_model_is_refused_by_its_directory_and_file(
     run_dir: RunDir, call: str, damage: Callable[[Path], None], reason: str
 ) -> None:
@@ -440,9 +381,9 @@ def test_damaged_model_is_refused_by_its_directory_and_file(
 
 
 def test_model_of_another_run_is_refused(run_dir: RunDir, tmp_path: Path) -> None:
-    die(run_dir, "score D_2 by M_1")
+    die(run_dir, "table of D_2 by M_1")
     other = RunDir(tmp_path / "other")
-    die(other, "score D_2 by M_1")
+    die(other, "table of D_2 by M_1")
     for path in (other.root / "step-1").iterdir():
         path.replace(run_dir.root / "step-1" / path.name)
     with pytest.raises(OutputError, match="step-1 is not the M_1 that this run has made: it belongs to another run"):
@@ -451,66 +392,66 @@ def test_model_of_another_run_is_refused(run_dir: RunDir, tmp_path: Path) -> Non
 
 def test_model_that_was_sealed_again_is_refused(run_dir: RunDir) -> None:
     """Whole, of this run, and yet not the one that the ledger vouches for."""
-    ledger = die(run_dir, "score D_2 by M_1")
+    ledger = die(run_dir, "table of D_2 by M_1")
     (run_dir.root / "step-1" / WEIGHTS).write_text("7.0")
-    seal(run_dir.root / "step-1", {"run": ledger.run, "model": "M_1"})
+    seal(run_dir.root / "step-1", {"run": ledger.run_id, "model": "M_1"})
     with pytest.raises(OutputError, match=r"has made: it is not the one that the ledger vouches for\."):
         find_start(run_dir)
 
 
 def test_lost_start_is_refused(run_dir: RunDir) -> None:
-    die(run_dir, "score D_1 by M_0", FakeHost(adapter=True))
+    die(run_dir, "table of D_1 by M_0", FakeHost(adapter=True))
     (run_dir.start / WEIGHTS).unlink()
     with pytest.raises(OutputError, match=re.escape(f"{run_dir.start} is not the M_0 that this run has made: weights")):
         find_start(run_dir)
 
 
 def test_torn_ledger_is_refused(run_dir: RunDir) -> None:
-    die(run_dir, "score D_2 by M_1")
+    die(run_dir, "table of D_2 by M_1")
     drop_byte(run_dir.ledger)
     drop_byte(run_dir.ledger)
-    with pytest.raises(OutputError, match="is not a ledger of schema version 1"):
+    with pytest.raises(OutputError, match="is not a ledger of schema version 2"):
         find_start(run_dir)
 
 
-def test_step_whose_reference_table_is_lost_is_scored_again_by_the_model_before_it(run_dir: RunDir) -> None:
+def test_lost_reference_table_is_computed_again_by_the_model_before_the_step(run_dir: RunDir) -> None:
     ledger = die(run_dir, "train M_1 on D_2")
     checkpoint(run_dir, 2, 5)
-    table = run_dir.reference(ledger.steps[1])
+    table = run_dir.reference(ledger.plan.steps[1])
     table.unlink()
     start = find_start(run_dir)
     assert (start.action, start.model_dir, start.checkpoint) == (
-        Action("score", 2, "M_1"),
+        Action("reference", 2, "M_1"),
         run_dir.root / "step-1",
         None,
     )
     assert start.ledger is not None
     assert run_dir.key(table) not in start.ledger.tables
     assert set(start.ledger.tables) == set(ledger.tables) - {run_dir.key(table)}
-    assert [step.state for step in start.ledger.steps] == ["exported", "planned"]
+    assert [record.state for record in start.ledger.records] == ["exported", "planned"]
 
 
-def test_first_step_whose_reference_table_is_lost_is_scored_again_by_the_base_model(run_dir: RunDir) -> None:
+def test_lost_reference_table_of_the_first_step_is_computed_again_by_the_base_model(run_dir: RunDir) -> None:
     ledger = die(run_dir, "train M_0 on D_1")
-    run_dir.reference(ledger.steps[0]).unlink()
+    run_dir.reference(ledger.plan.steps[0]).unlink()
     start = find_start(run_dir)
-    assert start.action == Action("score", 1, "M_0")
+    assert start.action == Action("reference", 1, "M_0")
     assert start.ledger is not None
-    assert run_dir.key(run_dir.reference(ledger.steps[0])) not in start.ledger.tables
+    assert run_dir.key(run_dir.reference(ledger.plan.steps[0])) not in start.ledger.tables
 
 
 @pytest.mark.parametrize("reference", ["base", EXTERNAL])
-def test_lost_table_of_another_reference_is_not_scored_by_the_model_before(run_dir: RunDir, reference: str) -> None:
-    """That would be another reference; reading it tells what is missing."""
+def test_lost_table_of_another_reference_is_not_computed_by_the_model_before(run_dir: RunDir, reference: str) -> None:
+    """That would be another reference; reading it says what is missing."""
     host = FakeHost(early=["M_0" if reference == "base" else EXTERNAL])
     ledger = die(run_dir, "train M_1 on D_2", host, make_plan(reference=reference))
-    run_dir.reference(ledger.steps[1]).unlink()
+    run_dir.reference(ledger.plan.steps[1]).unlink()
     assert find_start(run_dir) == Start(ledger, Action("train", 2, "M_1"), run_dir.root / "step-1")
 
 
 def test_table_of_a_step_that_is_done_is_not_missed(run_dir: RunDir) -> None:
     ledger = die(run_dir, "train M_1 on D_2")
-    run_dir.reference(ledger.steps[0]).unlink()
+    run_dir.reference(ledger.plan.steps[0]).unlink()
     assert find_start(run_dir).action == Action("train", 2, "M_1")
 
 
@@ -522,9 +463,8 @@ def test_model_that_was_deleted_and_put_back_is_left_alone(run_dir: RunDir, tmp_
     model.rename(tmp_path / "archive")
     start = find_start(run_dir)
     assert start.ledger is not None
-    host = FakeHost([[1.0]] * 3, dies_in="train M_2 on D_3")
     with pytest.raises(HostDiedError):
-        run_steps(plan, host, run_dir, start.ledger, host.progress, start)
+        resume(run_dir, FakeHost([[1.0]] * 3, dies_in="train M_2 on D_3"), plan)
     (tmp_path / "archive").rename(model)
     before = Ledger.load(run_dir.ledger)
     sweep(run_dir, before)
@@ -532,21 +472,21 @@ def test_model_that_was_deleted_and_put_back_is_left_alone(run_dir: RunDir, tmp_
     start = find_start(run_dir)
     assert start.passed_over == (f"{model} is back: M_1 was missing before",)
     assert start.ledger is not None
-    assert [step.kept for step in before.steps] == [False, True, True]
-    assert [step.kept for step in start.ledger.steps] == [True, True, True]
+    assert [record.kept for record in before.records] == [False, True, True]
+    assert [record.kept for record in start.ledger.records] == [True, True, True]
     assert start.ledger.exports["M_1"] == read_seal(model).digest
 
 
 def test_model_that_is_needed_again_can_be_put_back(run_dir: RunDir, tmp_path: Path) -> None:
     """It was deleted while a checkpoint held the policy, and then the checkpoint was lost."""
-    plan, host = make_plan(), FakeHost(dies_in="train M_0 on D_2")  # the fake does not read checkpoints
+    host = FakeHost(dies_in="train M_0 on D_2")  # the fake does not read checkpoints
     die(run_dir, "train M_1 on D_2")
     newest, model = checkpoint(run_dir, 2, 5), run_dir.root / "step-1"
     model.rename(tmp_path / "archive")
     start = find_start(run_dir)
     assert start.ledger is not None
     with pytest.raises(HostDiedError):
-        run_steps(plan, host, run_dir, start.ledger, host.progress, start)
+        resume(run_dir, host)
     shutil.rmtree(newest)
     with pytest.raises(OutputError, match=r"step-1 is not the M_1 that this run has made: it has no seal.*Restore it"):
         find_start(run_dir)
@@ -554,14 +494,14 @@ def test_model_that_is_needed_again_can_be_put_back(run_dir: RunDir, tmp_path: P
     start = find_start(run_dir)
     assert (start.action, start.model_dir) == (Action("train", 2, "M_1"), model)
     assert start.ledger is not None
-    assert start.ledger.steps[0].kept
+    assert start.ledger.records[0].kept
 
 
 @pytest.mark.parametrize("needed", [True, False])
 def test_model_that_came_back_damaged_is_no_model_again(run_dir: RunDir, needed: bool) -> None:
     ledger = die(run_dir, "train M_1 on D_2")
     exports = {model: digest for model, digest in ledger.exports.items() if model != "M_1"}
-    replace(ledger.record(1, kept=False), exports=exports).save(run_dir.ledger)
+    save_ledger(run_dir, replace(ledger.record(1, kept=False), exports=exports))
     drop_byte(run_dir.root / "step-1" / WEIGHTS)
     if needed:
         with pytest.raises(OutputError, match=r"made: weights.json has 2 bytes instead of 3\. Restore it, or train"):

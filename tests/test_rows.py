@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sdpo_plugin.rows import RowFacts, facts_of, join, sequence_keys
+from sdpo_plugin.rows import RowFacts, concatenate, facts_of, sequence_keys
 
 Tokens = list[int]
 Row = tuple[Tokens, Tokens, Tokens]
@@ -34,7 +34,7 @@ def keys(*sequences: Tokens) -> list[int]:
 def test_facts_of_a_row_do_not_depend_on_its_neighbours(rows: list[Row], data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(rows)))
     parts = [facts(part) for part in (rows[:cut], rows[cut:]) if part]
-    whole, joined = facts(rows), join(parts)
+    whole, joined = facts(rows), concatenate(parts)
     assert len(joined) == len(rows)
     for name in ("keys", "prompts", "lengths"):
         assert getattr(whole, name).tolist() == getattr(joined, name).tolist()

@@ -1,4 +1,4 @@
-"""The algorithm, driven by a fake host: who is called when, with what, and what is on disk at each moment."""
+"""The algorithm, driven by a fake host: the order of calls, their arguments, and the files on disk at each call."""
 
 import dataclasses
 import json
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from sdpo_plugin.errors import OutputError, ReferenceTableError
-from sdpo_plugin.ledger import Ledger, RunDir
-from sdpo_plugin.plan import Plan, model_name
-from sdpo_plugin.reference import ReferenceTable
-from sdpo_plugin.sealed import SEAL, flaw
+from sdpo_plugin.plan import model_name
+from sdpo_plugin.run_dir.ledger import Ledger
+from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.sealed import SEAL, flaw
+from sdpo_plugin.run_dir.table_files import load_table
 from tests.fakes import (
     CALLS,
     D_1,
@@ -53,7 +54,7 @@ def test_order_of_calls(done: Done) -> None:
 
 
 def test_order_of_calls_when_only_the_last_model_is_kept(run_dir: RunDir) -> None:
-    """Every model is exported all the same: a run that dies in the next step begins that step again from it."""
+    """Every model is exported all the same: a run that dies in the next step is resumed from it."""
     host = FakeHost()
     run(host, run_dir, make_plan(export_steps="last"))
     assert host.calls == CALLS
@@ -66,7 +67,7 @@ def test_any_number_of_steps(run_dir: RunDir, num_steps: int) -> None:
     assert [call for call in host.calls if call.startswith("train")] == [
         f"train M_{index - 1} on D_{index}" for index in range(1, num_steps + 1)
     ]
-    assert host.calls.count("progress") == num_steps + 1
+    assert host.calls.count("report") == num_steps + 1
 
 
 def test_other_ranks_are_called_in_the_same_order_and_write_nothing(
@@ -77,9 +78,9 @@ def test_other_ranks_are_called_in_the_same_order_and_write_nothing(
     ledger = run(first, run_dir)
     second = FakeHost(rank=1, rank_0=first, adapter=True)
     elsewhere = RunDir(run_dir.root.with_name("rank-1"))
-    # Its own new ledger has another random name: rank 0's counts.
+    # Its own new ledger has another run id: rank 0's counts.
     assert run(second, elsewhere) == ledger
-    assert second.calls == [call for call in CALLS if call != "progress"]
+    assert second.calls == CALLS
     assert second.rank_0_actions == first.rank_0_actions == len(first.answers)
     assert [content(table) for table in second.trained_with] == [content(table) for table in first.trained_with]
     assert not elsewhere.root.exists()
@@ -88,10 +89,10 @@ def test_other_ranks_are_called_in_the_same_order_and_write_nothing(
 # --- what is handed over ---
 
 
-def test_reference_of_a_step_is_the_table_scored_before_it(done: Done) -> None:
-    """Bit for bit, read back from disk: what trains is what a resumed run would train with."""
+def test_reference_of_a_step_is_the_table_computed_before_it(done: Done) -> None:
+    """Bit for bit, read back from disk: what a step trains with is what a resumed run would train with."""
     assert len(done.host.trained_with) == 2
-    assert [content(table) for table in done.host.trained_with] == [content(table) for table in done.host.scored]
+    assert [content(table) for table in done.host.trained_with] == [content(table) for table in done.host.tables]
 
 
 def test_references_get_stricter_from_model_to_model(done: Done) -> None:
@@ -114,13 +115,14 @@ def test_export_comes_to_stand_in_the_directory_of_the_step(done: Done) -> None:
     for step, model, theta in (("step-1", "M_1", 1.0), ("step-2", "M_2", 3.0)):
         assert json.loads((done.dir.root / step / "config.json").read_text()) == {"model": model}
         assert json.loads((done.dir.root / step / WEIGHTS).read_text()) == theta
-        assert flaw(done.dir.root / step, {"run": done.ledger.run, "model": model}, done.ledger.exports[model]) is None
+        about = {"run": done.ledger.run_id, "model": model}
+        assert flaw(done.dir.root / step, about, done.ledger.exports[model]) is None
 
 
 def test_step_is_told_what_its_checkpoints_have_to_say(done: Done) -> None:
     assert [training.about for training in done.host.trainings] == [
-        {"run": done.ledger.run, "step": "step-1", "reference": done.host.scored[0].checksum()},
-        {"run": done.ledger.run, "step": "step-2", "reference": done.host.scored[1].checksum()},
+        {"run": done.ledger.run_id, "step": "step-1", "reference": done.host.tables[0].digest()},
+        {"run": done.ledger.run_id, "step": "step-2", "reference": done.host.tables[1].digest()},
     ]
     assert [training.checkpoint for training in done.host.trainings] == [None, None]
 
@@ -129,7 +131,7 @@ def test_adapter_as_it_was_initialised_is_kept(run_dir: RunDir) -> None:
     ledger = run(FakeHost(adapter=True), run_dir)
     assert list(ledger.exports) == ["M_0", "M_1", "M_2"]
     assert json.loads((run_dir.start / WEIGHTS).read_text()) == -1.0
-    assert flaw(run_dir.start, {"run": ledger.run, "model": "M_0"}, ledger.exports["M_0"]) is None
+    assert flaw(run_dir.start, {"run": ledger.run_id, "model": "M_0"}, ledger.exports["M_0"]) is None
 
 
 def test_base_model_is_not_kept_again(done: Done) -> None:
@@ -145,7 +147,7 @@ def test_ledger_on_disk_at_each_call(run_dir: RunDir) -> None:
 
     def look(call: str) -> None:
         ledger = Ledger.load(run_dir.ledger)
-        seen.append((call, *(step.state for step in ledger.steps), ledger.prepared, ledger.finished))
+        seen.append((call, *(record.state for record in ledger.records), ledger.prepared, ledger.finished))
 
     host.watch = look
     run(host, run_dir)
@@ -154,13 +156,13 @@ def test_ledger_on_disk_at_each_call(run_dir: RunDir) -> None:
         ("planned", "planned", False, False),
         ("planned", "planned", True, False),
         ("planned", "planned", True, False),
-        ("scored", "planned", True, False),
+        ("referenced", "planned", True, False),
         ("training", "planned", True, False),
         ("trained", "planned", True, False),
         ("exported", "planned", True, False),
         ("exported", "planned", True, False),
         ("exported", "planned", True, False),
-        ("exported", "scored", True, False),
+        ("exported", "referenced", True, False),
         ("exported", "training", True, False),
         ("exported", "trained", True, False),
         ("exported", "exported", True, False),
@@ -173,10 +175,10 @@ def test_ledger_on_disk_at_each_call(run_dir: RunDir) -> None:
 def test_states_are_written_in_this_order(run_dir: RunDir) -> None:
     host, seen = FakeHost(), []
     host.after_action = lambda: seen.append(
-        Ledger.load(run_dir.ledger).steps[0].state if run_dir.ledger.exists() else "no ledger"
+        Ledger.load(run_dir.ledger).records[0].state if run_dir.ledger.exists() else "no ledger"
     )
     run(host, run_dir)
-    assert list(dict.fromkeys(seen)) == ["no ledger", "planned", "scored", "training", "trained", "exported"]
+    assert list(dict.fromkeys(seen)) == ["no ledger", "planned", "referenced", "training", "trained", "exported"]
 
 
 def test_plan_is_on_disk_before_its_ledger(run_dir: RunDir) -> None:
@@ -201,17 +203,17 @@ def test_record_never_stands_without_the_data_it_vouches_for(run_dir: RunDir, ex
         if not run_dir.ledger.exists():
             return
         ledger = Ledger.load(run_dir.ledger)
-        scored = [step for step, record in zip(plan.steps, ledger.steps, strict=True) if record.state != "planned"]
-        models = [step.reference for step in scored] + ["M_2"] * ledger.finished
-        for step in scored:
-            ReferenceTable.load(run_dir.reference(step)).require_rows(step.num_rows, str(step.rows_digest))
+        begun = [step for step, record in ledger.steps if record.state != "planned"]
+        models = [step.reference for step in begun] + ["M_2"] * ledger.finished
+        for step in begun:
+            load_table(run_dir.reference(step)).require_rows(step.num_rows, str(step.rows_digest))
         for model in models:
-            assert {ReferenceTable.load(run_dir.heldout(model, column)).model for column in (0, 1)} == {model}
-        for key, checksum in ledger.tables.items():
-            assert ReferenceTable.load(run_dir.root / key).checksum() == checksum
-        places = {"M_0": run_dir.start} | {f"M_{s.index}": run_dir.step(s) for s in ledger.steps if s.kept}
+            assert {load_table(run_dir.heldout(model, column)).model for column in (0, 1)} == {model}
+        for key, digest_of_table in ledger.tables.items():
+            assert load_table(run_dir.root / key).digest() == digest_of_table
+        places = {"M_0": run_dir.start} | {f"M_{s.index}": run_dir.step(s) for s, record in ledger.steps if record.kept}
         for model in set(ledger.exports) & set(places):
-            assert flaw(places[model], {"run": ledger.run, "model": model}, ledger.exports[model]) is None
+            assert flaw(places[model], {"run": ledger.run_id, "model": model}, ledger.exports[model]) is None
         checked.append((len(models), len(ledger.tables), len(ledger.exports)))
 
     host.after_action = look
@@ -223,14 +225,14 @@ def test_record_never_stands_without_the_data_it_vouches_for(run_dir: RunDir, ex
 def test_table_on_disk_is_the_table_that_trains(done: Done) -> None:
     plan = make_plan()
     for step, trained in zip(plan.steps, done.host.trained_with, strict=True):
-        loaded = ReferenceTable.load(done.dir.reference(step))
+        loaded = load_table(done.dir.reference(step))
         assert np.array_equal([loaded.chosen, loaded.rejected], [trained.chosen, trained.rejected])
         assert (loaded.model, loaded.rows_digest) == (trained.model, trained.rows_digest)
 
 
 @pytest.mark.parametrize("model", ["M_0", "M_1", "M_2"])
 def test_held_out_tables_on_disk_are_each_of_their_own_set(done: Done, model: str) -> None:
-    tables = [ReferenceTable.load(done.dir.heldout(model, column)) for column in (0, 1)]
+    tables = [load_table(done.dir.heldout(model, column)) for column in (0, 1)]
     assert [(table.model, table.rows_digest) for table in tables] == [
         (model, digest(HELDOUT["val"])),
         (model, digest(HELDOUT["test"])),
@@ -259,20 +261,21 @@ def test_run_without_held_out_sets_writes_none(run_dir: RunDir) -> None:
 
 
 def test_plan_on_disk_is_the_plan(done: Done) -> None:
-    assert Plan.from_json(json.loads(done.dir.plan.read_text())) == make_plan()
+    written = json.loads(done.dir.plan.read_text())
+    assert written == {"schema_version": 1, **json.loads(json.dumps(dataclasses.asdict(make_plan())))}
 
 
-def test_returned_ledger_is_the_one_on_disk(done: Done) -> None:
+def test_ledger_of_the_journal_is_the_one_on_disk(done: Done) -> None:
     assert done.ledger == Ledger.load(done.dir.ledger)
 
 
-def test_ledger_belongs_to_the_plan(done: Done) -> None:
-    assert done.ledger.plan_fingerprint == make_plan().fingerprint()
+def test_ledger_holds_plan_and_identity(done: Done) -> None:
+    assert done.ledger.plan == make_plan()
     assert done.ledger.identity == IDENTITY
 
 
 def test_ledger_keeps_what_each_step_trains_with(done: Done) -> None:
-    assert [step.settings for step in done.ledger.steps] == [{"num_epochs": 1}, {"num_epochs": 2}]
+    assert [record.settings for record in done.ledger.records] == [{"num_epochs": 1}, {"num_epochs": 2}]
 
 
 def test_host_still_has_to_save_the_final_model(done: Done) -> None:
@@ -280,7 +283,7 @@ def test_host_still_has_to_save_the_final_model(done: Done) -> None:
 
 
 def test_ledger_keeps_what_training_gave(done: Done) -> None:
-    assert [(step.first_loss, step.final_loss, step.num_optimizer_steps) for step in done.ledger.steps] == [
+    assert [(record.first_loss, record.final_loss, record.num_optimizer_steps) for record in done.ledger.records] == [
         (math.log(2), 0.7 - 0.1 * 1, 2),  # 3 rows planned 3 updates, the fake makes one fewer
         (math.log(2), 0.7 - 0.1 * 2, 3),
     ]
@@ -289,14 +292,14 @@ def test_ledger_keeps_what_training_gave(done: Done) -> None:
 def test_ledger_keeps_the_time_of_each_part(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     host, now = FakeHost(), 100.0
     seconds = {
-        "score before": 100.0,
-        "score D": 1.0,
-        "score held-out": 2.0,
+        "early tables": 100.0,
+        "table of D": 1.0,
+        "held-out tables": 2.0,
         "settings": 20.0,
         "train": 10.0,
         "export the start": 1000.0,
         "export M": 5.0,
-        "progress": 50.0,
+        "report": 50.0,
     }
 
     def spend(call: str) -> None:
@@ -306,19 +309,20 @@ def test_ledger_keeps_the_time_of_each_part(run_dir: RunDir, monkeypatch: pytest
     host.watch = spend
     monkeypatch.setattr("sdpo_plugin.runner.time.perf_counter", lambda: now)
     ledger = run(host, run_dir)
-    # scoring: D_t 1 s and held-out 2 s; what is done before step 1 and what progress takes belong to no step
-    assert [(step.score_seconds, step.train_seconds, step.export_seconds) for step in ledger.steps] == [(3, 30, 5)] * 2
+    # log-probs: D_t 1 s and held-out sets 2 s; what is done before step 1 and what a report takes belong to no step
+    seconds_of = [(found.log_probs_seconds, found.train_seconds, found.export_seconds) for found in ledger.records]
+    assert seconds_of == [(3, 30, 5)] * 2
 
 
 def test_models_that_are_superseded_go_where_only_the_last_is_kept(run_dir: RunDir) -> None:
     ledger = run(FakeHost(), run_dir, make_plan(export_steps="last"))
-    assert [(step.state, step.kept) for step in ledger.steps] == [("exported", False), ("exported", True)]
+    assert [(record.state, record.kept) for record in ledger.records] == [("exported", False), ("exported", True)]
     assert not (run_dir.root / "step-1").exists()
     assert (run_dir.root / "step-2" / "config.json").exists()
 
 
 def test_model_is_there_until_the_next_one_stands(run_dir: RunDir) -> None:
-    """M_1 is what step 2 begins again from, as long as M_2 is not on disk."""
+    """M_1 is what step 2 is resumed from, as long as M_2 is not on disk."""
     host, seen = FakeHost(), []
     host.watch = lambda call: seen.append(
         (call, *((run_dir.root / step / "config.json").exists() for step in ("step-1", "step-2")))
@@ -326,11 +330,11 @@ def test_model_is_there_until_the_next_one_stands(run_dir: RunDir) -> None:
     run(host, run_dir, make_plan(export_steps="last"))
     at = CALLS.index("export M_2 to staging")
     assert seen[at] == ("export M_2 to staging", True, False)
-    assert seen[at + 1] == ("progress", False, True)
+    assert seen[at + 1] == ("report", False, True)
 
 
 def test_all_models_stay_where_all_are_kept(done: Done) -> None:
-    assert [step.kept for step in done.ledger.steps] == [True, True]
+    assert [record.kept for record in done.ledger.records] == [True, True]
 
 
 # --- what goes wrong ---
@@ -355,7 +359,7 @@ def test_refused_table_is_not_written(run_dir: RunDir) -> None:
     with pytest.raises(ReferenceTableError, match="it was made for other data"):
         run(FakeHost(), run_dir, plan)
     assert not run_dir.reference(plan.steps[1]).exists()
-    assert [step.state for step in Ledger.load(run_dir.ledger).steps] == ["exported", "planned"]
+    assert [record.state for record in Ledger.load(run_dir.ledger).records] == ["exported", "planned"]
 
 
 def test_plan_before_tokenization_has_no_digest_to_compare(run_dir: RunDir) -> None:
@@ -365,17 +369,17 @@ def test_plan_before_tokenization_has_no_digest_to_compare(run_dir: RunDir) -> N
 @pytest.mark.parametrize(
     ("dies_in", "states"),
     [
-        ("score before step 1", ["planned", "planned"]),
-        ("score D_1 by M_0", ["planned", "planned"]),
+        ("early tables", ["planned", "planned"]),
+        ("table of D_1 by M_0", ["planned", "planned"]),
         ("export the start", ["planned", "planned"]),
-        ("settings of step-1", ["scored", "planned"]),
+        ("settings of step-1", ["referenced", "planned"]),
         ("train M_0 on D_1", ["training", "planned"]),
         ("export M_1 to staging", ["trained", "planned"]),
-        ("score held-out by M_1, called M_1", ["exported", "planned"]),
-        ("settings of step-2", ["exported", "scored"]),
+        ("held-out tables by M_1, called M_1", ["exported", "planned"]),
+        ("settings of step-2", ["exported", "referenced"]),
         ("train M_1 on D_2", ["exported", "training"]),
         ("export M_2 to staging", ["exported", "trained"]),
-        ("score held-out by M_2, called M_2", ["exported", "exported"]),
+        ("held-out tables by M_2, called M_2", ["exported", "exported"]),
     ],
 )
 def test_ledger_of_a_dead_run_says_how_far_it_came(run_dir: RunDir, dies_in: str, states: list[str]) -> None:
@@ -383,7 +387,7 @@ def test_ledger_of_a_dead_run_says_how_far_it_came(run_dir: RunDir, dies_in: str
     with pytest.raises(HostDiedError, match=re.escape(dies_in)):
         run(host, run_dir)
     ledger = Ledger.load(run_dir.ledger)
-    assert ([step.state for step in ledger.steps], ledger.finished) == (states, False)
+    assert ([record.state for record in ledger.records], ledger.finished) == (states, False)
     assert host.calls[-1] == dies_in
 
 
@@ -391,7 +395,7 @@ def test_run_that_dies_going_back_to_the_base_model_has_begun_the_step(run_dir: 
     host = FakeHost(dies_in="restart from M_1")
     with pytest.raises(HostDiedError):
         run(host, run_dir, make_plan(policy_init="base"))
-    assert [step.state for step in Ledger.load(run_dir.ledger).steps] == ["exported", "training"]
+    assert [record.state for record in Ledger.load(run_dir.ledger).records] == ["exported", "training"]
 
 
 def test_table_that_cannot_be_written_stops_the_step(run_dir: RunDir) -> None:
@@ -402,7 +406,7 @@ def test_table_that_cannot_be_written_stops_the_step(run_dir: RunDir) -> None:
     with pytest.raises(OutputError, match=re.escape(str(in_the_way))):
         run(host, run_dir)
     assert host.calls == CALLS[:4]
-    assert [step.state for step in Ledger.load(run_dir.ledger).steps] == ["planned", "planned"]
+    assert [record.state for record in Ledger.load(run_dir.ledger).records] == ["planned", "planned"]
 
 
 def test_fake_rows_are_those_of_the_plan() -> None:

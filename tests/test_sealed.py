@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.files import fingerprint
-from sdpo_plugin.sealed import SEAL, Seal, flaw, publish, read_seal, remove, seal
-from tests.fakes import each_cut, each_flipped_bit
+from sdpo_plugin.run_dir.sealed import SEAL, Seal, flaw, publish, read_seal, remove, seal
+from tests.fakes import each_cut, each_flipped_bit, with_digest
 from tests.faults import Counter, before_each_operation
 
 ABOUT = {"run": "r1", "step": "step-2", "reference": "f" * 64}
@@ -27,7 +26,7 @@ FILES = {
 
 
 class StoppedError(Exception):
-    """What an interrupted operation raises."""
+    """Raised where an operation is interrupted."""
 
 
 def fill(directory: Path, files: dict[str, bytes] = FILES) -> Path:
@@ -52,8 +51,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def forge(directory: Path, **changes: Any) -> None:
     """A seal whose own digest fits."""
     content = {**json.loads((directory / SEAL).read_bytes()), **changes}
-    del content["digest"]
-    (directory / SEAL).write_text(json.dumps({**content, "digest": fingerprint(content)}))
+    (directory / SEAL).write_text(with_digest(content))
 
 
 # --- what is whole ---
@@ -198,7 +196,7 @@ def test_what_was_never_finished_is_a_flaw(tmp_path: Path, make: Callable[[Path]
 
 
 def test_every_flipped_bit_of_the_seal_is_a_flaw_or_changes_nothing(tmp_path: Path) -> None:
-    """What changes nothing is another way to write the same number in JSON."""
+    """A flip that changes nothing writes the same number in another way."""
     directory = fill(tmp_path / "a", {"w": b"x"})
     digest, same = seal(directory, {"run": "r1"}, {"loss": 0.1 + 0.2}), set()
     before = read_seal(directory)

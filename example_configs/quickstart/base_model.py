@@ -99,7 +99,7 @@ def train_base(generator: TaskGenerator, tokenizer: PreTrainedTokenizerFast, set
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
 
     def rate(step: int) -> float:
-        """Warm up, then go down to zero on a line."""
+        """Warm up, then decay linearly to zero."""
         left = (settings.steps - step) / (settings.steps - settings.warmup_steps)
         return min((step + 1) / settings.warmup_steps, left)
 

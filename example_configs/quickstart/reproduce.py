@@ -1,4 +1,4 @@
-"""The paper's comparisons in the small: plain DPO and every way to split, refer and start, on the quickstart's task.
+"""The paper's comparisons on a small scale: plain DPO and every partition, reference and start, on the toy task.
 
     python example_configs/quickstart/reproduce.py [--seeds 0 1 2] [--out outputs/reproduce]
 
@@ -24,7 +24,7 @@ import yaml
 from axolotl.cli.args import TrainerCliArgs
 from axolotl.cli.config import load_cfg
 from axolotl.cli.train import do_train
-from score import read_rows, score
+from gamma_and_accuracy import gamma_and_accuracy, read_rows
 
 HERE = Path(__file__).parent
 BUILD = Path("example_configs/quickstart/build")
@@ -45,10 +45,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def config(variant: Mapping[str, Any], seed: int, out: Path) -> dict[str, Any]:
-    """The quickstart's config, changed to what the variant is."""
+    """The quickstart's config, changed for a variant."""
     cfg: dict[str, Any] = yaml.safe_load((HERE / "quickstart.yaml").read_text("utf-8"))
     cfg |= {"output_dir": str(out), "dataset_prepared_path": str(out.parent / "prepared"), "seed": seed}
-    cfg.pop("test_datasets")  # scored below, alike for all variants
+    cfg.pop("test_datasets")  # evaluated below, alike for all variants
     block = copy.deepcopy(variant["sdpo"])
     if block is None:
         return cfg | {"rl": "dpo", "plugins": None}
@@ -72,7 +72,7 @@ def measure(out: Path) -> dict[str, float]:
     """Held-out accuracy and mean γ of the final model."""
     numbers = {}
     for name in TESTS:
-        mean_gamma, accuracy = score(str(out), read_rows(BUILD / f"{name}.jsonl"))
+        mean_gamma, accuracy = gamma_and_accuracy(str(out), read_rows(BUILD / f"{name}.jsonl"))
         numbers |= {f"{name} accuracy": accuracy, f"{name} γ": mean_gamma}
     return numbers
 
@@ -98,8 +98,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/reproduce"))
     args = parser.parse_args()
     gc.collect()
-    gc.freeze()  # the host's plain DPO collects garbage after every batch; without what is imported that is cheap
-    base = [score(str(BUILD / "base"), read_rows(BUILD / f"{name}.jsonl")) for name in TESTS]
+    gc.freeze()  # the host's plain DPO collects garbage after every batch; with the imports frozen that is cheap
+    base = [gamma_and_accuracy(str(BUILD / "base"), read_rows(BUILD / f"{name}.jsonl")) for name in TESTS]
     start = {f"{n} {what}": v for n, (g, a) in zip(TESTS, base, strict=True) for what, v in (("accuracy", a), ("γ", g))}
     results: dict[str, list[dict[str, float]]] = {"S, the base model": [start]}
     for variant, spec in VARIANTS.items():

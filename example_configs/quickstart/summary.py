@@ -1,4 +1,4 @@
-"""Print what a quickstart run did, each model loaded from its directory and scored by transformers alone.
+"""Print what a quickstart run did, each model loaded from its directory and evaluated by transformers alone.
 
     python example_configs/quickstart/summary.py [OUTPUT_DIR]
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from score import read_rows, score
+from gamma_and_accuracy import gamma_and_accuracy, read_rows
 from transformers.utils import logging
 
 logging.disable_progress_bar()
@@ -29,7 +29,7 @@ def models(output_dir: Path) -> dict[str, str]:
 
 
 def main(output_dir: Path) -> None:
-    """Print the table of steps, when all is scored: libraries that are loaded for it print warnings."""
+    """Print the table of steps, when all is evaluated: libraries that are loaded for it print warnings."""
     easy, hard = read_rows(BUILD / "easy_test.jsonl"), read_rows(BUILD / "hard_test.jsonl")
     d_2 = read_rows(BUILD / "hard.jsonl")
     lines = [
@@ -37,10 +37,11 @@ def main(output_dir: Path) -> None:
         "model  trained on     easy       hard       easy       hard       on D_2",
     ]
     for (name, directory), data in zip(models(output_dir).items(), ("-", "D_1, easy", "D_2, hard"), strict=True):
-        (easy_gamma, easy_accuracy), (hard_gamma, hard_accuracy) = score(directory, easy), score(directory, hard)
+        easy_gamma, easy_accuracy = gamma_and_accuracy(directory, easy)
+        hard_gamma, hard_accuracy = gamma_and_accuracy(directory, hard)
         lines.append(
             f"{name:<6} {data:<13} {easy_accuracy:5.3f}      {hard_accuracy:5.3f}     {easy_gamma:+6.2f}     "
-            f"{hard_gamma:+6.2f}      {score(directory, d_2)[0]:+6.2f}"
+            f"{hard_gamma:+6.2f}      {gamma_and_accuracy(directory, d_2)[0]:+6.2f}"
         )
     print("\n" + "\n".join(lines))
     print("\nS: the base model. M_1, M_2: after steps 1 and 2. Accuracy: share of pairs with the preferred answer more")

@@ -38,7 +38,7 @@ class PreferenceRow(TypedDict):
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What makes a preference set easy or hard."""
+    """The settings that make a preference set easy or hard."""
 
     lengths: tuple[int, ...]  # words in a prompt
     slips: tuple[int, ...]  # slips in a rejected answer

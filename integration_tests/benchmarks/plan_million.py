@@ -21,9 +21,11 @@ from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 
 from sdpo_plugin.args import SDPOConfig
-from sdpo_plugin.host.datasets import StepData, row_facts
-from sdpo_plugin.host.pool import lay_out, needs_scores
-from sdpo_plugin.reference import ReferenceTable
+from sdpo_plugin.host.data.columns import row_facts
+from sdpo_plugin.host.data.layout import lay_out
+from sdpo_plugin.host.data.planning import needs_base_tables
+from sdpo_plugin.host.data.tokenized import TokenizedSource
+from sdpo_plugin.tables import LogProbTable
 
 TOKENS = (40, 60, 60)  # prompt, chosen, rejected
 STRATEGIES = (
@@ -53,11 +55,11 @@ def write_source(path: Path, rows: int, seed: int) -> Dataset:
     return Dataset.from_file(str(path))
 
 
-def score(rows: int, seed: int) -> ReferenceTable:
+def made_up_table(rows: int, seed: int) -> LogProbTable:
     """Made-up log-probs."""
     chosen, rejected = np.random.default_rng(seed).normal(size=(2, rows)).astype(np.float32)
     tokens = np.full(rows, TOKENS[1])
-    return ReferenceTable(chosen, rejected, tokens, tokens, model="M_0", rows_digest="")
+    return LogProbTable(chosen, rejected, tokens, tokens, model="M_0", rows_digest="")
 
 
 def rss_mb(peak: bool = False) -> float:
@@ -81,13 +83,13 @@ def main(rows: int) -> None:
             start = time.perf_counter()
             facts = row_facts(train)  # once a run, whatever the strategy
             print(f"keys of {size:,} rows: {time.perf_counter() - start:.1f} s")
-            sources.append(StepData(f"step-{number + 1}", source_cfg, train, {}, 0, 0, facts=facts))
-        scores = [score(size, number) for number, size in enumerate(sizes)]
+            sources.append(TokenizedSource(f"step-{number + 1}", source_cfg, train, facts, {}, 0, 0, {}))
+        tables = [made_up_table(size, number) for number, size in enumerate(sizes)]
         print(f"{rows:,} rows; memory before: {rss_mb():.0f} MB (peak {rss_mb(peak=True):.0f} MB)")
         for partition in STRATEGIES:
             block = SDPOConfig.model_validate({"partition": partition})
             start, before = time.perf_counter(), rss_mb()
-            layout = lay_out(cfg, block, sources, {}, scores if needs_scores(block) else ())
+            layout = lay_out(cfg, block, sources, tables if needs_base_tables(block) else ())
             seconds = time.perf_counter() - start
             after = rss_mb()
             print(

@@ -1,7 +1,7 @@
-"""What a seal costs: `python integration_tests/benchmarks/seal_gigabytes.py [GiB] [DIRECTORY]`.
+"""The cost of a seal: `python integration_tests/benchmarks/seal_gigabytes.py [GiB] [DIRECTORY]`.
 
 Writes files of random bytes as large as a checkpoint's, puts them on disk, seals them and checks the seal, as a run
-does after every checkpoint and before it goes on from one. Needs that much free space; leaves nothing behind.
+does after every checkpoint and before it resumes from one. Needs that much free space; leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sdpo_plugin.files import sampled_digest
-from sdpo_plugin.sealed import flaw, seal
+from sdpo_plugin.digests import of_samples
+from sdpo_plugin.run_dir.sealed import flaw, seal
 
 GIB = 2**30
 BLOCK = 2**24
@@ -54,8 +54,8 @@ def main() -> None:
         timed("write, into the page cache", size, save)
         timed("seal: put it on disk and digest it", size, lambda: seal(directory, ABOUT))
         timed("seal again: digest alone, nothing to write", size, lambda: seal(directory, ABOUT))
-        timed("check the seal before going on", size, check)
-        timed("identity of a base model: sampled digest", size, lambda: sampled_digest(directory.glob("*.*")))
+        timed("check the seal before a resume", size, check)
+        timed("identity of a base model: sampled digest", size, lambda: of_samples(directory.glob("*.*")))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from integration_tests.harness.chain import run_chain
 from integration_tests.harness.data import Config
+from integration_tests.harness.host_runs import run_chain
 from integration_tests.harness.sdpo import run_sdpo, sdpo_config
 
 if TYPE_CHECKING:

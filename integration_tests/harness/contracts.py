@@ -1,4 +1,4 @@
-"""What `host/compat.py` promises, tried in a child where the host may be broken on purpose."""
+"""The promises of `host/compat.py`, tried in a child where the host may be broken on purpose."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def patch_and_undo(module: str, name: str) -> dict[str, Any]:
     """Apply and undo the patches in every order, and watch one function of a module."""
     import importlib
 
-    from sdpo_plugin.host import compat
+    from sdpo_plugin.host import compat, patches
 
     owner = importlib.import_module(module)
 
@@ -78,26 +78,26 @@ def patch_and_undo(module: str, name: str) -> dict[str, Any]:
 
     original = now()
     seen: dict[str, Any] = {}
-    compat.undo_patches()
+    patches.undo_patches()
     seen["undo before apply"] = now() is original
-    compat.patch_host()
+    patches.patch_host()
     once = now()
-    compat.patch_host()
+    patches.patch_host()
     seen["applied"] = once is not original
     seen["twice is once"] = now() is once
     seen["supported while applied"] = _refusal(compat.require_supported_host) is None
-    compat.undo_patches()
+    patches.undo_patches()
     seen["undone"] = now() is original
-    compat.undo_patches()
+    patches.undo_patches()
     seen["undone twice"] = now() is original
 
     def other(cfg: Any, surprise: Any) -> None: ...
 
     setattr(owner, name, other)
-    seen["other signature"] = _refusal(compat.patch_host)
+    seen["other signature"] = _refusal(patches.patch_host)
     seen["left alone"] = now() is other
     delattr(owner, name)
-    seen["missing"] = _refusal(compat.patch_host)
+    seen["missing"] = _refusal(patches.patch_host)
     return seen
 
 
@@ -107,11 +107,11 @@ def what_patches_do() -> dict[str, bool]:
     from axolotl.utils.dict import DictDefault
 
     from sdpo_plugin.conflicts import TRAINER_CLS
-    from sdpo_plugin.host import compat
+    from sdpo_plugin.host import patches
 
     saved: list[Any] = []
     axolotl.train.save_trained_model = lambda cfg, trainer, model: saved.append(model)
-    compat.patch_host()
+    patches.patch_host()
     setup, save = axolotl.train.setup_reference_model, axolotl.train.save_trained_model
     ours = DictDefault({"rl": "dpo", "trainer_cls": TRAINER_CLS, "output_dir": "."})
     trainer = DictDefault({"model": "adapter"})

@@ -49,7 +49,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """What `write_rows` wrote."""
+    """The rows that `write_rows` has written to a file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -81,7 +81,7 @@ def intel_set(path: Path, rows: int = 12, seed: int = 0, long_rows: int = 0) -> 
 def even_set(path: Path, rows: int = 12, seed: int = 0) -> Config:
     """Write a set like `chat_set` whose rows all have the same number of tokens; return its `datasets:` entry.
 
-    A batch of them needs no padding, so that a row's log-probs have the same bits in whatever batch it is scored.
+    A batch of them needs no padding, so that a row's log-probs have the same bits in whatever batch it is computed.
     """
     rng = random.Random(seed)
 

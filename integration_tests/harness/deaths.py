@@ -1,4 +1,4 @@
-"""A run that is let live, and the same run killed at a chosen moment of its life and gone on with."""
+"""An uninterrupted run, and the same run killed at a chosen moment of its life and resumed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 PLUGINS = ["sdpo_plugin.SDPOPlugin", "integration_tests.harness.faults.FaultPlugin"]
 # Kinds of moments, by what the run does then.
 MOMENTS = {
-    "scoring": lambda event: event == "score",
+    "reference pass": lambda event: event == "pass",
     "training": lambda event: event == "train",
     "checkpoint": lambda event: "/checkpoint-" in event,
     "export": lambda event: "sdpo/staging" in event,
     "bookkeeping": lambda event: any(name in event for name in ("ledger", "plan.json", "report", "safetensors")),
     "final save": lambda event: event.startswith(("open", "os.mkdir")) and "/" not in event,
 }
-TIMES = ("score_seconds", "train_seconds", "export_seconds")
+TIMES = ("log_probs_seconds", "score_seconds", "train_seconds", "export_seconds")
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,21 @@ class Life:
         bounds = [len(found) * part // number for part in range(number + 1)]
         return [rng.choice(found[low:high]) for low, high in itertools.pairwise(bounds)]
 
+    @property
+    def prepared(self) -> int:
+        """The event with which the ledger vouches for M_0's adapter; a process before it draws one of its own."""
+        _, prepared, *_ = [i for i, what in enumerate(self.events, 1) if what.startswith("os.rename sdpo/.ledger.json")]
+        return prepared
+
     def die(self, folder: Path, *events: int) -> Path:
-        """The same run in another directory, killed at an event; gone on with and killed again at each further one."""
+        """The same run in another directory, killed at an event; resumed and killed again at each further one."""
         config = write_config(folder / "config.yaml", {**self.config, "output_dir": str(folder / "out")})
         for seed, event in enumerate(events):
             result = train(self.host, config, f"die:{event}", self.ranks, seed)
             assert result.returncode != 0, f"the run was over before event {event}: {result.log_text[-2000:]}"
         return config
 
-    def go_on(self, config: Path, seed: int = 99) -> Path:
+    def resume(self, config: Path, seed: int = 99) -> Path:
         """Finish a run that was killed. The process has other random numbers than the one that died."""
         train(self.host, config, "", self.ranks, seed).check()
         return config.parent / "out"
@@ -79,15 +85,18 @@ def outcome(host: Host, out: Path) -> dict[str, Any]:
     """All that two runs have to have in common: weights to the bit, tables, ledger and report, but for times."""
     ledger = json.loads((out / "sdpo" / "ledger.json").read_text(encoding="utf-8"))
     report = json.loads((out / "sdpo" / "report.json").read_text(encoding="utf-8"))
-    folders = [out, *(out / step["name"] for step in ledger["steps"] if step["kept"])]
-    for step in [*ledger["steps"], *report["steps"]]:
+    records = ledger["records"]
+    kept = [step["name"] for step, record in zip(ledger["plan"]["steps"], records, strict=True) if record["kept"]]
+    folders = [out, *(out / name for name in kept)]
+    for step in [*records, *report["steps"]]:
         for key in TIMES:
-            step.pop(key)
+            step.pop(key, None)
     return {
         "weights": [host.python("integration_tests.harness.probes:weights_digest", folder) for folder in folders],
         "config": [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*config.json"))],
         "tables": ledger["tables"],
-        "steps": ledger["steps"],
+        "plan": ledger["plan"],
+        "records": records,
         "ends": [ledger["prepared"], ledger["finished"], ledger["saved"]],
         "report": report,
         "leftovers": sorted(str(path.relative_to(out)) for path in out.rglob("*") if "staging" in path.parts),
@@ -95,5 +104,5 @@ def outcome(host: Host, out: Path) -> dict[str, Any]:
 
 
 def read_plan(out: Path) -> dict[str, Any]:
-    """What a run was going to do."""
+    """The plan of a run."""
     return dict(json.loads((out / "sdpo" / "plan.json").read_text(encoding="utf-8")))

@@ -54,7 +54,7 @@ def free_port() -> int:
 
 
 def rank_env(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What torchrun sets for a rank on one machine."""
+    """The variables that torchrun sets for a rank on one machine."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -1,4 +1,4 @@
-"""What a run has written for TensorBoard; the function runs in a fork, where TensorBoard is imported already."""
+"""The scalars that a run has logged for TensorBoard; read in a fork, where TensorBoard is imported already."""
 
 from __future__ import annotations
 

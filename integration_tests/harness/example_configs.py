@@ -69,8 +69,8 @@ def _quickstart(row: Row) -> Row:
 
 def _ultrafeedback(row: Row) -> Row:
     conversations = _conversations(row)
-    scores = {"score_chosen": 8.0, "score_rejected": 3.0, "source": "evol_instruct"}
-    return {"prompt": row["question"], "prompt_id": "0", "messages": conversations["chosen"], **conversations, **scores}
+    other = {"score_chosen": 8.0, "score_rejected": 3.0, "source": "evol_instruct"}
+    return {"prompt": row["question"], "prompt_id": "0", "messages": conversations["chosen"], **conversations, **other}
 
 
 def _capybara(row: Row) -> Row:
@@ -143,7 +143,7 @@ def read(config: str, hub: str, command: str) -> dict[str, Any]:
 
 
 def launch(command: str) -> dict[str, Any]:
-    """What the host's command line would start for this command, given in the repository's root."""
+    """The config, launcher and processes that this command would start, given in the repository's root."""
     from unittest.mock import patch
 
     from accelerate.commands.launch import launch_command_parser
@@ -190,7 +190,7 @@ def load(config: str, hub: str, processes: int) -> dict[str, Any]:
         assert manager.load_datasets(cfg, preprocess=True) is not None
     keys = ("rl", "trainer_cls", "sdpo", "datasets", "test_datasets")
     validated = {key: cfg[key].to_dict() if isinstance(cfg[key], Mapping) else cfg[key] for key in keys}
-    sources = manager.plugins["sdpo_plugin.SDPOPlugin"]._steps  # what the hook has just loaded
+    sources = manager.plugins["sdpo_plugin.SDPOPlugin"]._sources  # what the hook has just loaded
     columns = ("prompt", "chosen", "rejected")
     rows = [{column: source.train[0][column] for column in columns} for source in sources]
     return validated | {"known": _known_keys(), "plan": _plan(cfg, sources), "rows": rows}
@@ -209,8 +209,8 @@ def _known_keys() -> list[str]:
 
 
 def _plan(cfg: Any, sources: Any) -> list[dict[str, Any]]:
-    from sdpo_plugin.args import parse_block
-    from sdpo_plugin.host.pool import preview
+    from sdpo_plugin.block import parse_block
+    from sdpo_plugin.host.data.planning import preview
 
     plan = preview(cfg, parse_block(cfg.sdpo.to_dict()), sources)
     keys = ("name", "num_rows", "num_heldout", "reference", "policy_init", "settings")

@@ -1,14 +1,14 @@
 """A second plugin, listed in a run's config, that makes real things go wrong at a chosen moment.
 
-What happens is told by the environment, so that the config stays that of the run which goes on, `SDPO_TEST_FAULT=…`:
+The environment says which fault, so that the config stays that of the run that is resumed, `SDPO_TEST_FAULT=…`:
 
-- `note:FILE`: nothing but a line in FILE for every event of the run's life: forward passes, updates, files written.
-- `die:N`: SIGKILL at event N of that life, counted from 1.
+- `note:FILE`: nothing but a line in FILE for every event of rank 0's life: forward passes, updates, files written.
+- `die:N`: SIGKILL of rank 0 at event N of that life, counted from 1.
 - `wait:SECONDS:NAME`: whoever opens a file with this in its path for writing takes that long, the first time.
 - `break:NAME`: an error of no known kind where a file with this in its path is opened for writing.
 - `raise:STEP:UPDATE:RANK`, `hang:STEP:UPDATE:RANK`, `memory:STEP:UPDATE:RANK`: an error, an update that takes for ever,
   PyTorch's error of a GPU that has no memory left.
-- `score:BATCH:RANK`: an error in that batch of a reference pass, counted from 1.
+- `pass:BATCH:RANK`: an error in that batch of a reference pass, counted from 1.
 - `evaluate:BATCH:RANK`, `signal:BATCH:RANK`: an error, or SIGTERM to itself, in that batch of the host's evaluations.
 - `worker:BATCH:RANK`: an error where a data loader worker of that rank puts its batch together.
 - `poison:STEP:UPDATE:TOKEN`: the embedding of a token turns to NaN, on every rank.
@@ -53,7 +53,7 @@ class FaultPlugin(BasePlugin):
 
     def pre_model_load(self, cfg: Any) -> None:
         """The data are loaded, and the run has its directory."""
-        if self._kind in ("note", "die", "break", "wait"):
+        if self._kind in ("break", "wait") or (self._kind in ("note", "die") and _rank() == 0):
             self._life = Life(Path(cfg.output_dir), self._kind, self._value)
         if self._kind == "full":
             shutil.disk_usage = lambda path: Usage(2**30, 2**30 - 2**20, 2**20)
@@ -70,9 +70,9 @@ class FaultPlugin(BasePlugin):
             trainer.model.register_forward_pre_hook(lambda module, arguments: time.sleep(seconds))
         if self._kind == "gate":
             note_gate(Path(self._value) / f"rank-{_rank()}")
-        if self._kind in ("score", "worker"):
+        if self._kind in ("pass", "worker"):
             batch, rank = map(int, self._value.split(":"))
-            if rank == _rank() and self._kind == "score":
+            if rank == _rank() and self._kind == "pass":
                 trainer.model.register_forward_pre_hook(Nth(batch, lambda module, *rest: not module.training))
             elif rank == _rank():
                 trainer.data_collator = Collator(trainer.data_collator, batch)
@@ -82,7 +82,7 @@ class FaultPlugin(BasePlugin):
 
 
 def note_gate(file: Path) -> None:
-    """Write a line for every step, with its name and the tolerance in nats, and let the gate judge as ever."""
+    """Write a line for every step, with its name and the tolerance in nats, and let the gate decide as usual."""
     from sdpo_plugin import gate
 
     judge = gate.check_start
@@ -123,7 +123,7 @@ class Collator:
 
 
 class InEvaluation(TrainerCallback):
-    """What happens once, in a batch of the evaluations that the host makes within a step."""
+    """A fault that happens once, in a batch of the evaluations that the host makes within a step."""
 
     def __init__(self, kind: str, batch: int, rank: int) -> None:
         self._kind, self._batch, self._rank = kind, batch, rank
@@ -141,7 +141,7 @@ class InEvaluation(TrainerCallback):
 
 
 class Fault(TrainerCallback):
-    """What happens once, when an update begins."""
+    """A fault that happens once, when an update begins."""
 
     def __init__(self, kind: str, value: str) -> None:
         self.kind = kind
@@ -199,7 +199,7 @@ class Life:
 
     def forward(self, module: Any, arguments: Any) -> None:
         """A batch goes through the model."""
-        self._event("train" if module.training else "score")
+        self._event("train" if module.training else "pass")
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event not in FILE_EVENTS or not isinstance(arguments[0], (str, os.PathLike)):

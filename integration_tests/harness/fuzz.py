@@ -27,11 +27,12 @@ from axolotl.utils.tee import close_debug_log
 from hypothesis import HealthCheck, given, settings
 
 import sdpo_plugin
-import sdpo_plugin.host.datasets
+import sdpo_plugin.host.data.loading
 from integration_tests.harness.data import Config
 from integration_tests.harness.mutations import Case, cases
 from integration_tests.harness.spoilt import REMOVED
-from sdpo_plugin.args import parse_block, step_names
+from sdpo_plugin.args import step_names
+from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import SDPOError
 
 OURS = Path(sdpo_plugin.__file__).parent
@@ -48,7 +49,7 @@ def _reached(*_: Any, **__: Any) -> NoReturn:
 
 @contextmanager
 def bench() -> Iterator[None]:
-    """What makes a config cost milliseconds: no log, no reading of data, and the host's schema built once."""
+    """Make a config cost milliseconds: no log, no reading of data, and the host's schema built once."""
     build = axolotl.integrations.config.merge_input_args
     cached = functools.cache(lambda _names: build())
 
@@ -56,7 +57,7 @@ def bench() -> Iterator[None]:
         return cached(tuple(PluginManager.get_instance().get_input_args()))
 
     axolotl.utils.config.merge_input_args = schema
-    vars(sdpo_plugin.host.datasets)["load_preference_datasets"] = _reached
+    vars(sdpo_plugin.host.data.loading)["load_preference_datasets"] = _reached
     logging.disable(logging.CRITICAL)
     environment = dict(os.environ)
     os.environ["AXOLOTL_TEE_STDOUT"] = "0"  # the host's lock would wait for itself where its log is closed
@@ -152,7 +153,7 @@ def _names(message: str, key: str) -> bool:
 
 
 def _check_valid(cfg: DictDefault) -> None:
-    """What must hold of a config that was not refused."""
+    """Check all that must hold of a config that was not refused."""
     if cfg.trainer_cls != "sdpo_plugin.host.trainer.StepwiseDPOTrainer":
         assert axolotl.train.setup_reference_model is HOSTS_OWN, "patched for a config that is not sdpo"
         return

@@ -15,7 +15,7 @@ FUNCTIONS = ("selective_log_softmax", "entropy_from_logits")
 
 
 def loaded() -> list[str]:
-    """Which of the modules that bind TRL's functions have been imported."""
+    """The modules that bind TRL's functions and have been imported."""
     return [name for name in BINDING if name in sys.modules]
 
 

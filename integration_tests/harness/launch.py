@@ -58,7 +58,7 @@ class Host:
                     self._ready, self.import_seconds = True, message["ready"]
                 elif "pids" in message:
                     self._pids.append(message["pids"])
-                    for pid in message["pids"]:  # process ids come round again: what an earlier one ended with is over
+                    for pid in message["pids"]:  # process ids are reused: forget an earlier exit code
                         self._codes.pop(pid, None)
                 else:
                     self._codes[message["exit"]] = message["code"]
@@ -113,7 +113,7 @@ class Host:
         """Start `axolotl <args>` in a fork and return at once.
 
         The host draws a new adapter's weights before it sets any seed: no two LoRA runs are alike. `init_seed` seeds
-        the process first, so that they can be compared; None leaves it to chance, as in life.
+        the process first, so that they can be compared; None leaves it to chance, as in a real run.
         """
         if ranks > 1:
             self.build_ops()

@@ -7,7 +7,7 @@ def train_from_adapter(config: str, adapter: str) -> str:
     """Train an `rl: dpo` LoRA config on from a saved adapter, with that adapter as the reference. Runs in the child.
 
     All is the host's own, but that its base model is wrapped with the adapter as loaded from disk. Given a model that
-    has an adapter, TRL makes a frozen copy of it, named "ref", and scores the reference with that.
+    has an adapter, TRL makes a frozen copy of it, named "ref", and computes the reference with that.
     """
     from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_preference_datasets

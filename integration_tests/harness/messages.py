@@ -1,4 +1,4 @@
-"""What a run that was refused has said."""
+"""The messages of a run that was refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refused(result: Result, out: Path, *parts: str, lines: int = 1) -> str:
     assert len(said) == lines, f"{said}\n{result.log_text[-2000:]}"
     for part in parts:
         assert part in "\n".join(said), f"{part!r} is not in {said}"
-    for sign in ("scores D_1", "step 1/", "'loss':"):
+    for sign in ("log-probs of D_1", "step 1/", "'loss':"):
         assert sign not in result.log_text, f"{sign!r} in the log: training had begun"
     assert not list(out.rglob("*.safetensors"))
     return "\n".join(said)

@@ -1,4 +1,4 @@
-"""What users, editors and templating do to a config: hypothesis strategies that take good configs and spoil them."""
+"""Mistakes that users, editors and templates make: hypothesis strategies that take good configs and spoil them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Mutation:
 
     @property
     def key(self) -> str:
-        """What a refusal must name: the innermost key on the way that is a word."""
+        """The key that a refusal must name: the innermost one on the path that is a word."""
         return [part for part in self.path if isinstance(part, str)][-1]
 
     def apply(self, config: Config) -> None:
@@ -58,7 +58,7 @@ def _fits(config: Config, path: Path) -> bool:
 
 
 def values(typical: tuple[Any, ...]) -> st.SearchStrategy[Any]:
-    """What is likely to stand at a key, and what is not."""
+    """Values that are likely at a key, and values that are not."""
     return st.one_of(
         st.sampled_from(typical), st.sampled_from(typical), st.sampled_from(JUNK), st.just(REMOVED), garbage()
     )

@@ -1,4 +1,4 @@
-"""How long a row each architecture takes, by trying; and what the plugin says about that."""
+"""The longest row that each architecture takes, found by trying, and the limit that the plugin finds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def limits() -> dict[str, dict[str, Any]]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from sdpo_plugin.host.positions import PROBE, _may_be_too_small, position_limit
+    from sdpo_plugin.host.forward.positions import PROBE, _may_be_too_small, position_limit
 
     found = {}
     for arch, fields in CONFIGS.items():

@@ -1,4 +1,4 @@
-"""What tests ask of weights on disk; each function runs in a fork: `host.python("…probes:name", …)`."""
+"""Questions that tests ask about weights on disk; each function runs in a fork: `host.python("…probes:name", …)`."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def load_ok(folder: str) -> dict[str, Any]:
     }
 
 
-def score(folder: str, rows: Sequence[Mapping[str, str]], by_peft: bool = True) -> list[list[float]]:
+def log_probs(folder: str, rows: Sequence[Mapping[str, str]], by_peft: bool = True) -> list[list[float]]:
     """[chosen, rejected] summed log-probs of rows of `prompt`, `chosen`, `rejected` texts, each row by itself.
 
     Written from the definition, with no padding, batching or trainer: it shares no code with what it measures.

@@ -1,4 +1,4 @@
-"""Which processes a run has left behind.
+"""The processes that a run has left behind.
 
 A run forked from the warm process is a session of its own. One that a launcher has started is found by a mark in its
 environment: torchrun's ranks are sessions of their own, and no parent leads to an orphan.
@@ -15,7 +15,7 @@ Found = dict[int, str]
 
 
 def left_running(find: Callable[[], Found], seconds: float = 3.0) -> Found:
-    """What still runs when the processes that were waited for have ended: workers notice within a second or two."""
+    """The processes that outlive those that were waited for: workers notice within a second or two."""
     deadline = time.monotonic() + seconds
     while (found := find()) and time.monotonic() < deadline:
         time.sleep(0.05)

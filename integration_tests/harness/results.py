@@ -1,4 +1,4 @@
-"""What a run of the host left behind, as a test wants to ask for it."""
+"""The result of a run of the host: exit codes and logs, in a form that tests can use."""
 
 from __future__ import annotations
 

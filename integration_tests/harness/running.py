@@ -20,7 +20,7 @@ class Running:
     def __init__(
         self, args: Sequence[str], pids: Sequence[int], logs: Sequence[Path], ended: Callable[[], dict[int, int]]
     ) -> None:
-        """Watch processes whose exit statuses `ended()` tells."""
+        """Watch processes whose exit statuses `ended()` returns."""
         self.args, self.pids, self.logs = tuple(args), tuple(pids), tuple(logs)
         self._ended = ended
         self._start = time.monotonic()

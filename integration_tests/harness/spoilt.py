@@ -1,4 +1,4 @@
-"""What may stand at each key of a config, rightly or wrongly. Whatever is here, YAML can say it."""
+"""Values for each key of a config, right ones and wrong ones. YAML can express every one of them."""
 
 from __future__ import annotations
 

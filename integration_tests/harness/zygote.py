@@ -5,8 +5,8 @@ starts no thread pool and reads no config, so that a child is as fresh as a new 
 imported here; a child imports it by itself, from the source as it then is.
 
 Protocol, JSON lines: `{"ranks": [{"argv", "env", "cwd", "log", ...}]}` comes in by stdin and is answered by
-`{"pids": [...]}`; every end of a child is told as `{"exit": pid, "code": code}`, in the order in which they end. The
-system gives process ids out again: one that was told before is a new process.
+`{"pids": [...]}`; every end of a child is sent as `{"exit": pid, "code": code}`, in the order in which they end. The
+system gives process ids out again: one that was sent before is a new process.
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from sdpo_plugin.errors import ConfigError
-from sdpo_plugin.host.datasets import StepData
+from sdpo_plugin.host.data.loading import LoadedSource
 
 KEYS = ("early_stopping_patience", "load_best_model_at_end")
 
 
-def keep_best_model(cfg: DictDefault, trainer: Trainer, steps: Sequence[StepData]) -> None:
+def keep_best_model(cfg: DictDefault, trainer: Trainer, steps: Sequence[LoadedSource]) -> None:
     """Set arguments and callback as the host does for its other trainers: early stopping implies the best model.
 
     Raises:

@@ -1,17 +1,13 @@
-"""The host versions that are supported, each private symbol relied on, and the patches with their undo.
+"""The versions of the host that are supported, and a contract for each private symbol that is relied on.
 
 A host upgrade that breaks something fails here, by name: versions and most symbols before anything is loaded, those of
 the DPO trainer before the model's weights are read. Not earlier: when ``trl.trainer.dpo_trainer`` is imported it binds
 two functions that the host replaces by Triton kernels, and the host does so when it is about to load a model.
 """
 
-import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,10 +15,8 @@ import axolotl.evaluate
 import axolotl.train
 from axolotl.utils.data import rl, shared
 from axolotl.utils.dict import DictDefault
-from axolotl.utils.distributed import is_main_process
 from packaging.specifiers import SpecifierSet
 from transformers import Trainer
-from transformers.utils import CONFIG_NAME
 
 from sdpo_plugin.conflicts import TRAINER_CLS
 from sdpo_plugin.errors import UnsupportedHostError
@@ -79,7 +73,7 @@ RELIED_ON: tuple[Contract, ...] = (
 
 
 def relied_on_by_trainer() -> tuple[Contract, ...]:
-    """The same for what may be imported only when the host has made its patches."""
+    """Contracts with modules that may be imported only when the host has made its patches."""
     from axolotl.core.builders.base import TrainerBuilderBase
     from axolotl.core.trainers.dpo import DPOStrategy
     from trl import DPOTrainer
@@ -110,7 +104,7 @@ def require_supported_host() -> None:
                 f"run: pip install '{package}{supported}'."
             )
     for contract in RELIED_ON:
-        _require_signature(*contract)
+        require_signature(*contract)
 
 
 def require_supported_trainer() -> None:
@@ -128,23 +122,7 @@ def require_supported_trainer() -> None:
             "its pyproject.toml."
         ) from error
     for contract in contracts:
-        _require_signature(*contract)
-
-
-@contextmanager
-def loading_through(load: Callable[..., Any]) -> Iterator[None]:
-    """Let the host read each entry of a preference set through ``load``, for as long as the context lasts.
-
-    Reason: the host and `datasets` find what they have cached by path and time of a file, and offer no key, hook or
-    subclass to find it by content. Range: axolotl 0.19. Remove when the host's hash of a data set covers the content of
-    local files.
-    """
-    original = rl.load_dataset_with_config
-    rl.load_dataset_with_config = load
-    try:
-        yield
-    finally:
-        rl.load_dataset_with_config = original
+        require_signature(*contract)
 
 
 def is_sdpo(cfg: DictDefault) -> bool:
@@ -152,127 +130,12 @@ def is_sdpo(cfg: DictDefault) -> bool:
     return bool(cfg.get("trainer_cls") == TRAINER_CLS and cfg.get("rl") == "dpo")
 
 
-def patch_host() -> None:
-    """Make the host load no reference model for an sDPO config, leave nothing but the adapter of a LoRA run, and
-    evaluate what was held out.
-
-    The functions below say why. Idempotent.
+def require_signature(owner: Any, name: str, parameters: tuple[str, ...]) -> None:
+    """Check one contract.
 
     Raises:
-        UnsupportedHostError: a function is missing or takes other parameters; neither is patched.
+        UnsupportedHostError: the symbol is missing, or takes other parameters.
     """
-    for contract in PATCHES:
-        _require_signature(*contract)
-    for (owner, name, _), patched in PATCHES.items():
-        original = getattr(owner, name)
-        if not _is_ours(original):
-            replacement = functools.wraps(original)(patched(original))
-            replacement.__module__ = __name__
-            setattr(owner, name, replacement)
-
-
-def undo_patches() -> None:
-    """Put the host's own functions back. Idempotent."""
-    _evaluated.clear()
-    for owner, name, _ in PATCHES:
-        current = getattr(owner, name)
-        if _is_ours(current):
-            setattr(owner, name, inspect.unwrap(current))
-
-
-def _without_reference_model(original: Callable[..., Any]) -> Callable[..., Any]:
-    """No second model.
-
-    Reason: ``axolotl.train.setup_reference_model`` loads a whole second model under `rl: dpo` without an adapter,
-    also with `precompute_ref_log_probs`, and offers no key, hook or subclass to prevent it.
-    Range: axolotl 0.19. Remove when the host skips the load under `precompute_ref_log_probs: true`
-    (https://github.com/axolotl-ai-cloud/axolotl, axolotl/train.py).
-    """
-
-    def setup_reference_model(cfg: DictDefault, *args: Any, **kwargs: Any) -> Any:
-        return None if is_sdpo(cfg) else original(cfg, *args, **kwargs)
-
-    return setup_reference_model
-
-
-def _adapter_only(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Of a LoRA run the adapter, as every step's directory holds it.
-
-    Reason: under `rl: dpo` with an adapter ``axolotl.train.save_trained_model`` saves the adapter, and then the model
-    that TRL has put the adapter into: a `model.safetensors` of the base model's size, whose layers have names of their
-    own (`….base_layer.weight`). With the base's `config.json`, which the host writes before it trains, transformers
-    takes the directory for a whole model, draws those layers at random and says so in a warning. The host passes the
-    model by a local variable: no key, hook or subclass reaches it. Here it is the adapter that is saved twice.
-    Range: axolotl 0.19. Remove when the host saves ``trainer.model`` alone (axolotl/train.py).
-    """
-
-    def save_trained_model(cfg: DictDefault, trainer: Any, model: Any) -> Any:
-        if not (is_sdpo(cfg) and cfg.adapter):
-            return original(cfg, trainer, model)
-        result = original(cfg, trainer, trainer.model)
-        if is_main_process():
-            (Path(cfg.output_dir) / CONFIG_NAME).unlink(missing_ok=True)
-        return result
-
-    return save_trained_model
-
-
-def _model_of_the_run(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`axolotl evaluate` loads M_T.
-
-    Reason: the host evaluates `base_model`, which in the file of a run is M_0, and under preference training without
-    its adapter; `axolotl evaluate` has no hook before the model. Range: axolotl 0.19. Remove when the host asks plugins
-    for what is evaluated.
-    """
-
-    def setup_model_and_tokenizer(cfg: DictDefault) -> Any:
-        if not is_sdpo(cfg):
-            return original(cfg)
-        from sdpo_plugin.host.evaluating import load_model
-
-        loaded = load_model(cfg, original)
-        _evaluated[:] = [cfg]
-        return loaded
-
-    return setup_model_and_tokenizer
-
-
-def _rows_of_the_run(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`axolotl evaluate` scores the held-out rows of every step.
-
-    Reason: the host does not ask plugins for data there, merges all entries of `datasets:`, and reports losses of rows
-    that were trained on. Range: axolotl 0.19. Remove when the host calls a plugin's ``load_datasets`` in `axolotl
-    evaluate`, as it does in `axolotl train`.
-    """
-
-    def evaluate_dataset(trainer: Any, dataset: Any, dataset_type: str, *args: Any, **kwargs: Any) -> Any:
-        if not (_evaluated and _path(type(trainer)) == TRAINER_CLS):
-            return original(trainer, dataset, dataset_type, *args, **kwargs)
-        from sdpo_plugin.host.evaluating import evaluate
-
-        return evaluate(_evaluated[0], trainer) if dataset_type == "eval" else None  # not what was trained on
-
-    return evaluate_dataset
-
-
-def _path(kind: type[Any]) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-_evaluated: list[DictDefault] = []  # the config whose model `axolotl evaluate` has loaded
-PATCHES = {
-    REFERENCE_MODEL: _without_reference_model,
-    FINAL_SAVE: _adapter_only,
-    EVALUATED_MODEL: _model_of_the_run,
-    EVALUATED_ROWS: _rows_of_the_run,
-}
-
-
-def _is_ours(function: Callable[..., Any]) -> bool:
-    return function.__module__ == __name__
-
-
-def _require_signature(owner: Any, name: str, parameters: tuple[str, ...]) -> None:
     where = owner.__name__ if isinstance(owner, ModuleType) else f"{owner.__module__}.{owner.__qualname__}"
     found = inspect.getattr_static(owner, name, None)
     function = found.__func__ if isinstance(found, classmethod) else getattr(owner, name, None)

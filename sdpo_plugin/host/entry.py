@@ -1,4 +1,4 @@
-"""What is refused before the host opens anything: after `register` it replaces output_dir/debug.log.
+"""Refusals before the host opens anything: after `register` it replaces output_dir/debug.log.
 
 Everything here is read-only. The commands of the host share one config file, and only training writes a run; so what
 is about the output directory asks first which command this is.
@@ -16,21 +16,23 @@ from axolotl.utils.schemas.config import AxolotlInputConfig
 from axolotl.utils.schemas.enums import RLType
 
 from sdpo_plugin import misspelt
-from sdpo_plugin.args import SDPOConfig, parse_block
+from sdpo_plugin.args import SDPOConfig
+from sdpo_plugin.block import parse_block
 from sdpo_plugin.bounds import check_bounds
 from sdpo_plugin.conflicts import (
     CONFLICTS,
     PACKING_CONFLICTS,
+    TRAINER_CLS,
     TRAINING_CONFLICTS,
     check_conflicts,
     check_data_sources,
 )
 from sdpo_plugin.errors import ConfigError
-from sdpo_plugin.host.startup import check_output_dir
-from sdpo_plugin.ledger import RunDir
-from sdpo_plugin.lock import require_free
-from sdpo_plugin.overwrites import names_in_place, require_inputs_kept, written_names
-from sdpo_plugin.resume import require_exists, require_fresh
+from sdpo_plugin.run_dir.checkpoints import require_exists
+from sdpo_plugin.run_dir.fresh import require_fresh, require_writable
+from sdpo_plugin.run_dir.inputs import names_in_place, require_inputs_kept, written_names
+from sdpo_plugin.run_dir.lock import require_free
+from sdpo_plugin.run_dir.paths import RunDir
 
 DEFAULT_OUTPUT_DIR = "./model-out"  # the host's
 COMMANDS = "axolotl.cli."  # a launcher starts each rank as `python -m axolotl.cli.train`
@@ -84,12 +86,12 @@ def check_output(cfg: DictDefault, block: SDPOConfig) -> None:
         return
     run = RunDir(Path(output_dir))
     if not cfg.get("inference"):
-        check_output_dir(run.root)
+        require_writable(run.root)
     name = command()
     if name == "train":
         _check_start(run, cfg, block)
     elif name is not None and run.ledger.parent.is_dir():
-        # The host starts debug.log anew unless the config says that a run goes on; only training reads the key else.
+        # The host starts debug.log anew unless the config says that a run is resumed; else only training reads the key.
         cfg["auto_resume_from_checkpoints"] = True
 
 
@@ -104,7 +106,29 @@ def _check_start(run: RunDir, cfg: DictDefault, block: SDPOConfig) -> None:
         require_fresh(run, names_in_place(run, block))
 
 
-def require_own_trainer(cfg: DictDefault) -> None:
+def is_listed(cfg: DictDefault) -> bool:
+    """Whether the config asks for this plugin; the host keeps the plugins of earlier configs."""
+    return misspelt.is_listed(cfg.get("plugins"))
+
+
+def become_dpo(cfg: DictDefault) -> None:
+    """The edits that make `rl: sdpo` the host's `rl: dpo` with our trainer."""
+    cfg["rl"] = "dpo"
+    cfg["trainer_cls"] = TRAINER_CLS
+    cfg["precompute_ref_log_probs"] = True
+
+
+def require_trainable(cfg: DictDefault) -> None:
+    """Refuse what contradicts training alone; other commands read the same file.
+
+    Raises:
+        ConfigError: a conflict, or a plugin that brings a trainer of its own.
+    """
+    check_conflicts(cfg, TRAINING_CONFLICTS)
+    _require_own_trainer(cfg)
+
+
+def _require_own_trainer(cfg: DictDefault) -> None:
     """Refuse a plugin that brings a trainer of its own: the host would take that one, and train no chain.
 
     Raises:
@@ -116,7 +140,7 @@ def require_own_trainer(cfg: DictDefault) -> None:
 
 
 def foreign_trainer(cfg: DictDefault, found: type[Any]) -> ConfigError:
-    """What to raise where the host trains, or would train, with another trainer than ours."""
+    """The error for a host that trains, or would train, with another trainer than ours."""
     return ConfigError(
         f"rl: sdpo needs its own trainer, and a plugin brings {found.__module__}.{found.__qualname__} "
         f"(plugins: {list(cfg.get('plugins') or [])}); remove that plugin."

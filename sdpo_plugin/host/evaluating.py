@@ -1,7 +1,7 @@
-"""`axolotl evaluate`: the held-out rows of every step, under M_T or under the model that the command names.
+"""`axolotl evaluate`: the held-out sets of every step, under M_T or under the model that the command names.
 
-The host would merge all entries of `datasets:`, score rows that were trained on, take the base model for the policy,
-and the policy for its own reference, so that every loss is ln 2.
+The host would merge all entries of `datasets:`, evaluate on rows that were trained on, and take the base model for the
+policy, and the policy for its own reference, so that every loss is ln 2.
 """
 
 import logging
@@ -14,27 +14,28 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 from peft import PeftModel
 
-from sdpo_plugin.args import parse_block
-from sdpo_plugin.diagnostics import gamma_stats, improvement, reward_accuracy
+from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import ConfigError, OutputError
-from sdpo_plugin.host.chain import tokenize_heldout
-from sdpo_plugin.host.datasets import load_steps
-from sdpo_plugin.host.distributed import on_rank_0
+from sdpo_plugin.host.data.loading import load_sources
+from sdpo_plugin.host.data.tokenized import tokenize_heldout
+from sdpo_plugin.host.engines.ranks import on_rank_0
+from sdpo_plugin.host.forward.log_probs import log_prob_table
 from sdpo_plugin.host.identity import base_model_of
-from sdpo_plugin.host.scoring import score
-from sdpo_plugin.ledger import Ledger, RunDir
-from sdpo_plugin.plan import model_name, text_table
-from sdpo_plugin.reference import ReferenceTable
-from sdpo_plugin.resume import M_0
-from sdpo_plugin.sealed import flaw
-from sdpo_plugin.tables import Findings
+from sdpo_plugin.measures import gamma_stats, implicit_reward_accuracy, reference_free_accuracy
+from sdpo_plugin.run_dir.ledger import Ledger
+from sdpo_plugin.run_dir.models import final_model_flaw
+from sdpo_plugin.run_dir.next_action import M_0
+from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.table_files import Findings
+from sdpo_plugin.tables import LogProbTable
+from sdpo_plugin.text import text_table
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What is evaluated.
+    """The model that `axolotl evaluate` evaluates.
 
     Attributes:
         name: of the model, for the log: "M_T", or its path.
@@ -61,18 +62,17 @@ def choose(cfg: DictDefault) -> Evaluated:
         return Evaluated(str(cfg.lora_model_dir), Path(cfg.lora_model_dir), ledger)
     if ledger is None or not ledger.saved:
         return Evaluated(str(cfg.base_model), None, ledger)
-    model = model_name(len(ledger.steps))
-    problem = flaw(run.root, {"run": ledger.run, "model": model}, ledger.final, deep=False)
+    problem = final_model_flaw(run, ledger, deep=False)
     if problem:
         raise OutputError(
             f"the final model in {run.root} is not whole: {problem}. Run axolotl train once more with "
             "auto_resume_from_checkpoints: true, which writes it again, or name a model: --base-model."
         )
-    return Evaluated(model, run.root, ledger)
+    return Evaluated(ledger.last_model, run.root, ledger)
 
 
 def load_model(cfg: DictDefault, load: Callable[[DictDefault], Any]) -> Any:
-    """What the host's ``load(cfg)`` returns (model, tokenizer, …), for the model that is evaluated.
+    """Load the model that is evaluated; returns what the host's ``load(cfg)`` does (model, tokenizer, …).
 
     Under preference training the host hands an adapter's config to the trainer, and loads none.
     """
@@ -98,19 +98,21 @@ def evaluate(cfg: DictDefault, trainer: Any) -> dict[str, float]:
         ConfigError: no step has held-out rows.
     """
     chosen = on_rank_0(lambda: choose(cfg))
-    heldout = tokenize_heldout(trainer, load_steps(cfg, parse_block(cfg.sdpo.to_dict() if cfg.sdpo else None)))
+    heldout = tokenize_heldout(trainer, load_sources(cfg, parse_block(cfg.sdpo.to_dict() if cfg.sdpo else None)))
     if not heldout:
         raise ConfigError(
             "axolotl evaluate has nothing to evaluate on: no step has held-out rows; set val_set_size or test_datasets."
         )
     size = trainer.args.per_device_eval_batch_size
-    rows: list[tuple[str, ...]] = [("held-out set", "rows", "mean γ", "accuracy, reference-free", "accuracy, implicit")]
+    rows: list[tuple[str, ...]] = [
+        ("held-out set", "rows", "mean γ", "reference-free accuracy", "implicit reward accuracy")
+    ]
     metrics: dict[str, float] = {}
     for column, (name, dataset) in enumerate(heldout.items()):
-        table = score(trainer, dataset, size, chosen.name, f"held-out {name}")
+        table = log_prob_table(trainer, dataset, size, chosen.name, f"held-out {name}")
         base = _of_base(cfg, chosen, column, table)
-        found = {"gamma": gamma_stats(table).mean, "reference_free_accuracy": reward_accuracy(table)}
-        found |= {} if base is None else {"implicit_accuracy": improvement(table, base)}
+        found = {"gamma": gamma_stats(table).mean, "reference_free_accuracy": reference_free_accuracy(table)}
+        found |= {} if base is None else {"implicit_reward_accuracy": implicit_reward_accuracy(table, base)}
         metrics |= {f"eval_{name}_{key}": value for key, value in found.items()}
         shown = [f"{value:+.3f}" if key == "gamma" else f"{value:.3f}" for key, value in found.items()]
         rows.append((name, f"{len(table):,}", *shown, *(["–"] if base is None else [])))
@@ -118,8 +120,8 @@ def evaluate(cfg: DictDefault, trainer: Any) -> dict[str, float]:
     return metrics
 
 
-def _of_base(cfg: DictDefault, chosen: Evaluated, column: int, table: ReferenceTable) -> ReferenceTable | None:
-    """The same rows under M_0, where the run in output_dir has their log-probs."""
+def _of_base(cfg: DictDefault, chosen: Evaluated, column: int, table: LogProbTable) -> LogProbTable | None:
+    """Log-probs of the same rows under M_0, where the run in output_dir has them."""
     if chosen.ledger is None:
         return None
     run = RunDir(Path(cfg.output_dir))

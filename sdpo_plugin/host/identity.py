@@ -1,24 +1,34 @@
-"""What a run is made of, as facts that can be compared when it is resumed: models, tokenizer, rows, config.
+"""The identity of a run, as facts that can be compared when it is resumed: models, tokenizer, rows, config.
 
 Nothing here needs a model, so that a run that is finished can be compared too, without loading one.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from sdpo_plugin import digests
 from sdpo_plugin.args import SDPOConfig
-from sdpo_plugin.drift import VERSIONS, run_settings, step_settings, without_secrets
-from sdpo_plugin.files import canonical_json, fingerprint, sampled_digest
-from sdpo_plugin.host.datasets import StepData, source_name
+from sdpo_plugin.host.data.loading import LoadedSource
+from sdpo_plugin.host.data.read_errors import source_name
+from sdpo_plugin.run_dir.drift import (
+    VERSIONS,
+    changes,
+    require_same_run,
+    require_same_step,
+    require_same_steps,
+    run_settings,
+    step_settings,
+    without_secrets,
+)
+from sdpo_plugin.run_dir.ledger import Ledger
 
 PACKAGES = ("axolotl", "trl", "transformers", "accelerate", "deepspeed", "peft", "torch", "datasets")
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
@@ -29,7 +39,7 @@ def identity_of(
     cfg: DictDefault,
     block: SDPOConfig,
     tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[StepData],
+    sources: Sequence[LoadedSource],
 ) -> dict[str, dict[str, Any]]:
     """Facts by section; what differs is named by section and key. Causes come before what they cause.
 
@@ -44,9 +54,9 @@ def identity_of(
     return {
         "base_model": base_model_of(cfg),
         "tokenizer": {
-            "vocabulary": fingerprint(sorted(tokenizer.get_vocab().items())),
-            "special tokens": fingerprint({key: str(value) for key, value in tokenizer.special_tokens_map.items()}),
-            "chat template": fingerprint(template),
+            "vocabulary": digests.of_json(sorted(tokenizer.get_vocab().items())),
+            "special tokens": digests.of_json({key: str(value) for key, value in tokenizer.special_tokens_map.items()}),
+            "chat template": digests.of_json(template),
         },
         "sdpo": _block(block),
         "config": run_settings(plain(cfg)),
@@ -56,13 +66,45 @@ def identity_of(
     }
 
 
+def require_same(
+    ledger: Ledger,
+    identity: Mapping[str, Mapping[str, Any]],
+    block: SDPOConfig,
+    sources: Sequence[LoadedSource],
+    *,
+    trains: bool,
+) -> list[str]:
+    """Refuse to resume with another identity than the run began with.
+
+    Args:
+        ledger: of the run.
+        identity: of the run as it would be resumed.
+        block: the `sdpo:` block.
+        sources: as in ``identity_of``.
+        trains: steps are left to train, each of which compares its own hyper-parameters; else all are compared here.
+
+    Returns:
+        A line on each version of a package that has changed, which is no reason to lose a run.
+
+    Raises:
+        ConfigError: it names everything else that has changed.
+    """
+    if block.partition is None:
+        require_same_steps([step.name for step in ledger.plan.steps], [source.name for source in sources])
+    require_same_run(ledger.identity, identity, source_names(sources))
+    for number, (step, record) in enumerate(() if trains else ledger.steps):
+        cfg = sources[number % len(sources)].cfg  # the steps of a partition share theirs
+        require_same_step(step.name, record.settings, settings_of(cfg, 1), from_checkpoint=False)
+    return changes(ledger.identity[VERSIONS], identity[VERSIONS])
+
+
 def base_model_of(cfg: DictDefault) -> dict[str, Any]:
     """The facts of M_0: what it holds, and not where it lies."""
-    return {"content of the model": sampled_digest(_files(cfg))}
+    return {"content of the model": digests.of_samples(_files(cfg))}
 
 
-def source_names(sources: Sequence[StepData]) -> dict[str, str]:
-    """Where the rows lie, by the keys of their facts: files may be moved, and a message has to name them."""
+def source_names(sources: Sequence[LoadedSource]) -> dict[str, str]:
+    """The names of the sources by the keys of their facts: files may be moved, and a message has to name them."""
     return {
         f"source {number}": ", ".join(source_name(entry) for entry in source.cfg.datasets)
         for number, source in enumerate(sources, 1)
@@ -70,11 +112,9 @@ def source_names(sources: Sequence[StepData]) -> dict[str, str]:
 
 
 def rows_of(dataset: Dataset) -> dict[str, Any]:
-    """How many rows, and a digest of their texts in order: XXH3 of 128 bits."""
-    digest = xxhash.xxh3_128()
-    for batch in dataset.select_columns(list(TEXTS)).iter(1000):
-        digest.update(canonical_json(batch))
-    return {"rows": len(dataset), "digest": digest.hexdigest()}
+    """The number of rows, and a digest of their texts in order."""
+    batches = dataset.select_columns(list(TEXTS)).iter(1000)
+    return {"rows": len(dataset), "digest": digests.of_chunks(map(digests.canonical_json, batches))}
 
 
 def settings_of(cfg: DictDefault, world_size: int) -> dict[str, Any]:
@@ -101,7 +141,7 @@ def _deepspeed(cfg: DictDefault) -> Any:
 
 
 def _block(block: SDPOConfig) -> dict[str, Any]:
-    """What every step is made by; overrides of a step are compared with the step, and `export_steps` is free."""
+    """The part of the block that holds for every step; overrides are compared by step, and `export_steps` is free."""
     facts: dict[str, Any] = block.model_dump(include={"partition", "policy_init", "reference"}, exclude_none=True)
     return dict(without_secrets(facts))
 

@@ -53,7 +53,7 @@ class _Stat:
 
 
 def _stat(pid: int) -> _Stat | None:
-    """What the kernel says of a process; see proc_pid_stat(5). The name in brackets may hold anything."""
+    """State, parent and start time of a process, from proc_pid_stat(5). The name in brackets may hold anything."""
     try:
         fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,28 +1,29 @@
-"""What a user sees of a running chain: bars that name their step, and loggers that begin each step afresh."""
+"""Progress of a chain: bars that name their step, and loggers that begin each step afresh."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
-from sdpo_plugin.plan import StepPlan
+if TYPE_CHECKING:
+    from sdpo_plugin.host.trainer import StepwiseDPOTrainer
 
 
 class StepProgress(TrainerCallback):
     """Writes "step 2/3 orca" before the host's training bar."""
 
-    def __init__(self, callbacks: Iterable[TrainerCallback]) -> None:
-        self.step: StepPlan | None = None
-        self.num_steps = 0
-        self._bars = [callback for callback in callbacks if isinstance(callback, ProgressCallback)]
+    def __init__(self, trainer: "StepwiseDPOTrainer") -> None:
+        self._trainer = trainer
+        self._bars = [bar for bar in trainer.callback_handler.callbacks if isinstance(bar, ProgressCallback)]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The host's progress callback stands before this one and has made its bar."""
+        step = self._trainer.step
         for callback in self._bars:
-            if self.step is not None and callback.training_bar is not None:
-                callback.training_bar.set_description(f"step {self.step.index}/{self.num_steps} {self.step.name}")
+            if step is not None and callback.training_bar is not None:
+                callback.training_bar.set_description(f"step {step.plan.index}/{step.num_steps} {step.plan.name}")
 
 
 def restart_loggers(callbacks: Iterable[TrainerCallback]) -> None:

@@ -1,4 +1,4 @@
-"""One run in one output directory: its lock, whether it begins or goes on, and which model is loaded for that."""
+"""One run in one run directory: its lock, whether it begins or is resumed, and which model is loaded for that."""
 
 import logging
 from collections.abc import Sequence
@@ -11,17 +11,20 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 
 from sdpo_plugin.args import SDPOConfig
-from sdpo_plugin.drift import VERSIONS, changes, require_same_run, require_same_step, require_same_steps
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.files import written
-from sdpo_plugin.host.datasets import StepData
-from sdpo_plugin.host.distributed import on_rank_0
-from sdpo_plugin.host.identity import identity_of, settings_of, source_names
-from sdpo_plugin.ledger import Ledger, RunDir
-from sdpo_plugin.lock import RunLock
-from sdpo_plugin.overwrites import names_in_place, require_inputs_kept, written_names
-from sdpo_plugin.report import write_report
-from sdpo_plugin.resume import FRESH, TO_GO_ON, Start, clear, close_run, find_start, require_fresh, sweep
+from sdpo_plugin.host.data.loading import LoadedSource
+from sdpo_plugin.host.engines.ranks import on_rank_0
+from sdpo_plugin.host.identity import identity_of, require_same
+from sdpo_plugin.report.build import report_run
+from sdpo_plugin.run_dir.checkpoints import TO_RESUME
+from sdpo_plugin.run_dir.cleanup import clear, sweep
+from sdpo_plugin.run_dir.files import explaining_write_errors
+from sdpo_plugin.run_dir.fresh import require_fresh
+from sdpo_plugin.run_dir.inputs import names_in_place, require_inputs_kept, written_names
+from sdpo_plugin.run_dir.journal import close_run
+from sdpo_plugin.run_dir.lock import RunLock
+from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.resume import FRESH, Start, find_start
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
 
@@ -30,7 +33,7 @@ class Session:
     """The life of a run in this process.
 
     Attributes:
-        run: the output directory.
+        run: the run directory.
         start: where the run begins or is resumed, once it is open.
         identity: what must be the same when the run is resumed, once it is open.
     """
@@ -64,11 +67,11 @@ class Session:
         PartialState().wait_for_everyone()
         on_rank_0(look)
 
-    def open(self, steps: Sequence[StepData]) -> None:
+    def open(self, sources: Sequence[LoadedSource]) -> None:
         """Take the directory and decide where to begin.
 
         Args:
-            steps: data of each entry of `datasets:`, or of each of `sdpo.steps`, as the host has prepared them.
+            sources: data of each entry of `datasets:`, or of each of `sdpo.steps`, as the host has prepared them.
 
         Raises:
             OutputError: as in ``check``; or there is nothing to resume, or it is damaged.
@@ -76,10 +79,12 @@ class Session:
             SystemExit: status 0: the run is finished already.
         """
         tokenizer = load_tokenizer(self._cfg)
-        self.identity = on_rank_0(lambda: identity_of(self._cfg, self._block, tokenizer, steps))
+        self.identity = on_rank_0(lambda: identity_of(self._cfg, self._block, tokenizer, sources))
         self.start = on_rank_0(self._decide)
         if self.start.ledger is not None:
-            self._require_same(self.start.ledger, steps)
+            trains = self.start.action.kind not in ("save", "nothing")
+            for change in require_same(self.start.ledger, self.identity, self._block, sources, trains=trains):
+                _tell(f"the run is resumed with other software than it began with: {change}", logging.WARNING)
         for line in self.start.passed_over:
             _tell(line)
         if self.start.action.kind == "nothing":
@@ -87,35 +92,21 @@ class Session:
             raise SystemExit(0)
         self._redirect()
 
-    def _require_same(self, ledger: Ledger, steps: Sequence[StepData]) -> None:
-        """What the run is made of is what it began with; of a finished one the hyper-parameters too, which are
-        compared step by step where there are steps to train."""
-        if self._block.partition is None:
-            require_same_steps([record.name for record in ledger.steps], [step.name for step in steps])
-        require_same_run(ledger.identity, self.identity, source_names(steps))
-        for change in changes(ledger.identity[VERSIONS], self.identity[VERSIONS]):
-            _tell(f"the run is resumed with other software than it began with: {change}", logging.WARNING)
-        if self.start.action.kind in ("save", "nothing"):
-            for number, record in enumerate(ledger.steps):
-                cfg = steps[number % len(steps)].cfg  # the steps of a partition share theirs
-                require_same_step(record.name, record.settings, settings_of(cfg, 1), from_checkpoint=False)
-
     @property
     def is_redirected(self) -> bool:
         """Whether the host loads a model of this run in place of the base model."""
         return self._base is not None
 
     def model_is_loaded(self) -> None:
-        """The host has loaded what ``open`` told it; the config says again what the user wrote."""
+        """The host has loaded what ``open`` set; the config says again what the user wrote."""
         if self._base is not None and self._cfg.base_model != self._base[0]:
             self._cfg.base_model, self._cfg.base_model_config = self._base
 
     def close(self) -> None:
         """The host has written the final model."""
         if self._lock is not None:  # rank 0; the process group is gone
-            with written(self.run.ledger):
-                close_run(self.run, keep_last=self._block.export_steps == "all")
-                write_report(self.run)
+            close_run(self.run, keep_last=self._block.export_steps == "all")
+            report_run(self.run)
         self.release()
 
     def release(self) -> None:
@@ -133,14 +124,14 @@ class Session:
 
     def _decide(self) -> Start:
         if self._lock is None:
-            with written(self.run.lock):
+            with explaining_write_errors(self.run.lock):
                 self._lock = RunLock(self.run.lock)
         asked = self._cfg.resume_from_checkpoint
         if not self._resumes or not self.run.ledger.exists():
             if asked:
                 raise OutputError(
-                    f"resume_from_checkpoint: {asked!r}, but output_dir: {str(self.run.root)!r} holds no run to go on "
-                    f"with; set the output_dir of that run, or {TO_GO_ON}, which begins where there is none."
+                    f"resume_from_checkpoint: {asked!r}, but output_dir: {str(self.run.root)!r} holds no run to "
+                    f"resume; set the output_dir of that run, or {TO_RESUME}, which begins where there is none."
                 )
             require_fresh(self.run, self._names())
             clear(self.run)
@@ -158,7 +149,7 @@ class Session:
         With an adapter the base model is needed; so it is with `policy_init: base`, while there are steps to train.
         """
         source = self.start.checkpoint or self.start.model_dir
-        trains = self.start.action.kind in ("prepare", "score", "train")
+        trains = self.start.action.kind in ("prepare", "reference", "train")
         if source is None or self._cfg.adapter or (trains and self._block.policy_init == "base"):
             return
         self._base = (self._cfg.base_model, self._cfg.base_model_config)
@@ -166,11 +157,11 @@ class Session:
 
 
 def describe(start: Start) -> str:
-    """Where a run goes on, for the log."""
+    """The start in words, for the log."""
     step = f"step {start.action.step}" if start.action.step else "the end"
     if start.checkpoint is not None:
-        return f"going on with {step} from {start.checkpoint}"
-    return f"going on with {step} from {start.action.model}, next: {start.action.kind}"
+        return f"resuming {step} from {start.checkpoint}"
+    return f"resuming {step} from {start.action.model}, next: {start.action.kind}"
 
 
 def _tell(text: str, level: int = logging.INFO) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from sdpo_plugin.host.distributed import largest
+from sdpo_plugin.host.engines.ranks import largest
 from sdpo_plugin.host.launcher import launchers
 from sdpo_plugin.host.workers import SIGNALS
 
@@ -99,7 +99,7 @@ class Stopped(SystemExit):
     def __init__(self, signum: int, where: str) -> None:
         super().__init__(128 + signum)
         _say(
-            f"stopped by {signal.Signals(signum).name}: {where}. To go on, run the same command with "
+            f"stopped by {signal.Signals(signum).name}: {where}. To resume, run the same command with "
             "auto_resume_from_checkpoints: true."
         )
 

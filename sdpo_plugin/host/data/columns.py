@@ -1,0 +1,51 @@
+"""Columns of tokenized rows: the token ids, what is known of them, the reference that TRL's loss reads."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, concatenate_datasets
+from numpy.typing import NDArray
+
+from sdpo_plugin import rows
+from sdpo_plugin.rows import RowFacts, facts_of
+from sdpo_plugin.tables import LogProbTable
+
+IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+
+
+def row_facts(dataset: Dataset) -> RowFacts:
+    """Keys and lengths of all rows, in one pass over the memory-mapped columns."""
+    parts = []
+    for batch in dataset.select_columns(IDS).with_format("arrow").iter(1000):
+        columns = [batch.column(name).combine_chunks() for name in IDS]
+        parts.append(
+            facts_of([(_integers(column.flatten()), _integers(pc.list_value_length(column))) for column in columns])
+        )
+    return rows.concatenate(parts)
+
+
+def largest_id(dataset: Dataset) -> int:
+    """The largest token id of all rows."""
+    largest = 0
+    for batch in dataset.select_columns(IDS).with_format("arrow").iter(1000):
+        for name in IDS:
+            found = pc.max(batch.column(name).combine_chunks().flatten()).as_py()
+            largest = max(largest, found or 0)
+    return largest
+
+
+def with_reference(dataset: Dataset, table: LogProbTable) -> Dataset:
+    """The data set with the columns that TRL's loss reads the reference from."""
+    return dataset.add_column("ref_chosen_logps", table.chosen).add_column("ref_rejected_logps", table.rejected)
+
+
+def concatenate(datasets: Sequence[Dataset]) -> Dataset | None:
+    """All rows of several prepared sets, or None where there are none."""
+    return concatenate_datasets(list(datasets)) if datasets else None
+
+
+def _integers(array: pa.Array) -> NDArray[np.int64]:
+    values: NDArray[np.int64] = array.to_numpy(zero_copy_only=False).astype(np.int64)
+    return values

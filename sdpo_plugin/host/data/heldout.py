@@ -1,0 +1,46 @@
+"""Held-out sets of a run: one name for one set, whichever steps evaluate on it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from datasets import Dataset
+
+
+@dataclass
+class HeldoutSets:
+    """Entries of `test_datasets`, each loaded once.
+
+    Attributes:
+        taken: names of sets that a step splits off its own rows. Known before anything is loaded, so that a name does
+            not depend on the order of the steps.
+        sets: entry and rows of each set, by name.
+    """
+
+    taken: Sequence[str] = ()
+    sets: dict[str, tuple[dict[str, Any], Dataset]] = field(default_factory=dict)
+
+    def find(self, entry: Mapping[str, Any]) -> str | None:
+        """The name of an entry that another step has named too."""
+        return next((name for name, (other, _) in self.sets.items() if other == dict(entry)), None)
+
+    def add(self, entry: Mapping[str, Any], rows: Dataset, step: str) -> str:
+        """Take in a set that ``step`` is the first to name; return its name, after its file."""
+        wanted = Path(urlsplit(str(entry.get("path"))).path).stem or step
+        name, number = wanted, 1
+        while name in self.taken or name in self.sets:
+            number += 1
+            name = f"{wanted}-{number}"
+        self.sets[name] = (dict(entry), rows)
+        return name
+
+
+def merged(sets: Iterable[Mapping[str, Dataset]]) -> dict[str, Dataset]:
+    """The held-out sets of several steps as one; a name stands for the same rows wherever it is met."""
+    every: dict[str, Dataset] = {}
+    for named in sets:
+        for name, rows in named.items():
+            assert every.setdefault(name, rows) is rows, f"two held-out sets are called {name}"
+    return every

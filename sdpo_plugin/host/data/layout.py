@@ -1,0 +1,188 @@
+"""The steps of a run out of its tokenized sources: D_1 … D_T, as `sdpo.partition` says."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from axolotl.utils.dict import DictDefault
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from sdpo_plugin import measures, partition, rows, tables
+from sdpo_plugin.args import PartitionArgs, SDPOConfig
+from sdpo_plugin.host.data.columns import IDS, concatenate, row_facts
+from sdpo_plugin.host.data.heldout import merged
+from sdpo_plugin.host.data.planning import Sketch, drawn_parts, make_plan, needs_base_tables, step_cfg
+from sdpo_plugin.host.data.read_errors import source_name
+from sdpo_plugin.host.data.tokenized import TokenizedSource
+from sdpo_plugin.plan import Overlap, Plan, SourceRank, StepPlan, host_total_steps
+from sdpo_plugin.rows import RowFacts
+from sdpo_plugin.tables import LogProbTable
+
+SHOWN_LETTERS = 80
+
+
+@dataclass(frozen=True)
+class StepData:
+    """D_t, as it trains.
+
+    Attributes:
+        cfg: the config of this step alone.
+        train: its rows, tokenized.
+        facts: keys and lengths of these rows.
+        heldout: its held-out sets by name, tokenized.
+        num_dropped: rows of its sources that are in neither; None where that is not known.
+        total_num_steps: optimizer steps by the host's count.
+        settings: the host keys that the step sets for itself.
+        source_rows: rows that come from each entry of ``cfg.datasets``; empty where the host merged them.
+    """
+
+    name: str
+    cfg: DictDefault
+    train: Dataset
+    facts: RowFacts
+    heldout: Mapping[str, Dataset]
+    num_dropped: int | None
+    total_num_steps: int
+    settings: Mapping[str, Any]
+    source_rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The steps of a run, with what led to them.
+
+    Attributes:
+        plan: what will be done.
+        steps: data of each step.
+        heldout: the held-out sets of all steps, by name.
+        base_tables: log-probs of each D_t under M_0, where they were needed to lay out the steps; else empty.
+    """
+
+    plan: Plan
+    steps: Sequence[StepData]
+    heldout: Mapping[str, Dataset]
+    base_tables: Sequence[LogProbTable] = ()
+
+    def data(self, step: StepPlan) -> StepData:
+        """D_t."""
+        return self.steps[step.index - 1]
+
+
+def lay_out(
+    cfg: DictDefault,
+    block: SDPOConfig,
+    sources: Sequence[TokenizedSource],
+    base_tables: Sequence[LogProbTable] = (),
+) -> Layout:
+    """Make the steps out of the sources.
+
+    Args:
+        cfg: the host's config.
+        block: the `sdpo:` block.
+        sources: one per entry of `datasets:`, or one per step of `sdpo.steps`.
+        base_tables: log-probs of each source under M_0, for easy_to_hard.
+
+    Raises:
+        ConfigError: a step would have no rows.
+    """
+    args = block.partition
+    heldout = merged(source.heldout for source in sources)
+    if args is None or args.strategy == "natural":
+        steps = [StepData(**vars(source)) for source in sources]
+        return Layout(_plan(cfg, block, steps, heldout, ()), steps, heldout)
+    parts, ordering = _cut(args, sources, base_tables)
+    steps = [_step(index, part, sources, by_source=bool(ordering)) for index, part in enumerate(parts, 1)]
+    plan = _plan(cfg, block, steps, heldout, ordering)
+    if not needs_base_tables(block):
+        return Layout(plan, steps, heldout)
+    pool = tables.concatenate(base_tables)
+    selected = [pool.select(part, step.facts.digest()) for part, step in zip(parts, steps, strict=True)]
+    return Layout(plan, steps, heldout, selected)
+
+
+def _cut(
+    args: PartitionArgs, sources: Sequence[TokenizedSource], base_tables: Sequence[LogProbTable]
+) -> tuple[partition.Partition, tuple[SourceRank, ...]]:
+    """The rows of each step in the pool, and the order of the sources where they were ordered."""
+    sizes = [len(source.train) for source in sources]
+    drawn = drawn_parts(args, sizes)
+    if drawn is not None:
+        return drawn, ()
+    per_token = args.score == "log_ratio_per_token"
+    gammas = [measures.gamma_per_token(table) if per_token else measures.gamma(table) for table in base_tables]
+    if args.unit == "row":
+        return partition.easy_to_hard_rows(np.concatenate(gammas), args.shares()), ()
+    intervals = [partition.wilson(int((gamma > 0).sum()), len(gamma)) for gamma in gammas]
+    order, parts = partition.easy_to_hard_sources(sizes, [interval.value for interval in intervals])
+    names = [", ".join(source_name(entry) for entry in source.cfg.datasets) for source in sources]
+    ranks = [SourceRank(names[s], sizes[s], intervals[s].value, intervals[s].low, intervals[s].high) for s in order]
+    return parts, tuple(ranks)
+
+
+def _step(index: int, part: partition.Rows, sources: Sequence[TokenizedSource], *, by_source: bool) -> StepData:
+    """D_t out of the pool: rows of every source in the order of the pool, read from the memory-mapped sources."""
+    own = partition.rows_by_source(part, [len(source.train) for source in sources])
+    used = [number for number in range(len(sources)) if len(own[number])]
+    train = concatenate([sources[number].train.select_columns(IDS).select(own[number]) for number in used])
+    assert train is not None, "a step has rows"
+    cfg = step_cfg(sources, used)
+    return StepData(
+        name=f"step-{index}",
+        cfg=cfg,
+        train=train,
+        facts=rows.concatenate([source.facts for source in sources]).take(part),
+        heldout=merged(source.heldout for source in sources),
+        num_dropped=sources[used[0]].num_dropped if by_source else None,
+        total_num_steps=host_total_steps(len(part), cfg.num_epochs, cfg.batch_size),
+        settings={},
+        source_rows=tuple(len(own[number]) for number in used),
+    )
+
+
+def _plan(
+    cfg: DictDefault,
+    block: SDPOConfig,
+    steps: Sequence[StepData],
+    heldout: Mapping[str, Dataset],
+    ordering: tuple[SourceRank, ...],
+) -> Plan:
+    sketches = [
+        Sketch(
+            name=step.name,
+            cfg=step.cfg,
+            num_rows=len(step.train),
+            heldout={name: len(held) for name, held in step.heldout.items()},
+            num_dropped=step.num_dropped,
+            total_num_steps=step.total_num_steps,
+            settings=step.settings,
+            source_rows=step.source_rows,
+            rows_digest=step.facts.digest(),
+        )
+        for step in steps
+    ]
+    return replace(
+        make_plan(cfg, block, sketches),
+        partition={} if block.partition is None else block.partition.model_dump(exclude_none=True),
+        ordering=ordering,
+        overlaps=tuple(_overlaps(steps, heldout)),
+    )
+
+
+def _overlaps(steps: Sequence[StepData], heldout: Mapping[str, Dataset]) -> Iterable[Overlap]:
+    """Prompts of a step that are in held-out sets, or in steps before it, too."""
+    held = {f"held-out {name}": row_facts(dataset).prompts for name, dataset in heldout.items()}
+    for index, step in enumerate(steps):
+        others = {f"step {earlier.name}": earlier.facts.prompts for earlier in steps[:index]} | held
+        for name, prompts in others.items():
+            count = partition.rows_also_in(step.facts.prompts, prompts)
+            if count:
+                yield Overlap(step.name, name, count)
+
+
+def describe_row(tokenizer: PreTrainedTokenizerBase, step: StepPlan, data: StepData, row: int) -> str:
+    """A row of D_t by its place and its first words: sources are shuffled and filtered before they are numbered."""
+    ids = data.train[row]["prompt_ids"]
+    text = " ".join(tokenizer.decode(ids, skip_special_tokens=True).split())
+    return f"{step.name_row(row)}, which begins {text[:SHOWN_LETTERS]!r}"

@@ -1,0 +1,207 @@
+"""Preference data through the host's own loaders and chat templates: each source as an `rl: dpo` config of its own."""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from axolotl.common.datasets import TrainDatasetMeta, load_preference_datasets
+from axolotl.loaders import load_tokenizer
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.distributed import is_main_process
+from datasets import Dataset
+from transformers.trainer_utils import SchedulerType
+
+from sdpo_plugin.args import SDPOConfig, StepArgs, step_names
+from sdpo_plugin.conflicts import check_losses
+from sdpo_plugin.errors import ConfigError, DataError
+from sdpo_plugin.host.data.heldout import HeldoutSets
+from sdpo_plugin.host.data.local_data import CONTENT, address
+from sdpo_plugin.host.data.prepared import Prepared, RawReader, raw_parts
+from sdpo_plugin.host.data.read_errors import explained, require_no_null_text, source_name
+from sdpo_plugin.host.patches import loading_through
+
+LOG = logging.getLogger("axolotl.sdpo_plugin")
+SCHEDULES = ("one_cycle", "rex", *(schedule.value for schedule in SchedulerType))  # the first two are Axolotl's own
+# A step that sets the first key means it instead of the config's second one, which would win in the host.
+DISPLACES = {
+    "num_epochs": "max_steps",
+    "warmup_ratio": "warmup_steps",
+    "val_set_size": "test_datasets",
+    "test_datasets": "val_set_size",
+}
+
+
+@dataclass(frozen=True)
+class LoadedSource:
+    """One entry of `datasets:`, or one of `sdpo.steps`, as the host loads it; rows are texts.
+
+    Attributes:
+        cfg: the config of this source alone: what a separate `rl: dpo` run would be given.
+        train: rows to train on.
+        heldout: its held-out sets by name; the trainer evaluates on all of them together.
+        num_dropped: rows that are in neither; None where that is not known.
+        total_num_steps: optimizer steps by the host's count.
+        settings: the host keys that the source sets for itself.
+    """
+
+    name: str
+    cfg: DictDefault
+    train: Dataset
+    heldout: Mapping[str, Dataset]
+    num_dropped: int | None
+    total_num_steps: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def flatten_steps(cfg: DictDefault, block: SDPOConfig) -> None:
+    """Put the data sets of `sdpo.steps` into `datasets:`, in order, so that the host validates and normalizes them."""
+    if block.steps is not None:
+        cfg["datasets"] = [entry for step in block.steps for entry in step.datasets]
+
+
+def load_sources(cfg: DictDefault, block: SDPOConfig) -> list[LoadedSource]:
+    """Load every source, through the host's prepared-dataset cache.
+
+    Raises:
+        DataError: a step that cannot be read, is not preference data, or has no row left.
+    """
+    steps = block.steps or [StepArgs(datasets=[dict(entry)]) for entry in cfg.datasets]
+    names = step_names(steps)
+    cfgs, first = [], 0
+    for name, step in zip(names, steps, strict=True):
+        cfgs.append(_step_cfg(name, cfg, step, cfg.datasets[first : first + len(step.datasets)]))
+        first += len(step.datasets)
+    keys = ("datasets", "test_datasets")
+    entries = iter(address([entry for step_cfg in cfgs for key in keys for entry in step_cfg[key] or []]))
+    known = HeldoutSets([name for name, step_cfg in zip(names, cfgs, strict=True) if step_cfg.val_set_size])
+    loaded = []
+    for name, step, step_cfg in zip(names, steps, cfgs, strict=True):
+        own, held = (list(islice(entries, len(step_cfg[key] or []))) for key in keys)
+        data = _load_step(name, step_cfg, own, held, known)
+        loaded.append(replace(data, settings=describe_settings(step)))
+    return loaded
+
+
+def _step_cfg(name: str, cfg: DictDefault, step: StepArgs, entries: Sequence[DictDefault]) -> DictDefault:
+    step_cfg = copy.deepcopy(cfg)
+    step_cfg.datasets = list(entries)
+    overrides = step.overrides()
+    for key in overrides:
+        if DISPLACES.get(key) not in overrides:
+            step_cfg[DISPLACES.get(key, key)] = None
+    for key, value in overrides.items():
+        step_cfg[key] = value
+    if "val_set_size" not in overrides and step_cfg.val_set_size is None:
+        step_cfg.val_set_size = 0.0  # the host's default, and what "no evaluation" is recognised by
+    if "num_epochs" in overrides and cfg.saves_per_epoch:
+        step_cfg.save_steps = 1.0 / (cfg.saves_per_epoch * step_cfg.num_epochs)
+    if "num_epochs" in overrides and cfg.evals_per_epoch:
+        step_cfg.eval_steps = 1.0 / (cfg.evals_per_epoch * step_cfg.num_epochs)
+    check_losses(f"step {name}", step_cfg)
+    if step_cfg.lr_scheduler and step_cfg.lr_scheduler not in SCHEDULES:
+        raise ConfigError(
+            f"step {name}: lr_scheduler: {step_cfg.lr_scheduler!r} is no schedule of the host's; set one of "
+            f"{', '.join(SCHEDULES)}."
+        )
+    if step_cfg.test_datasets:
+        step_cfg.test_datasets = _complete_test_entries(step_cfg.test_datasets, cfg.datasets)
+    return step_cfg
+
+
+def _complete_test_entries(tests: Sequence[Any], pool: Sequence[DictDefault]) -> list[DictDefault]:
+    """The host reads field names of test entry i from training entry i; keep that where the test entry is silent."""
+    completed = []
+    for number, test in enumerate(tests):
+        pattern = pool[number] if number < len(pool) else pool[-1]
+        fields = {key: value for key, value in pattern.items() if key.startswith("field_") or key == "type"}
+        completed.append(DictDefault({**fields, **{k: v for k, v in test.items() if v is not None}}))
+    return completed
+
+
+def _load_step(
+    name: str, cfg: DictDefault, entries: Sequence[DictDefault], held: Sequence[DictDefault], known: HeldoutSets
+) -> LoadedSource:
+    """One step with its held-out rows.
+
+    Args:
+        name: of the step.
+        cfg: its config alone.
+        entries: its data sets, addressed by content.
+        held: its held-out entries likewise.
+        known: held-out sets that steps before it have loaded.
+    """
+    train_cfg = _for_rows(cfg, entries)
+    train_cfg.val_set_size = cfg.val_set_size
+    sources = ", ".join(source_name(entry) for entry in entries)
+    meta, raw = _load(name, train_cfg)
+    heldout = {} if meta.eval_dataset is None else {name: meta.eval_dataset}
+    for entry, addressed in zip(cfg.test_datasets or [], held, strict=True):
+        test_name = known.find(entry)
+        if test_name is None:
+            test_name = known.add(entry, _load_test_entry(name, cfg, addressed), name)
+            if is_main_process():
+                LOG.info("held-out set %s: test_datasets: %s", test_name, source_name(entry))
+        heldout[test_name] = known.sets[test_name][1]
+    for test_name, rows in heldout.items():
+        if not len(rows):
+            raise DataError(
+                f"step {name}: held-out set {test_name} has no rows (sequence_len: {cfg.sequence_len} drops longer "
+                "ones); set another source, a larger sequence_len or a larger val_set_size."
+            )
+    kept = len(meta.train_dataset) + len(meta.eval_dataset or ())
+    if not len(meta.train_dataset):
+        held = f", {len(meta.eval_dataset)} are held out" if meta.eval_dataset else ""
+        seen = "the source is empty" if raw == 0 else f"none of {raw or 'its'} rows is left for training{held}"
+        raise DataError(
+            f"step {name}: {sources} has no rows to train on: {seen} "
+            f"(sequence_len: {cfg.sequence_len} drops longer rows); set another source or a larger sequence_len."
+        )
+    dropped = None if raw is None else raw - kept
+    return LoadedSource(name, cfg, meta.train_dataset, heldout, dropped, meta.total_num_steps)
+
+
+def _for_rows(cfg: DictDefault, entries: Sequence[DictDefault]) -> DictDefault:
+    """The config under which the host loads these entries and nothing else."""
+    alone = copy.copy(cfg)
+    alone.datasets, alone.test_datasets, alone.val_set_size = list(entries), None, 0.0
+    return alone
+
+
+def _load(step: str, cfg: DictDefault, label: str = "") -> tuple[TrainDatasetMeta, int | None]:
+    """Load ``cfg.datasets`` through the host; also the rows before it dropped any, None where that is unknown."""
+    reader = RawReader()
+    with explained(step, cfg, label), loading_through(reader.load):
+        prepared = Prepared(cfg, load_tokenizer(cfg).name_or_path)
+        prepared.clear_torn()
+        meta = load_preference_datasets(cfg=cfg)
+        raw = prepared.num_raw_rows()
+        if raw is None and all(CONTENT in entry for entry in cfg.datasets):  # else far away: not worth another download
+            parts = reader.parts or list(raw_parts(cfg))  # prepared by another rank, or by a run that died after it
+            require_no_null_text(step, cfg, parts, label)
+            raw = sum(map(len, parts))
+            prepared.note_raw_rows(raw)
+    return meta, raw
+
+
+def describe_settings(step: StepArgs) -> dict[str, Any]:
+    """The overrides of a step, for plan and report."""
+    overrides = step.overrides()
+    if "test_datasets" in overrides:
+        overrides["test_datasets"] = [source_name(entry) for entry in overrides["test_datasets"]]
+    return overrides
+
+
+def _load_test_entry(step: str, cfg: DictDefault, entry: DictDefault) -> Dataset:
+    """One entry of `test_datasets`, loaded alone and with its own field names, as training data are."""
+    label = "test_datasets: "
+    meta, _ = _load(step, _for_rows(cfg, [entry]), label)
+    rows = meta.train_dataset
+    if not len(rows):
+        raise DataError(
+            f"step {step}: {label}{source_name(entry)} cannot be read as preference data: no row is left to evaluate "
+            f"on (sequence_len: {cfg.sequence_len} drops longer rows). Set another source or a larger sequence_len."
+        )
+    return rows

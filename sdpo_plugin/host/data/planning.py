@@ -1,0 +1,148 @@
+"""The plan of a run, from what is known of its steps: before anything is tokenized, and when all is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from axolotl.utils.dict import DictDefault
+
+from sdpo_plugin import partition
+from sdpo_plugin.args import PartitionArgs, SDPOConfig
+from sdpo_plugin.host.data.heldout import merged
+from sdpo_plugin.host.data.loading import LoadedSource
+from sdpo_plugin.host.data.read_errors import source_name
+from sdpo_plugin.host.data.tokenized import TokenizedSource
+from sdpo_plugin.plan import Plan, StepPlan, host_total_steps, model_name
+
+DEFAULT_SEED = 42
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A step as far as a plan needs it.
+
+    Attributes:
+        num_rows: of D_t.
+        heldout: rows of each of its held-out sets, by name.
+        rows_digest: of D_t; None before it is tokenized.
+        others: as in ``StepData``.
+    """
+
+    name: str
+    cfg: DictDefault
+    num_rows: int
+    heldout: Mapping[str, int]
+    num_dropped: int | None
+    total_num_steps: int
+    settings: Mapping[str, Any]
+    source_rows: tuple[int, ...] = ()
+    rows_digest: str | None = None
+
+
+def needs_base_tables(block: SDPOConfig) -> bool:
+    """Whether the steps can be laid out only by the log-probs of the pool under M_0."""
+    return block.partition is not None and block.partition.strategy == "easy_to_hard"
+
+
+def preview(cfg: DictDefault, block: SDPOConfig, sources: Sequence[LoadedSource]) -> Plan:
+    """The plan as far as it is known before anything is tokenized, for `axolotl preprocess`.
+
+    Raises:
+        ConfigError: a step would have no rows.
+    """
+    args = block.partition
+    if args is None or args.strategy == "natural" or (args.strategy == "easy_to_hard" and args.unit != "row"):
+        return make_plan(cfg, block, [_sketch(source) for source in sources])
+    return make_plan(cfg, block, _cut(args, sources))
+
+
+def _sketch(source: LoadedSource) -> Sketch:
+    return Sketch(
+        name=source.name,
+        cfg=source.cfg,
+        num_rows=len(source.train),
+        heldout={name: len(rows) for name, rows in source.heldout.items()},
+        num_dropped=source.num_dropped,
+        total_num_steps=source.total_num_steps,
+        settings=source.settings,
+    )
+
+
+def drawn_parts(args: PartitionArgs, sizes: Sequence[int]) -> partition.Partition | None:
+    """The rows of each step where chance decides: random and stratified; None for easy_to_hard.
+
+    Raises:
+        ConfigError: a step would have no rows.
+    """
+    seed = DEFAULT_SEED if args.seed is None else args.seed
+    if args.strategy == "random":
+        return partition.random(sum(sizes), args.shares(), seed)
+    if args.strategy == "stratified":
+        return partition.stratified(sizes, args.shares(), seed)
+    return None
+
+
+def step_cfg(sources: Sequence[LoadedSource | TokenizedSource], used: Sequence[int]) -> DictDefault:
+    """The config of a step of a partition: its data sets are those that it has rows of."""
+    return DictDefault({**sources[0].cfg, "datasets": [entry for n in used for entry in sources[n].cfg.datasets]})
+
+
+def _cut(args: PartitionArgs, sources: Sequence[LoadedSource]) -> list[Sketch]:
+    """Steps of a partition by row. Of easy_to_hard the sizes are known, and not yet which rows."""
+    sizes = [len(source.train) for source in sources]
+    drawn = drawn_parts(args, sizes)
+    if drawn is None:
+        everything = list(range(len(sources)))
+        return [
+            _cut_sketch(index, size, sources, everything, ())
+            for index, size in enumerate(partition.step_sizes(sum(sizes), args.shares()), 1)
+        ]
+    sketches = []
+    for index, part in enumerate(drawn, 1):
+        counts = [len(own) for own in partition.rows_by_source(part, sizes)]
+        used = [number for number, count in enumerate(counts) if count]
+        sketches.append(_cut_sketch(index, len(part), sources, used, tuple(counts[number] for number in used)))
+    return sketches
+
+
+def _cut_sketch(
+    index: int, num_rows: int, sources: Sequence[LoadedSource], used: Sequence[int], source_rows: tuple[int, ...]
+) -> Sketch:
+    cfg = step_cfg(sources, used)
+    return Sketch(
+        name=f"step-{index}",
+        cfg=cfg,
+        num_rows=num_rows,
+        heldout={name: len(rows) for name, rows in merged(source.heldout for source in sources).items()},
+        num_dropped=None,
+        total_num_steps=host_total_steps(num_rows, cfg.num_epochs, cfg.batch_size),
+        settings={},
+        source_rows=source_rows,
+    )
+
+
+def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[Sketch]) -> Plan:
+    """The plan of these steps."""
+    heldout: dict[str, None] = {}
+    plans = []
+    for index, step in enumerate(steps, 1):
+        heldout.update(dict.fromkeys(step.heldout))
+        previous = model_name(index - 1)
+        named = {"previous": previous, "base": model_name(0)}
+        plans.append(
+            StepPlan(
+                index=index,
+                name=step.name,
+                sources=tuple(source_name(entry) for entry in step.cfg.datasets),
+                num_rows=step.num_rows,
+                num_dropped=step.num_dropped,
+                num_heldout=sum(step.heldout.values()),
+                num_optimizer_steps=step.cfg.max_steps or step.total_num_steps,
+                rows_digest=step.rows_digest,
+                reference=named.get(block.reference) or source_name({"path": block.reference}),
+                policy_init=named[block.policy_init],
+                settings=dict(step.settings),
+                source_rows=step.source_rows,
+            )
+        )
+    return Plan(str(cfg.base_model), tuple(plans), tuple(heldout), block.export_steps)

@@ -1,0 +1,91 @@
+"""Sets that the host has prepared on disk: whether they are whole, and how many rows they were made of."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from axolotl.utils.data import shared
+from axolotl.utils.data.lock import LOCK_FILE_NAME
+from axolotl.utils.dict import DictDefault
+from datasets import Dataset, DatasetDict
+from filelock import FileLock
+
+from sdpo_plugin.host.data.local_data import load_raw
+from sdpo_plugin.run_dir.files import write_json
+
+ROWS_FILE = "sdpo_rows.json"
+LAST_FILE = "dataset_info.json"  # written by `datasets` when all else is
+
+
+class Prepared:
+    """The set that the host prepares of ``cfg.datasets``.
+
+    Attributes:
+        path: where the host keeps it.
+    """
+
+    def __init__(self, cfg: DictDefault, tokenizer_name: str) -> None:
+        digest = shared.generate_dataset_hash_from_config(cfg, cfg.datasets, tokenizer_name)
+        self.path = Path(shared.get_prepared_dataset_path(cfg, digest))
+        self._note = self.path / ROWS_FILE
+        self._is_made_anew = bool(cfg.is_preprocess)
+
+    def clear_torn(self) -> None:
+        """Take away what the host did not come to the end of: it would take it for a whole set.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        if self._is_torn():
+            with FileLock(self.path.parent / LOCK_FILE_NAME):  # the host's own: another process may be writing it
+                if self._is_torn():
+                    shutil.rmtree(self.path)
+
+    def _is_torn(self) -> bool:
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return False
+        try:
+            json.loads((self.path / LAST_FILE).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return True
+        return False
+
+    def num_raw_rows(self) -> int | None:
+        """Rows of the sources before the host dropped any, as noted when they were read; None: not noted."""
+        if self._is_made_anew or not self._note.exists():
+            return None
+        return int(json.loads(self._note.read_bytes())["rows"])
+
+    def note_raw_rows(self, rows: int) -> None:
+        """Keep the number beside the prepared set."""
+        if self.path.exists():
+            write_json(self._note, {"rows": rows})
+
+
+class RawReader:
+    """Reads the entries for the host, and keeps their rows as they are before it makes anything of them.
+
+    Attributes:
+        parts: rows of each entry that was read; none where the host has the set prepared.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[Dataset] = []
+
+    def load(self, entry: DictDefault, use_auth_token: Any, streaming: bool = False) -> Dataset | DatasetDict:
+        """In place of the host's ``load_dataset_with_config``."""
+        loaded = load_raw(entry, use_auth_token, streaming)
+        self.parts.append(_training_rows(loaded))
+        return loaded
+
+
+def raw_parts(cfg: DictDefault) -> Iterator[Dataset]:
+    """The rows of each entry, read once more."""
+    for entry in shared.datasets_with_name_generator(cfg.datasets):
+        yield _training_rows(load_raw(entry, cfg.hf_use_auth_token))
+
+
+def _training_rows(loaded: Dataset | DatasetDict) -> Dataset:
+    return loaded["train"] if isinstance(loaded, DatasetDict) else loaded

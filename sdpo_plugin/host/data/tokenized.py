@@ -1,0 +1,82 @@
+"""Sources as token ids: tokenized once, by TRL's own code, before the first step trains."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from axolotl.utils.dict import DictDefault
+from datasets import Dataset
+
+from sdpo_plugin.errors import DataError
+from sdpo_plugin.host.data.columns import row_facts
+from sdpo_plugin.host.data.heldout import merged
+from sdpo_plugin.host.data.loading import LoadedSource
+from sdpo_plugin.rows import RowFacts
+
+if TYPE_CHECKING:
+    from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
+
+
+@dataclass(frozen=True)
+class TokenizedSource:
+    """A source as token ids.
+
+    Attributes:
+        cfg, num_dropped, total_num_steps, settings: as in ``LoadedSource``.
+        train: tokenized rows.
+        facts: keys and lengths of these rows.
+        heldout: its held-out sets by name, tokenized.
+    """
+
+    name: str
+    cfg: DictDefault
+    train: Dataset
+    facts: RowFacts
+    heldout: Mapping[str, Dataset]
+    num_dropped: int | None
+    total_num_steps: int
+    settings: Mapping[str, Any]
+
+
+def tokenize(trainer: "DPOTrainer", sources: Sequence[LoadedSource]) -> list[TokenizedSource]:
+    """Tokenize all sources and held-out sets, so that bad data ends the run early.
+
+    Raises:
+        DataError: no row of a set is short enough.
+    """
+    trains = [_prepare(trainer, source.train, f"source {t}", source.name) for t, source in enumerate(sources, 1)]
+    heldout = tokenize_heldout(trainer, sources)
+    return [
+        TokenizedSource(
+            source.name,
+            source.cfg,
+            train,
+            row_facts(train),
+            {name: heldout[name] for name in source.heldout},
+            # A BOS can make a prompt too long that the host has kept.
+            None if source.num_dropped is None else source.num_dropped + len(source.train) - len(train),
+            source.total_num_steps,
+            source.settings,
+        )
+        for source, train in zip(sources, trains, strict=True)
+    ]
+
+
+def tokenize_heldout(trainer: "DPOTrainer", sources: Sequence[LoadedSource]) -> dict[str, Dataset]:
+    """The held-out sets of all sources by name, tokenized.
+
+    Raises:
+        DataError: no row of a set is short enough.
+    """
+    every = merged(source.heldout for source in sources)
+    return {name: _prepare(trainer, rows, f"held-out {name}", f"held-out set {name}") for name, rows in every.items()}
+
+
+def _prepare(trainer: "DPOTrainer", dataset: Dataset, what: str, name: str) -> Dataset:
+    prepared = trainer._prepare_dataset(dataset, trainer.processing_class, trainer.args, what)
+    if not len(prepared):
+        raise DataError(
+            f"{name}: no row has a prompt shorter than sequence_len: {trainer.args.max_length} in tokens; "
+            "set a larger sequence_len or another source."
+        )
+    return prepared.flatten_indices() if prepared._indices is not None else prepared

@@ -1,0 +1,63 @@
+"""Tables that are made before step 1: of the pool, to lay out the steps; of every D_t, by a reference that stays."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdpo_plugin.host.data.layout import Layout
+from sdpo_plugin.host.data.planning import needs_base_tables
+from sdpo_plugin.host.engines.external import free_memory, load_reference
+from sdpo_plugin.host.engines.ranks import on_rank_0
+from sdpo_plugin.host.forward.passes import Passes
+from sdpo_plugin.host.forward.positions import check_positions
+from sdpo_plugin.host.setup import RunSetup
+from sdpo_plugin.run_dir.next_action import M_0
+from sdpo_plugin.run_dir.table_files import read_table, save_table
+from sdpo_plugin.runner import EarlyTables
+from sdpo_plugin.tables import LogProbTable
+
+if TYPE_CHECKING:
+    from sdpo_plugin.host.trainer import StepwiseDPOTrainer
+
+
+def pool_tables(setup: RunSetup, passes: Passes) -> dict[Path, LogProbTable]:
+    """Log-probs of each source under M_0 where they lay out the steps, on disk before there is a plan.
+
+    Raises:
+        ReferenceTableError: a log-prob is not finite; a table of the run that is resumed is missing or damaged.
+    """
+    if not needs_base_tables(setup.block):
+        return {}
+    run, ledger = setup.run, setup.session.start.ledger
+    paths = {run.pool(number): source for number, source in enumerate(setup.sources, 1)}
+    if ledger is not None:
+        return {path: on_rank_0(partial(read_table, run, ledger, path)) for path in paths}
+    tables = {}
+    for number, (path, source) in enumerate(paths.items(), 1):
+        tables[path] = passes.source_table(source, M_0, f"source {number}")
+        on_rank_0(partial(save_table, tables[path], path))
+    return tables
+
+
+def early_tables(trainer: "StepwiseDPOTrainer", setup: RunSetup, layout: Layout, passes: Passes) -> EarlyTables:
+    """``StepHost.early_tables``. The log-probs that ordered the data are not computed again.
+
+    Raises:
+        ConfigError: the external reference cannot be loaded.
+        DataError: it has no positions for a row.
+        ReferenceTableError: a log-prob is not finite.
+    """
+    steps, reference = layout.plan.steps, setup.block.reference
+    tables = list(zip(steps, layout.base_tables, strict=False))
+    if reference == "base" and not tables:
+        tables = [(step, passes.step_table(step, layout.data(step), M_0)) for step in steps]
+    if reference in ("previous", "base"):
+        return EarlyTables(tables)
+    name = steps[0].reference
+    model = load_reference(setup.cfg, reference, trainer)
+    check_positions(trainer, setup.sources, model, f"sdpo.reference: {reference!r}")
+    tables += [(step, passes.step_table(step, layout.data(step), name, model)) for step in steps]
+    heldout = passes.heldout_tables(layout.heldout, name, model)
+    del model
+    free_memory()
+    return EarlyTables(tables, {name: heldout})

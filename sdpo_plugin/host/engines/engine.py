@@ -1,0 +1,102 @@
+"""Engines: DeepSpeed's and accelerate's wrappers around a model, made for a pass and undone between the steps."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from sdpo_plugin.errors import ConfigError
+
+# DeepSpeed reads both; the host's own ZeRO-3 configs use the second.
+GATHER_KEYS = ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save")
+
+
+def require_usable_deepspeed(trainer: Trainer) -> None:
+    """Refuse a DeepSpeed config that a chain cannot be run under, before hours are spent.
+
+    Raises:
+        ConfigError: an optimizer or scheduler of its own, or ZeRO-3 without gathering the weights for a save.
+    """
+    if not trainer.is_deepspeed_enabled:
+        return
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    for section, keys in (("optimizer", "optimizer:, learning_rate:"), ("scheduler", "lr_scheduler:, warmup_steps:")):
+        if section in plugin.deepspeed_config:
+            kind = plugin.deepspeed_config[section].get("type")
+            raise ConfigError(
+                f"deepspeed: the config has a section {section!r} (type {kind!r}), which is filled in once, for the "
+                "first step's length and learning rate, and would be wrong for every later step; remove it: Axolotl's "
+                f"own keys ({keys} …) hold for each step."
+            )
+    zero = plugin.deepspeed_config["zero_optimization"]
+    if plugin.zero_stage == 3 and not any(zero.get(key) for key in GATHER_KEYS):
+        raise ConfigError(
+            f"deepspeed: zero_optimization has {GATHER_KEYS[0]}: {zero.get(GATHER_KEYS[0])!r}, so M_t could not be "
+            f"written after a step; set {GATHER_KEYS[0]}: true in the DeepSpeed config."
+        )
+
+
+def release(trainer: Trainer) -> None:
+    """Undo what the host's ``train()`` wrapped around the model, so that the next ``train()`` starts afresh.
+
+    Destroys the DeepSpeed engine with its hooks (a live one would partition the parameters a second time), takes
+    mixed-precision wrappers off ``forward`` (each ``prepare`` adds another), and drops optimizer and schedule.
+    """
+    wrapped = trainer.model_wrapped
+    trainer.accelerator.free_memory()
+    trainer.model = trainer.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
+    trainer.model_wrapped = trainer.model
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
+    if trainer.is_deepspeed_enabled:
+        trainer.deepspeed = None
+
+
+def require_engine(trainer: Trainer) -> None:
+    """Under DeepSpeed the host's final save asks a live engine for the weights; a run that only saves has none yet."""
+    if trainer.is_deepspeed_enabled and trainer.model_wrapped is trainer.model:
+        trainer.model_wrapped = trainer.deepspeed = _inference_engine(trainer, trainer.model)
+        # Set by accelerate when it prepares an engine for training, and read when the weights are gathered.
+        trainer.accelerator.deepspeed_config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+
+
+@contextmanager
+def ready_model(trainer: Trainer, other: torch.nn.Module | None = None) -> Iterator[torch.nn.Module]:
+    """The policy as it stands, or ``other``, in evaluation mode, ready for forward passes on every rank.
+
+    Under DeepSpeed a live training engine serves as it is (the host's final save needs it alive); without one the
+    model is wrapped in an engine that has no optimizer, for the time of the pass.
+    """
+    live_engine = other is None and trainer.is_deepspeed_enabled and trainer.model_wrapped is not trainer.model
+    if live_engine:
+        model = trainer.model_wrapped
+    elif trainer.is_deepspeed_enabled:
+        model = _inference_engine(trainer, other or trainer.model)
+    else:
+        release(trainer)
+        model = trainer.accelerator.prepare_model(other or trainer.model, evaluation_mode=True)
+    model.eval()
+    try:
+        yield model
+    finally:
+        if live_engine:
+            pass
+        elif trainer.is_deepspeed_enabled:
+            model.destroy()
+        else:
+            release(trainer)
+
+
+def _inference_engine(trainer: Trainer, model: torch.nn.Module) -> Any:
+    import deepspeed  # imported late: it starts a launcher probe that plain runs do not need
+
+    config = deepcopy(trainer.accelerator.state.deepspeed_plugin.deepspeed_config)
+    for section in ("optimizer", "scheduler"):
+        config.pop(section, None)
+    if config["zero_optimization"]["stage"] != 3:
+        config["zero_optimization"] = {"stage": 0}  # below 3 parameters are whole; there is nothing to shard
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    return engine

@@ -1,0 +1,113 @@
+"""`reference: <path or hub id>`: a model that is loaded through the host for its log-probs, and released."""
+
+import copy
+import gc
+
+import torch
+from axolotl.loaders import ModelLoader, load_tokenizer
+from axolotl.loaders.utils import load_model_config
+from axolotl.utils.dict import DictDefault
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.integrations.deepspeed import set_hf_deepspeed_config
+
+from sdpo_plugin.errors import ConfigError
+
+SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+LOAD_ERRORS = (OSError, ValueError, KeyError)  # what transformers raises on a path or id that is no model
+
+
+def reference_cfg(cfg: DictDefault, path: str) -> DictDefault:
+    """The config as the host would have it for this model: same dtype, quantization and ranks, no adapter."""
+    own = copy.deepcopy(cfg)
+    own.base_model = own.base_model_config = own.tokenizer_config = path
+    own.adapter = own.lora_model_dir = own.revision_of_model = own.tokenizer_type = own.type_of_model = None
+    own.processor_type = None
+    try:
+        config = load_model_config(own)
+    except LOAD_ERRORS as error:
+        raise ConfigError(
+            f"sdpo.reference: {path!r} cannot be loaded as a model: {' '.join(str(error).split())}; set previous, "
+            "base, or the path or hub id of a model."
+        ) from error
+    own.model_config_type = config.model_type
+    own.is_llama_derived_model = config.model_type == "llama"
+    own.is_mistral_derived_model = config.model_type == "mistral"
+    own.is_qwen_derived_model = config.model_type.startswith("qwen")
+    own.is_falcon_derived_model = config.model_type.startswith("falcon")
+    return own
+
+
+def require_same_tokenizer(cfg: DictDefault, path: str) -> None:
+    """Refuse a reference whose token ids mean something else than the policy's.
+
+    Raises:
+        ConfigError: another vocabulary or other special tokens; the message names the first difference. Or the
+            reference has fewer embeddings than that: the host would add some at random.
+    """
+    ours = load_tokenizer(cfg)
+    own = reference_cfg(cfg, path)
+    try:
+        theirs = load_tokenizer(own)
+    except LOAD_ERRORS as error:
+        raise ConfigError(
+            f"sdpo.reference: {path!r} has no tokenizer that can be loaded: {' '.join(str(error).split())}; save the "
+            "tokenizer beside the model."
+        ) from error
+    difference = _difference(ours, theirs)
+    if difference:
+        raise ConfigError(
+            f"sdpo.reference: {path!r} has another tokenizer than base_model: {str(cfg.base_model)!r}: {difference}. "
+            "The same text has other token ids there, so its log-probs would be wrong; set a reference that shares the "
+            "policy's tokenizer."
+        )
+    _require_embeddings(path, load_model_config(own).get_text_config().vocab_size, len(ours))
+
+
+def _require_embeddings(path: str, size: int, num_tokens: int) -> None:
+    if size < num_tokens:
+        raise ConfigError(
+            f"sdpo.reference: {path!r} has embeddings for {size} tokens, and its tokenizer has {num_tokens}, so that "
+            "some would be drawn at random; set a reference whose embeddings were enlarged with its tokenizer."
+        )
+
+
+def _difference(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> str | None:
+    one, other = ours.get_vocab(), theirs.get_vocab()
+    if one != other:
+        tokens = sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
+        token = tokens[0]
+        return (
+            f"{len(tokens)} tokens differ (vocabularies of {len(one)} and {len(other)}), e.g. {token!r} has id "
+            f"{one.get(token)} here and {other.get(token)} there"
+        )
+    for name in SPECIAL:
+        if getattr(ours, name) != getattr(theirs, name):
+            return f"{name} is {getattr(ours, name)!r} here and {getattr(theirs, name)!r} there"
+    return None
+
+
+def load_reference(cfg: DictDefault, path: str, trainer: Trainer) -> torch.nn.Module:
+    """Load the reference through the host's own loader.
+
+    Under ZeRO-3 the loader leaves transformers' global DeepSpeed config pointing at an object that it drops, after
+    which the host believes that ZeRO-3 is off and saves empty weights; the trainer's own config is put back.
+
+    Raises:
+        ConfigError: the model cannot be loaded.
+    """
+    own = reference_cfg(cfg, path)
+    try:
+        model, _ = ModelLoader(own, trainer.processing_class, reference_model=True).load()
+    except LOAD_ERRORS as error:
+        raise ConfigError(f"sdpo.reference: {path!r} cannot be loaded: {' '.join(str(error).split())}.") from error
+    if trainer.is_deepspeed_enabled:
+        set_hf_deepspeed_config(trainer.accelerator.state.deepspeed_plugin.hf_ds_config)
+    model.requires_grad_(False)
+    return model
+
+
+def free_memory() -> None:
+    """Give back what the last reference to a model has let go."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""The forward pass: log-probs for reference tables, training and evaluation."""

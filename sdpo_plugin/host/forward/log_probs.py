@@ -1,0 +1,107 @@
+"""Log-probs of a batch, and of every row of a data set, under the policy as it stands or another model."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from sdpo_plugin.host.data.columns import IDS, row_facts
+from sdpo_plugin.host.engines import ranks
+from sdpo_plugin.host.engines.engine import ready_model
+from sdpo_plugin.rows import RowFacts
+from sdpo_plugin.tables import LogProbTable, TableBuilder
+
+if TYPE_CHECKING:
+    from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
+
+Batch = tuple[list[int], NDArray[np.float32], NDArray[np.int64]]
+
+
+def policy_log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Summed log-probs in nats of a batch of N pairs, shape (2, N): chosen, rejected.
+
+    With the policy as TRL's reference model, TRL's own code computes them with the adapter instead of without it.
+
+    Args:
+        trainer: holds the policy.
+        model: the policy as it stands, or another model, ready for a forward pass.
+        inputs: a batch as the collator makes it.
+    """
+    trainer.ref_model = trainer.model
+    try:
+        return torch.stack(trainer.compute_ref_log_probs(model, inputs))
+    finally:
+        trainer.ref_model = None
+
+
+def log_prob_table(
+    trainer: "DPOTrainer",
+    dataset: Dataset,
+    batch_size: int,
+    model: str,
+    what: str,
+    other: torch.nn.Module | None = None,
+    facts: RowFacts | None = None,
+    name_row: Callable[[int], str] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> LogProbTable:
+    """One pass without gradients over ``dataset``; the whole table on every rank.
+
+    Rows are taken longest first, so that a batch that does not fit fails at once and padding is little, and dealt
+    to the ranks batch by batch. The table goes over the wire, not over a shared file system.
+
+    Args:
+        trainer: holds the policy, the collator and the ranks.
+        dataset: tokenized rows (prompt_ids, chosen_ids, rejected_ids).
+        batch_size: pairs per forward pass and rank.
+        model: name of the model, "M_0" … "M_T".
+        what: name of the data set, for the progress bar and errors.
+        other: a model in place of the policy.
+        facts: keys and lengths of the rows, where they are known already.
+        name_row: says which row one is, for errors.
+        check: called before every round of batches, on every rank; it may end the run.
+
+    Raises:
+        ReferenceTableError: a row is missing or its log-prob is not finite.
+    """
+    facts = facts or row_facts(dataset)
+    ids = dataset.select_columns(IDS)  # texts are not read for nothing
+    batches = _deal(np.argsort(-facts.lengths, kind="stable"), batch_size, trainer.accelerator.num_processes)
+    mine: list[Batch] = []
+    rank = trainer.accelerator.process_index
+    bar = tqdm(batches, desc=f"log-probs of {what} by {model}", disable=rank != 0, dynamic_ncols=True)
+    with ready_model(trainer, other) as ready:
+        for per_rank in bar:
+            check()
+            rows = per_rank[rank]
+            # Under ZeRO-3 a forward pass is a collective: a rank without rows computes those of rank 0 with it.
+            found = _batch(trainer, ready, ids, rows if len(rows) else per_rank[0])
+            if len(rows):
+                mine.append((rows.tolist(), *found))
+    builder = TableBuilder(len(dataset))
+    for rows_done, log_probs, tokens in ranks.gather(mine):
+        builder.fill(rows_done, log_probs, tokens)
+    return builder.finish(model, facts.digest(), what, name_row)
+
+
+def _deal(order: NDArray[np.int64], batch_size: int, num_ranks: int) -> list[list[NDArray[np.int64]]]:
+    """Rounds of one batch per rank; in the last round the rows that are left may leave ranks with none."""
+    step = batch_size * num_ranks
+    rounds = (order[start : start + step] for start in range(0, len(order), step))
+    return [[part[rank * batch_size : (rank + 1) * batch_size] for rank in range(num_ranks)] for part in rounds]
+
+
+def _batch(
+    trainer: "DPOTrainer", model: torch.nn.Module, ids: Dataset, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Summed log-probs and completion tokens of a batch, each of shape (2, len(rows)): chosen, rejected."""
+    columns = ids[rows.tolist()]
+    pairs = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    inputs: dict[str, Any] = trainer._prepare_inputs(trainer.data_collator(pairs))
+    log_probs = policy_log_probs(trainer, model, inputs)
+    tokens = torch.stack(inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2, dim=0))
+    return log_probs.float().cpu().numpy(), tokens.cpu().numpy().astype(np.int64)

@@ -1,0 +1,89 @@
+"""The reference passes of a run: with batches as training has them, and an end where the run is asked to stop."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from datasets import Dataset
+
+from sdpo_plugin.host.data.layout import StepData, describe_row
+from sdpo_plugin.host.data.tokenized import TokenizedSource
+from sdpo_plugin.host.forward.log_probs import log_prob_table
+from sdpo_plugin.host.stopping import Stopped, StopRequest
+from sdpo_plugin.plan import StepPlan
+from sdpo_plugin.tables import LogProbTable
+
+if TYPE_CHECKING:
+    from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
+
+
+class Passes:
+    """Fills tables of log-probs.
+
+    Args:
+        trainer: holds the policy.
+        stop: whether the run has been asked to stop; a table that is half made then is not kept.
+    """
+
+    def __init__(self, trainer: "DPOTrainer", stop: StopRequest) -> None:
+        self._trainer, self.stop = trainer, stop
+
+    def step_table(
+        self, step: StepPlan, data: StepData, model: str, other: torch.nn.Module | None = None
+    ) -> LogProbTable:
+        """Log-probs of D_t, in batches of the training's size: what fits into memory here also trains.
+
+        Args:
+            step: t.
+            data: D_t.
+            model: name of the model.
+            other: a model in place of the policy.
+
+        Raises:
+            ReferenceTableError: a log-prob is not finite.
+            Stopped: the run was asked to stop.
+        """
+        name_row = partial(describe_row, self._trainer.processing_class, step, data)
+        return self._table(data, model, f"D_{step.index}", name_row, other)
+
+    def source_table(self, source: TokenizedSource, model: str, what: str) -> LogProbTable:
+        """Log-probs of a source, likewise.
+
+        Raises:
+            ReferenceTableError, Stopped: as in ``step_table``.
+        """
+        return self._table(source, model, what, partial("row {1} of {0}".format, source.name))
+
+    def _table(
+        self,
+        data: StepData | TokenizedSource,
+        model: str,
+        what: str,
+        name_row: Callable[[int], str],
+        other: torch.nn.Module | None = None,
+    ) -> LogProbTable:
+        size = self._trainer.args.per_device_train_batch_size
+        return log_prob_table(
+            self._trainer, data.train, size, model, what, other, data.facts, name_row, self._end_if_asked
+        )
+
+    def heldout_tables(
+        self, heldout: Mapping[str, Dataset], model: str, other: torch.nn.Module | None = None
+    ) -> dict[str, LogProbTable]:
+        """Log-probs of held-out sets, by name, in batches of the evaluation's size.
+
+        Raises:
+            ReferenceTableError, Stopped: as in ``step_table``.
+        """
+        size = self._trainer.args.per_device_eval_batch_size
+        return {
+            name: log_prob_table(self._trainer, rows, size, model, f"held-out {name}", other, check=self._end_if_asked)
+            for name, rows in heldout.items()
+        }
+
+    def _end_if_asked(self) -> None:
+        """Every rank asks, between two batches."""
+        signum = self.stop.agreed()
+        if signum:
+            raise Stopped(signum, "the reference pass under way will be made again")

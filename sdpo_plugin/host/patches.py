@@ -1,0 +1,162 @@
+"""The patches of the host, each with its undo. CONTRIBUTING.md has the rules for them.
+
+A patch states its reason, the range of versions, and the condition under which it goes.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from axolotl.utils.data import rl
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.distributed import is_main_process
+from transformers.utils import CONFIG_NAME
+
+from sdpo_plugin.conflicts import TRAINER_CLS
+from sdpo_plugin.host.compat import (
+    EVALUATED_MODEL,
+    EVALUATED_ROWS,
+    FINAL_SAVE,
+    REFERENCE_MODEL,
+    is_sdpo,
+    require_signature,
+)
+
+
+@contextmanager
+def loading_through(load: Callable[..., Any]) -> Iterator[None]:
+    """Let the host read each entry of a preference set through ``load``, for as long as the context lasts.
+
+    Reason: the host and `datasets` find what they have cached by path and time of a file, and offer no key, hook or
+    subclass to find it by content. Range: axolotl 0.19. Remove when the host's hash of a data set covers the content of
+    local files.
+    """
+    original = rl.load_dataset_with_config
+    rl.load_dataset_with_config = load
+    try:
+        yield
+    finally:
+        rl.load_dataset_with_config = original
+
+
+def patch_host() -> None:
+    """Make the host load no reference model for an sDPO config, leave nothing but the adapter of a LoRA run, and
+    evaluate what was held out.
+
+    The functions below say why. Idempotent.
+
+    Raises:
+        UnsupportedHostError: a function is missing or takes other parameters; neither is patched.
+    """
+    for contract in PATCHES:
+        require_signature(*contract)
+    for (owner, name, _), patched in PATCHES.items():
+        original = getattr(owner, name)
+        if not _is_ours(original):
+            replacement = functools.wraps(original)(patched(original))
+            replacement.__module__ = __name__
+            setattr(owner, name, replacement)
+
+
+def undo_patches() -> None:
+    """Put the host's own functions back. Idempotent."""
+    _evaluated.clear()
+    for owner, name, _ in PATCHES:
+        current = getattr(owner, name)
+        if _is_ours(current):
+            setattr(owner, name, inspect.unwrap(current))
+
+
+def _without_reference_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    """No second model.
+
+    Reason: ``axolotl.train.setup_reference_model`` loads a whole second model under `rl: dpo` without an adapter,
+    also with `precompute_ref_log_probs`, and offers no key, hook or subclass to prevent it.
+    Range: axolotl 0.19. Remove when the host skips the load under `precompute_ref_log_probs: true`
+    (https://github.com/axolotl-ai-cloud/axolotl, axolotl/train.py).
+    """
+
+    def setup_reference_model(cfg: DictDefault, *args: Any, **kwargs: Any) -> Any:
+        return None if is_sdpo(cfg) else original(cfg, *args, **kwargs)
+
+    return setup_reference_model
+
+
+def _adapter_only(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a LoRA run the adapter, as every step's directory holds it.
+
+    Reason: under `rl: dpo` with an adapter ``axolotl.train.save_trained_model`` saves the adapter, and then the model
+    that TRL has put the adapter into: a `model.safetensors` of the base model's size, whose layers have names of their
+    own (`….base_layer.weight`). With the base's `config.json`, which the host writes before it trains, transformers
+    takes the directory for a whole model, draws those layers at random and says so in a warning. The host passes the
+    model by a local variable: no key, hook or subclass reaches it. Here it is the adapter that is saved twice.
+    Range: axolotl 0.19. Remove when the host saves ``trainer.model`` alone (axolotl/train.py).
+    """
+
+    def save_trained_model(cfg: DictDefault, trainer: Any, model: Any) -> Any:
+        if not (is_sdpo(cfg) and cfg.adapter):
+            return original(cfg, trainer, model)
+        result = original(cfg, trainer, trainer.model)
+        if is_main_process():
+            (Path(cfg.output_dir) / CONFIG_NAME).unlink(missing_ok=True)
+        return result
+
+    return save_trained_model
+
+
+def _model_of_the_run(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`axolotl evaluate` loads M_T.
+
+    Reason: the host evaluates `base_model`, which in the file of a run is M_0, and under preference training without
+    its adapter; `axolotl evaluate` has no hook before the model. Range: axolotl 0.19. Remove when the host asks plugins
+    for what is evaluated.
+    """
+
+    def setup_model_and_tokenizer(cfg: DictDefault) -> Any:
+        if not is_sdpo(cfg):
+            return original(cfg)
+        from sdpo_plugin.host.evaluating import load_model
+
+        loaded = load_model(cfg, original)
+        _evaluated[:] = [cfg]
+        return loaded
+
+    return setup_model_and_tokenizer
+
+
+def _rows_of_the_run(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`axolotl evaluate` evaluates on the held-out sets of every step.
+
+    Reason: the host does not ask plugins for data there, merges all entries of `datasets:`, and reports losses of rows
+    that were trained on. Range: axolotl 0.19. Remove when the host calls a plugin's ``load_datasets`` in `axolotl
+    evaluate`, as it does in `axolotl train`.
+    """
+
+    def evaluate_dataset(trainer: Any, dataset: Any, dataset_type: str, *args: Any, **kwargs: Any) -> Any:
+        if not (_evaluated and _path(type(trainer)) == TRAINER_CLS):
+            return original(trainer, dataset, dataset_type, *args, **kwargs)
+        from sdpo_plugin.host.evaluating import evaluate
+
+        return evaluate(_evaluated[0], trainer) if dataset_type == "eval" else None  # not what was trained on
+
+    return evaluate_dataset
+
+
+def _path(kind: type[Any]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+_evaluated: list[DictDefault] = []  # the config whose model `axolotl evaluate` has loaded
+PATCHES = {
+    REFERENCE_MODEL: _without_reference_model,
+    FINAL_SAVE: _adapter_only,
+    EVALUATED_MODEL: _model_of_the_run,
+    EVALUATED_ROWS: _rows_of_the_run,
+}
+
+
+def _is_ours(function: Callable[..., Any]) -> bool:
+    return function.__module__ == __name__

@@ -1,0 +1,90 @@
+"""The weights of the policy: M_0 again, M_{t-1} as it was exported, M_t to be exported."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sdpo_plugin.host.engines import engine, ranks
+from sdpo_plugin.host.engines.external import free_memory, load_reference
+from sdpo_plugin.host.engines.weights import Snapshot, gathered, load_adapter
+from sdpo_plugin.host.forward.finite import require_finite_weights
+from sdpo_plugin.host.setup import RunSetup
+from sdpo_plugin.host.write_errors import explaining_host_errors
+from sdpo_plugin.run_dir.models import model_dir
+from sdpo_plugin.run_dir.next_action import M_0
+
+if TYPE_CHECKING:
+    from sdpo_plugin.host.trainer import StepwiseDPOTrainer
+
+LOG = logging.getLogger("axolotl.sdpo_plugin")
+
+
+class Policy:
+    """The model that a trainer holds, from step to step.
+
+    With `policy_init: base` a copy of M_0 is kept while there are steps to train from it.
+
+    Attributes:
+        stand_in: M_{t-1} beside the policy, where a run is resumed whose policy in memory is M_0 already; None: the
+            policy itself is the model that the runner names.
+    """
+
+    def __init__(self, trainer: "StepwiseDPOTrainer", setup: RunSetup) -> None:
+        self._trainer, self._setup = trainer, setup
+        self.stand_in: torch.nn.Module | None = None
+        self._base: Snapshot | None = None
+        if setup.block.policy_init == "base" and setup.session.start.action.kind not in ("finish", "save"):
+            self._base = self._copy_of_base()
+
+    def _copy_of_base(self) -> Snapshot:
+        start = self._setup.session.start
+        if start.ledger is not None and M_0 in start.ledger.exports:
+            directory = ranks.on_rank_0(partial(model_dir, self._setup.run, start.ledger, M_0))
+            assert directory is not None
+            load_adapter(self._trainer.model, directory)
+        copy = Snapshot(self._trainer.model)
+        sizes = ", ".join(f"{size:,}" for size in ranks.gather([copy.num_bytes]))
+        if self._trainer.accelerator.is_main_process:
+            LOG.info("policy_init: base: a copy of M_0 stays in main memory, bytes on each rank: %s", sizes)
+        return copy
+
+    def load(self, directory: Path) -> None:
+        """Make it the model in ``directory``. A full model the host has loaded from there, instead of the base's."""
+        if self._setup.cfg.adapter:
+            load_adapter(self._trainer.model, directory)
+        elif not self._setup.session.is_redirected:  # policy_init: base; M_{t-1} is needed for its log-probs alone
+            self.stand_in = load_reference(self._setup.cfg, str(directory), self._trainer)
+
+    def restart(self) -> None:
+        """Make it M_0 again."""
+        assert self._base is not None
+        if self.stand_in is not None:
+            self.stand_in = None
+            free_memory()
+        engine.release(self._trainer)
+        self._base.restore(self._trainer.model)
+
+    def export_start(self, directory: Path) -> bool:
+        """Write an adapter M_0; False where M_0 is the base model itself."""
+        if not self._setup.cfg.adapter:
+            return False
+        model = self._trainer.model
+        with gathered(model), explaining_host_errors(directory):
+            ranks.on_rank_0(lambda: model.save_pretrained(str(directory)))
+        return True
+
+    def export(self, name: str, directory: Path) -> None:
+        """Write weights (or adapter) and tokenizer as the host saves them.
+
+        Raises:
+            TrainingError: a weight is not finite.
+            OutputError: they could not be written.
+        """
+        require_finite_weights(self._trainer, name)
+        with explaining_host_errors(directory):
+            # internal: no push to the hub for every step
+            self._trainer.save_model(str(directory), _internal_call=True)
+            ranks.wait_for_all()

@@ -1,0 +1,48 @@
+"""One run under Axolotl, from the loaded base model to M_T."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from transformers.trainer_utils import TrainOutput
+
+from sdpo_plugin.host.data.layout import lay_out
+from sdpo_plugin.host.early import pool_tables
+from sdpo_plugin.host.engines.engine import require_engine
+from sdpo_plugin.host.forward.passes import Passes
+from sdpo_plugin.host.left_to_do import check_what_is_left
+from sdpo_plugin.host.policy import Policy
+from sdpo_plugin.host.setup import RunSetup
+from sdpo_plugin.host.step_host import AxolotlStepHost
+from sdpo_plugin.host.stopping import StopRequest
+from sdpo_plugin.run_dir.journal import Journal
+from sdpo_plugin.run_dir.ledger import Ledger
+from sdpo_plugin.runner import run_steps
+
+if TYPE_CHECKING:
+    from sdpo_plugin.host.trainer import StepwiseDPOTrainer
+
+LOG = logging.getLogger("axolotl.sdpo_plugin")
+
+
+def run_chain(trainer: "StepwiseDPOTrainer", setup: RunSetup) -> TrainOutput:
+    """Train the chain, or what is left of it; the host's output of the last step.
+
+    Raises:
+        ConfigError: a step is resumed with other hyper-parameters than it began with, or would have no rows.
+        OutputError: what is left does not fit on the disk.
+        Stopped: the run was asked to stop.
+    """
+    args, start, stop = trainer.args, setup.session.start, StopRequest()
+    policy = Policy(trainer, setup)
+    with stop.listening():
+        passes = Passes(trainer, stop)
+        pool = pool_tables(setup, passes)
+        layout = lay_out(setup.cfg, setup.block, setup.sources, list(pool.values()))
+        host = AxolotlStepHost(trainer, setup, layout, policy, passes)
+        tables = {setup.run.key(path): table.digest() for path, table in pool.items()}
+        ledger = start.ledger or Ledger.begin(layout.plan, setup.session.identity, tables)
+        check_what_is_left(trainer, setup, host, layout.plan, ledger)
+        run_steps(layout.plan, host, Journal(setup.run, host, layout.plan, ledger), start)
+    trainer.args = args  # the host saves the final model, its card and the hub push by these
+    require_engine(trainer)
+    return host.output

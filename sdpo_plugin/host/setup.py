@@ -1,0 +1,83 @@
+"""Config, data and run directory, as a run is started with them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from axolotl.common.datasets import TrainDatasetMeta
+from axolotl.utils.dict import DictDefault
+
+from sdpo_plugin.args import SDPOConfig
+from sdpo_plugin.host.data.columns import concatenate
+from sdpo_plugin.host.data.loading import LoadedSource, load_sources
+from sdpo_plugin.host.data.planning import preview
+from sdpo_plugin.host.data.tokenized import TokenizedSource, tokenize
+from sdpo_plugin.host.engines.external import require_same_tokenizer
+from sdpo_plugin.host.forward.positions import check_positions
+from sdpo_plugin.host.forward.vocabulary import check_vocabulary
+from sdpo_plugin.host.session import Session
+from sdpo_plugin.plan import Plan
+from sdpo_plugin.run_dir.paths import RunDir
+
+if TYPE_CHECKING:
+    from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
+
+
+def load(cfg: DictDefault, block: SDPOConfig) -> tuple[list[LoadedSource], Plan]:
+    """Load every source; with the plan as far as it is known by then.
+
+    Raises:
+        ConfigError: an external reference has another tokenizer than the policy; a step would have no rows.
+        DataError: a source cannot be read, is not preference data, or has no row left.
+    """
+    if block.reference not in ("previous", "base"):
+        require_same_tokenizer(cfg, block.reference)
+    sources = load_sources(cfg, block)
+    return sources, preview(cfg, block, sources)  # on every rank: a pool that is too small ends them all
+
+
+def for_host(sources: Sequence[LoadedSource]) -> TrainDatasetMeta:
+    """The data that the host builds its trainer with: those of the first step."""
+    first = sources[0]
+    return TrainDatasetMeta(first.train, concatenate(list(first.heldout.values())), first.total_num_steps)
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """Everything that a run is started with, beside its trainer.
+
+    Attributes:
+        cfg: the host's config.
+        block: the `sdpo:` block.
+        session: where the run writes, and where it begins.
+        sources: data of each entry of `datasets:`, or of each of `sdpo.steps`.
+    """
+
+    cfg: DictDefault
+    block: SDPOConfig
+    session: Session
+    sources: Sequence[TokenizedSource]
+
+    @classmethod
+    def of(
+        cls,
+        trainer: "DPOTrainer",
+        cfg: DictDefault,
+        block: SDPOConfig,
+        session: Session,
+        sources: Sequence[LoadedSource],
+    ) -> "RunSetup":
+        """Tokenize all data, and refuse what the model cannot take, before the first step trains.
+
+        Raises:
+            DataError: no row of a set is short enough; a row has token ids or positions that the model does not have.
+        """
+        tokenized = tokenize(trainer, sources)
+        check_vocabulary(trainer, tokenized)
+        check_positions(trainer, tokenized)
+        return cls(cfg, block, session, tokenized)
+
+    @property
+    def run(self) -> RunDir:
+        """The run directory."""
+        return self.session.run

@@ -1,0 +1,42 @@
+"""The first batch of a step through the ln 2 gate, with what the trainer knows of its loss."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sdpo_plugin import gate
+from sdpo_plugin.host.engines import ranks
+from sdpo_plugin.host.step_under_way import StepUnderWay
+
+if TYPE_CHECKING:
+    from sdpo_plugin.host.trainer import StepwiseDPOTrainer
+
+HALF = {torch.bfloat16, torch.float16}
+
+
+def pass_gate(trainer: "StepwiseDPOTrainer", step: StepUnderWay, loss: torch.Tensor, inputs: Mapping[str, Any]) -> None:
+    """Note the first loss of a step, and check it where policy and reference are one model.
+
+    Raises:
+        StartGateError: the step did not begin at its reference.
+    """
+    step.first_loss = float(trainer.accelerator.gather(loss.detach().float().reshape(1)).mean())
+    if not step.plan.starts_at_reference:
+        return  # the margins of the first batch say how far policy and reference are apart
+    plain = not trainer.use_weighting and not trainer.aux_loss_enabled
+    gate.check_start(
+        step=step.plan.name,
+        loss=step.first_loss,
+        margin=trainer._metrics["train"]["rewards/margins"][-1],
+        beta=trainer.beta,
+        tolerance=gate.tolerance_nats(_is_half_precision(trainer), ranks.largest(inputs["input_ids"].shape[1])),
+        expected=gate.start_loss(trainer.loss_types, trainer.loss_weights, trainer.beta, trainer.label_smoothing)
+        if plain
+        else None,
+    )
+
+
+def _is_half_precision(trainer: "StepwiseDPOTrainer") -> bool:
+    dtypes = {parameter.dtype for parameter in trainer.model.parameters()}
+    return bool(trainer.args.bf16 or trainer.args.fp16 or trainer.args.tf32 or dtypes & HALF)

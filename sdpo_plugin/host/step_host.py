@@ -1,0 +1,109 @@
+"""The ``StepHost`` of a run under Axolotl: what the runner asks, carried out by trainer, policy and passes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
+from transformers.trainer_utils import TrainOutput
+
+from sdpo_plugin.host.data.layout import Layout
+from sdpo_plugin.host.early import early_tables
+from sdpo_plugin.host.engines import ranks
+from sdpo_plugin.host.forward.passes import Passes
+from sdpo_plugin.host.identity import settings_of
+from sdpo_plugin.host.policy import Policy
+from sdpo_plugin.host.setup import RunSetup
+from sdpo_plugin.host.step_args import step_args
+from sdpo_plugin.host.training import train_step
+from sdpo_plugin.plan import Plan, StepPlan, model_name
+from sdpo_plugin.report.build import report_run
+from sdpo_plugin.run_dir.journal import Tables
+from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome
+from sdpo_plugin.tables import LogProbTable
+
+if TYPE_CHECKING:
+    from sdpo_plugin.host.trainer import StepwiseDPOTrainer
+
+T = TypeVar("T")
+
+
+class AxolotlStepHost:
+    """Does the work of ``runner.run_steps``, which says what each method is for.
+
+    Args:
+        trainer: the host's, which holds the model.
+        setup: config, data and run directory.
+        layout: the steps.
+        policy: the weights of the trainer's model.
+        passes: fills tables of log-probs.
+
+    Attributes:
+        output: the host's, of the step that was trained last; that of no training before.
+    """
+
+    def __init__(
+        self,
+        trainer: "StepwiseDPOTrainer",
+        setup: RunSetup,
+        layout: Layout,
+        policy: Policy,
+        passes: Passes,
+    ) -> None:
+        self._trainer, self._setup, self._layout = trainer, setup, layout
+        self._policy, self._passes = policy, passes
+        self._host_args: AxolotlDPOConfig = trainer.args
+        self.output = TrainOutput(0, 0.0, {})
+
+    def early_tables(self, plan: Plan) -> EarlyTables:
+        """By the base model, or by an external reference."""
+        return early_tables(self._trainer, self._setup, self._layout, self._passes)
+
+    def reference_table(self, step: StepPlan) -> LogProbTable:
+        """By the policy, or by M_{t-1} beside it."""
+        model = model_name(step.index - 1)
+        return self._passes.step_table(step, self._layout.data(step), model, self._policy.stand_in)
+
+    def heldout_tables(self, model: str) -> Tables:
+        """By the policy, or by M_{t-1} beside it."""
+        return self._passes.heldout_tables(self._layout.heldout, model, self._policy.stand_in)
+
+    def restart_policy(self) -> None:
+        """From the copy in main memory."""
+        self._policy.restart()
+
+    def load_policy(self, model: str, directory: Path) -> None:
+        """From the export."""
+        self._policy.load(directory)
+
+    def settings(self, step: StepPlan) -> dict[str, Any]:
+        """As the config of the step has them."""
+        return settings_of(self._layout.data(step).cfg, self._host_args.world_size)
+
+    def train_step(self, step: StepPlan, training: Training) -> TrainOutcome:
+        """By the host's own training loop."""
+        outcome, self.output = train_step(
+            self._trainer, step, training, self._layout, self.args_of(step), self._passes.stop
+        )
+        return outcome
+
+    def args_of(self, step: StepPlan) -> AxolotlDPOConfig:
+        """The training arguments of a step."""
+        data, directory = self._layout.data(step), self._setup.run.step(step)
+        return step_args(self._host_args, data.cfg, data.total_num_steps, bool(data.heldout), directory)
+
+    def export_start(self, directory: Path) -> bool:
+        """The adapter, with LoRA."""
+        return self._policy.export_start(directory)
+
+    def export_step(self, step: StepPlan, directory: Path) -> None:
+        """As the host saves its final model."""
+        self._policy.export(model_name(step.index), directory)
+
+    def report(self) -> None:
+        """`report.json` and `report.md`."""
+        self.on_rank_0(lambda: report_run(self._setup.run))
+
+    def on_rank_0(self, action: Callable[[], T]) -> T:
+        """By the group of all ranks."""
+        return ranks.on_rank_0(action)

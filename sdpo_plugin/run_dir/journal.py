@@ -1,0 +1,249 @@
+"""The one writer of a run directory's records: rank 0 writes data first, then the ledger that vouches for them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from sdpo_plugin.plan import Plan, StepPlan, model_name
+from sdpo_plugin.run_dir.checkpoints import about_checkpoint
+from sdpo_plugin.run_dir.cleanup import sweep
+from sdpo_plugin.run_dir.drift import require_same_steps
+from sdpo_plugin.run_dir.files import explaining_write_errors, remove_folder, write_json
+from sdpo_plugin.run_dir.fresh import require_own_places
+from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Ledger
+from sdpo_plugin.run_dir.models import final_model_files, seal_of
+from sdpo_plugin.run_dir.next_action import M_0
+from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.sealed import publish, seal
+from sdpo_plugin.run_dir.stored import write_record
+from sdpo_plugin.run_dir.table_files import read_table, save_table
+from sdpo_plugin.tables import LogProbTable
+
+T = TypeVar("T")
+Tables = Mapping[str, LogProbTable]
+"""Log-probs of the held-out sets under one model, by name of the set."""
+
+PLAN_SCHEMA_VERSION = 1
+EXTERNAL = "reference"  # owner of the held-out tables of an external reference
+
+
+class Ranks(Protocol):
+    """The ranks, as far as writing needs them."""
+
+    def on_rank_0(self, action: Callable[[], T]) -> T:
+        """Run ``action`` on rank 0; its result, or the error that it raised, is every rank's."""
+
+
+class Journal:
+    """The ledger of a run, in memory on every rank and on disk, with the tables and models that it vouches for.
+
+    Args:
+        run: where everything goes.
+        ranks: of this run.
+        plan: as it stands now; that of the ledger may have had other hyper-parameters.
+        ledger: so far.
+
+    Raises:
+        ConfigError: the plan has other steps than the ledger.
+        OutputError: a symbolic link stands where the run would write.
+    """
+
+    def __init__(self, run: RunDir, ranks: Ranks, plan: Plan, ledger: Ledger) -> None:
+        self._run, self._ranks, self._plan = run, ranks, plan
+        require_same_steps([step.name for step in ledger.plan.steps], [step.name for step in plan.steps])
+        to_train = [step.name for step, record in ledger.steps if record.state != "exported"]
+        ranks.on_rank_0(lambda: require_own_places(run, to_train))
+        # The ledger of a new run is rank 0's, for its random name.
+        self.ledger = ranks.on_rank_0(lambda: replace(ledger, plan=plan))
+        ranks.on_rank_0(lambda: remove_folder(run.staging))
+        ranks.on_rank_0(lambda: sweep(run, self.ledger))
+        ranks.on_rank_0(lambda: _write_plan(run, plan))
+        self._write()
+        self._drop_superseded()
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether all that is computed before step 1 is on disk."""
+        return self.ledger.prepared
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the held-out log-probs of M_T are on disk."""
+        return self.ledger.finished
+
+    def is_referenced(self, step: StepPlan) -> bool:
+        """Whether the step has its reference table, and the held-out sets the log-probs of M_{t-1}."""
+        return self.ledger.records[step.index - 1].state != "planned"
+
+    def is_exported(self, step: StepPlan) -> bool:
+        """Whether M_t has been written, so that the step never trains again."""
+        return self.ledger.records[step.index - 1].state == "exported"
+
+    def has_table(self, step: StepPlan) -> bool:
+        """Whether the reference table of D_t was made before step 1."""
+        return self._run.key(self._run.reference(step)) in self.ledger.tables
+
+    def reference(self, step: StepPlan) -> LogProbTable:
+        """The reference table of D_t, from disk.
+
+        Raises:
+            ReferenceTableError: it is missing, damaged or of other rows; nothing is trained with it.
+        """
+        table = self._read(self._run.reference(step))
+        assert table.model == step.reference
+        _require_rows(step, table)
+        return table
+
+    def heldout(self, step: StepPlan) -> dict[str, LogProbTable]:
+        """The log-probs of every held-out set under the reference of the step, from disk.
+
+        Raises:
+            ReferenceTableError: as in ``reference``.
+        """
+        models = [model_name(index) for index in range(len(self._plan.steps))]
+        owner = step.reference if step.reference in models else EXTERNAL
+        return {name: self._read(self._run.heldout(owner, col)) for col, name in enumerate(self._plan.heldout)}
+
+    def _read(self, path: Path) -> LogProbTable:
+        return self._ranks.on_rank_0(lambda: read_table(self._run, self.ledger, path))
+
+    def _save(self, files: Mapping[Path, LogProbTable]) -> None:
+        """Write tables. The ledger vouches for them from its next record on."""
+
+        def write() -> None:
+            for path, table in files.items():
+                save_table(table, path)
+
+        self._ranks.on_rank_0(write)
+        digests = {self._run.key(path): table.digest() for path, table in files.items()}
+        self.ledger = replace(self.ledger, tables=self.ledger.tables | digests)
+
+    def _heldout_files(self, owner: str, tables: Tables) -> dict[Path, LogProbTable]:
+        return {self._run.heldout(owner, column): tables[name] for column, name in enumerate(self._plan.heldout)}
+
+    def prepared(self, tables: Sequence[tuple[StepPlan, LogProbTable]], heldout: Mapping[str, Tables]) -> None:
+        """Record what was computed before step 1.
+
+        Args:
+            tables: log-probs of D_t under the model that a table names, its reference or another one.
+            heldout: log-probs of the held-out sets by an external reference, under its name; else empty.
+        """
+        files = {}
+        for step, table in tables:
+            is_reference = table.model == step.reference
+            files[self._run.reference(step) if is_reference else self._run.log_probs(table.model, step)] = table
+        for own in heldout.values():
+            files |= self._heldout_files(EXTERNAL, own)
+        self._save(files)
+        self._set(prepared=True)
+
+    def referenced(self, step: StepPlan, table: LogProbTable | None, heldout: Tables, seconds: float) -> None:
+        """Record that a step can be trained.
+
+        Args:
+            step: the step.
+            table: its reference table; None: it was made before step 1.
+            heldout: log-probs of the held-out sets under M_{t-1}.
+            seconds: that this took.
+
+        Raises:
+            ReferenceTableError: the table is of other rows.
+        """
+        files = {}
+        if table is not None:
+            _require_rows(step, table)
+            files[self._run.reference(step)] = table
+        self._save(files | self._heldout_files(model_name(step.index - 1), heldout))
+        self.record(step, state="referenced", log_probs_seconds=seconds)
+
+    def record(self, step: StepPlan, **facts: Any) -> None:
+        """Record facts of a step (see ``StepRecord``)."""
+        self.ledger = self.ledger.record(step.index, **facts)
+        self._write()
+
+    def about_checkpoint(self, step: StepPlan) -> dict[str, str]:
+        """The text of the seal of each checkpoint of the step."""
+        return about_checkpoint(self._run, self.ledger, step)
+
+    @property
+    def staging(self) -> Path:
+        """The directory in which a model is written before it is published."""
+        return self._run.staging
+
+    def publish_start(self) -> None:
+        """Give the adapter in the staging directory its place as M_0."""
+        self._publish(M_0, self._run.start)
+
+    def publish(self, step: StepPlan) -> None:
+        """Give the model in the staging directory its place as M_t."""
+        self._publish(model_name(step.index), self._run.step(step))
+
+    def exported(self, step: StepPlan, seconds: float) -> None:
+        """Record that M_t stands, and remove the models that it supersedes, where only the last is kept."""
+        self.record(step, state="exported", export_seconds=seconds)
+        self._drop_superseded()
+
+    def finished(self, heldout: Tables) -> None:
+        """Record the end of the chain: log-probs of the held-out sets under M_T."""
+        self._save(self._heldout_files(self.ledger.last_model, heldout))
+        self._set(finished=True)
+
+    def _publish(self, model: str, target: Path) -> None:
+        def move() -> str:
+            with explaining_write_errors(target):
+                digest = seal(self._run.staging, seal_of(self.ledger, model))
+                publish(self._run.staging, target)
+            return digest
+
+        digest = self._ranks.on_rank_0(move)
+        self.ledger = replace(self.ledger, exports={**self.ledger.exports, model: digest})
+
+    def _drop_superseded(self) -> None:
+        """Remove every M_t but the last one, which alone resume may need: from the ledger, then from the disk."""
+        if self._plan.export_steps == "all":
+            return
+        exported = [step for step in self._plan.steps if self.is_exported(step)]
+        for step in exported[:-1]:
+            self.ledger = self.ledger.record(step.index, kept=False)
+        self._write()
+        self._ranks.on_rank_0(lambda: sweep(self._run, self.ledger))
+
+    def _set(self, **facts: Any) -> None:
+        self.ledger = replace(self.ledger, **facts)
+        self._write()
+
+    def _write(self) -> None:
+        self._ranks.on_rank_0(lambda: _write_ledger(self._run, self.ledger))
+
+
+def close_run(run: RunDir, keep_last: bool) -> None:
+    """Seal the final model, which the host has written, and record it; without ``keep_last`` its double, M_T, goes.
+
+    For rank 0 alone, when there is no process group any more.
+
+    Raises:
+        OutputError: the ledger is damaged, or a file cannot be written.
+        OSError: a file cannot be read.
+    """
+    ledger = Ledger.load(run.ledger)
+    with explaining_write_errors(run.ledger):
+        digest = seal(run.root, seal_of(ledger, ledger.last_model), only=final_model_files(run.root))
+    ledger = replace(ledger, saved=True, final=digest).record(len(ledger.records), kept=keep_last)
+    _write_ledger(run, ledger)
+    sweep(run, ledger)
+
+
+def _write_ledger(run: RunDir, ledger: Ledger) -> None:
+    with explaining_write_errors(run.ledger):
+        write_record(run.ledger, ledger, SCHEMA_VERSION)
+
+
+def _write_plan(run: RunDir, plan: Plan) -> None:
+    with explaining_write_errors(run.plan):
+        write_json(run.plan, {"schema_version": PLAN_SCHEMA_VERSION, **asdict(plan)})
+
+
+def _require_rows(step: StepPlan, table: LogProbTable) -> None:
+    if step.rows_digest is not None:
+        table.require_rows(step.num_rows, step.rows_digest)

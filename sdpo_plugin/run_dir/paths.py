@@ -1,0 +1,74 @@
+"""The layout of a run directory; every path that this package writes comes from here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpo_plugin.plan import StepPlan
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The run directory: the host's ``output_dir``, in which this package keeps its records below ``sdpo``."""
+
+    root: Path
+
+    @property
+    def records(self) -> Path:
+        """The directory of everything but the models."""
+        return self.root / "sdpo"
+
+    @property
+    def plan(self) -> Path:
+        """The plan for people; the ledger holds the one that counts."""
+        return self.records / "plan.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.records / "ledger.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.records / "lock"
+
+    @property
+    def report(self) -> Path:
+        return self.records / "report.json"
+
+    @property
+    def start(self) -> Path:
+        """M_0 where the base model alone does not make it: the adapter as it was initialised."""
+        return self.records / "start"
+
+    @property
+    def staging(self) -> Path:
+        """The directory in which a model is written before it gets its name."""
+        return self.records / "staging"
+
+    @property
+    def tables(self) -> tuple[Path, ...]:
+        """The folders that hold tables of log-probs."""
+        return tuple(self.records / name for name in ("pool", "reference", "log-probs", "heldout"))
+
+    def pool(self, number: int) -> Path:
+        """The log-probs of source ``number`` (from 1) under M_0, where they lay out the steps."""
+        return self.records / "pool" / f"source-{number}.safetensors"
+
+    def reference(self, step: StepPlan) -> Path:
+        """The reference table of D_t."""
+        return self.records / "reference" / f"{step.name}.safetensors"
+
+    def log_probs(self, model: str, step: StepPlan) -> Path:
+        """The log-probs of D_t under a model that is not its reference."""
+        return self.records / "log-probs" / f"{model}-{step.name}.safetensors"
+
+    def heldout(self, model: str, column: int) -> Path:
+        """The log-probs of held-out set number ``column`` (from 0) under M_t, or under "reference", an external one."""
+        return self.records / "heldout" / f"{model}-{column + 1}.safetensors"
+
+    def step(self, step: StepPlan) -> Path:
+        """M_t and the host's checkpoints of step t."""
+        return self.root / step.name
+
+    def key(self, path: Path) -> str:
+        """The name of a file in the ledger."""
+        return path.relative_to(self.root).as_posix()

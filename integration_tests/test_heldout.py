@@ -55,7 +55,7 @@ def test_report_equals_an_independent_program(out: Path, expected: list[list[Pai
     means = [[float(gamma.mean()) for gamma in row] for row in gammas]
     # A row with γ within rounding of 0 could fall on either side; here none is.
     assert min(float(np.abs(gamma).min()) for row in gammas for gamma in row) > 1e-3
-    assert report["eval_reward_accuracy"] == accuracies
+    assert report["eval_reference_free_accuracy"] == accuracies
     assert np.array(report["eval_gamma"]) == pytest.approx(np.array(means), abs=1e-4)  # measured: 6e-6
     assert len({tuple(row) for row in report["eval_gamma"]}) == 3
 
@@ -79,7 +79,7 @@ def test_evaluate_takes_the_final_model_or_the_one_it_is_given(host: Host, out: 
     report = read_report(out)
     for column, name in enumerate(report["eval_sets"]):
         assert found[f"{name}_gamma"] == pytest.approx(report["eval_gamma"][row][column], abs=1e-4)
-        assert found[f"{name}_reference_free_accuracy"] == report["eval_reward_accuracy"][row][column]
+        assert found[f"{name}_reference_free_accuracy"] == report["eval_reference_free_accuracy"][row][column]
     assert "loss" not in found
 
 

@@ -90,20 +90,20 @@ def test_plan_and_ledger(rich: Trained, model: Path, two_sets: list[Config]) -> 
 def test_report(rich: Trained) -> None:
     """Every field is there, with values where they were computed."""
     report = read_report(rich.out)
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     assert report["models"] == ["M_0", "M_1", "M_2"]
     for index, step in enumerate(report["steps"], 1):
         assert (step["index"], step["model_dir"]) == (index, f"step-{index}")
         assert set(step["gamma_ref"]) == {"mean", "median", "q05", "q95", "per_token_mean"}
         assert step["first_loss"] == pytest.approx(0.6931, abs=1e-3)
         assert step["final_loss"] < step["first_loss"]
-        assert min(step["score_seconds"], step["train_seconds"], step["export_seconds"]) > 0
+        assert min(step["log_probs_seconds"], step["train_seconds"], step["export_seconds"]) > 0
     assert [[value is not None for value in row] for row in report["gamma"]] == [
         [True, False],
         [False, True],
         [False, False],
     ]
-    for name in ("eval_gamma", "eval_reward_accuracy"):
+    for name in ("eval_gamma", "eval_reference_free_accuracy"):
         assert all(value is not None for row in report[name] for value in row)
     markdown = (rich.out / "sdpo" / "report.md").read_text()
     assert all(word in markdown for word in ("finished", "M_1 step-1", "M_2 step-2", "0.693"))

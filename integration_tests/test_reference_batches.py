@@ -53,6 +53,6 @@ def test_report_agrees_with_the_tables(out: Path) -> None:
         table = read_table(out, f"step-{number}")
         gamma = table[:, 0] - table[:, 1]
         assert report["gamma"][number - 1][number - 1] == pytest.approx(gamma.mean())
-        assert report["reward_accuracy"][number - 1][number - 1] == pytest.approx((gamma > 0).mean())
+        assert report["reference_free_accuracy"][number - 1][number - 1] == pytest.approx((gamma > 0).mean())
         assert report["steps"][number - 1]["gamma_ref"]["mean"] == pytest.approx(gamma.mean())
     assert report["gamma"][0][1] is report["gamma"][1][0] is report["gamma"][2][0] is None

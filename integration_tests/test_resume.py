@@ -24,7 +24,7 @@ from integration_tests.harness.results import Result
 from integration_tests.harness.sdpo import read_report
 from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Ledger
 from sdpo_plugin.run_dir.paths import RunDir
-from sdpo_plugin.run_dir.stored import write_record
+from sdpo_plugin.run_dir.stored import write_stored
 
 STEP = {"num_epochs": 2, "save_strategy": "steps", "save_steps": 2}
 
@@ -292,7 +292,7 @@ def test_another_version_of_the_host_is_a_warning(copy: Copy) -> None:
     path = RunDir(copy.out).ledger
     ledger = Ledger.load(path)
     versions = {**ledger.identity["versions"], "trl": "1.9.7"}
-    write_record(path, replace(ledger, identity={**ledger.identity, "versions": versions}), SCHEMA_VERSION)
+    write_stored(path, replace(ledger, identity={**ledger.identity, "versions": versions}), SCHEMA_VERSION)
     result = copy.resume().check()
     assert "other software than it began with: trl is '1.9.0', and it was '1.9.7'" in result.log_text
     copy.ends_right()
@@ -399,7 +399,7 @@ def test_what_leads_out_of_the_run_directory_is_not_followed(copy: Copy) -> None
     ledger, whole = Ledger.load(path), path.read_bytes()
     first, *rest = ledger.plan.steps
     plan = replace(ledger.plan, steps=(replace(first, name="../victim/easy"), *rest))
-    write_record(path, replace(ledger, plan=plan).record(1, kept=False), SCHEMA_VERSION)
+    write_stored(path, replace(ledger, plan=plan).record(1, kept=False), SCHEMA_VERSION)
     refused(
         copy.resume(), "ledger.json is not a ledger of schema version 2 (plan.steps.0.name: ", "'../victim/easy' cannot"
     )

@@ -85,7 +85,7 @@ def stratified(source_sizes: Sequence[int], fractions: Sequence[float], seed: in
 
 
 def easy_to_hard_sources(source_sizes: Sequence[int], accuracies: Sequence[float]) -> tuple[list[int], Partition]:
-    """Sources in descending order of M_0's reward accuracy, each a step (arXiv 2403.19270 v2, §3.2).
+    """Sources in descending order of M_0's reference-free accuracy, each a step (arXiv 2403.19270 v2, §3.2).
 
     Returns:
         The sources' numbers in that order (ties: in the order of the config), and the partition.

@@ -71,8 +71,8 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
-class SourceRank:
-    """A source in the order easy to hard: the base model's reward accuracy on it, with a 95 % interval."""
+class OrderedSource:
+    """A source in the order easy to hard: the base model's reference-free accuracy on it, with a 95 % interval."""
 
     __pydantic_config__ = STRICT
 
@@ -113,7 +113,7 @@ class Plan:
     heldout: tuple[str, ...] = ()
     export_steps: str = "all"
     partition: dict[str, Any] = field(default_factory=dict)
-    ordering: tuple[SourceRank, ...] = ()
+    ordering: tuple[OrderedSource, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
 
     def __post_init__(self) -> None:
@@ -143,6 +143,9 @@ class Plan:
 def model_name(index: int) -> str:
     """M_0 is the base model S, M_t the model after step t."""
     return f"M_{index}"
+
+
+M_0 = model_name(0)
 
 
 def host_total_steps(num_rows: int, num_epochs: float, batch_size: int) -> int:

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sdpo_plugin.plan import Plan, StepPlan, model_name
+from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
 from sdpo_plugin.run_dir.journal import Journal, Ranks, Tables
-from sdpo_plugin.run_dir.next_action import M_0
 from sdpo_plugin.run_dir.resume import FRESH, Start
 from sdpo_plugin.tables import LogProbTable
 
@@ -88,7 +87,7 @@ class StepHost(Ranks, Protocol):
         Every checkpoint is sealed with ``training.about`` when it is whole.
         """
 
-    def export_start(self, directory: Path) -> bool:
+    def export_base_adapter(self, directory: Path) -> bool:
         """Write what makes M_0 besides the base model: a fresh adapter. False where there is nothing."""
 
     def export_step(self, step: StepPlan, directory: Path) -> None:
@@ -126,9 +125,9 @@ def prepare(plan: Plan, host: StepHost, journal: Journal) -> None:
     if journal.is_prepared:
         return
     early = host.early_tables(plan)
-    if host.export_start(journal.staging):
-        journal.publish_start()
-    journal.prepared(early.steps, early.heldout)
+    if host.export_base_adapter(journal.staging):
+        journal.publish_base_adapter()
+    journal.record_prepared(early.steps, early.heldout)
 
 
 def make_reference(step: StepPlan, host: StepHost, journal: Journal) -> None:
@@ -138,7 +137,7 @@ def make_reference(step: StepPlan, host: StepHost, journal: Journal) -> None:
     clock = _Clock()
     table = None if journal.has_table(step) else host.reference_table(step)
     heldout = host.heldout_tables(model_name(step.index - 1))
-    journal.referenced(step, table, heldout, clock.lap())
+    journal.record_reference(step, table, heldout, clock.lap())
 
 
 def train(step: StepPlan, host: StepHost, journal: Journal, checkpoint: Path | None) -> None:
@@ -171,7 +170,7 @@ def export(step: StepPlan, host: StepHost, journal: Journal) -> None:
     clock = _Clock()
     host.export_step(step, journal.staging)
     journal.publish(step)
-    journal.exported(step, clock.lap())
+    journal.record_export(step, clock.lap())
     host.report()
 
 
@@ -179,7 +178,7 @@ def finish(plan: Plan, host: StepHost, journal: Journal) -> None:
     """Compute the held-out log-probs of M_T."""
     if journal.is_finished:
         return
-    journal.finished(host.heldout_tables(model_name(len(plan.steps))))
+    journal.record_end(host.heldout_tables(model_name(len(plan.steps))))
     host.report()
 
 

@@ -13,7 +13,7 @@ from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Ledger, StepRecord
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.resume import find_start
 from sdpo_plugin.run_dir.sealed import seal
-from sdpo_plugin.run_dir.stored import write_record
+from sdpo_plugin.run_dir.stored import write_stored
 from sdpo_plugin.runner import run_steps
 from tests.fakes import IDENTITY, FakeHost, HostDiedError, make_plan, run
 
@@ -35,7 +35,7 @@ def ledger_of(state: Life, policy_init: str = "previous") -> Ledger:
 
 def save_ledger(run_dir: RunDir, ledger: Ledger) -> None:
     """Write a ledger, whatever it says."""
-    write_record(run_dir.ledger, ledger, SCHEMA_VERSION)
+    write_stored(run_dir.ledger, ledger, SCHEMA_VERSION)
 
 
 def with_step(ledger: Ledger, index: int, **changes: object) -> Ledger:

@@ -129,7 +129,7 @@ class DyingHost:
         return {name: table_of(rows, self.policy.weights, model) for name, rows in HELDOUT.items()}
 
     def restart_policy(self) -> None:
-        self.policy = Policy.load(self.run.start, "adapter_config.json")
+        self.policy = Policy.load(self.run.base_adapter, "adapter_config.json")
 
     def load_policy(self, model: str, directory: Path) -> None:
         self.policy = Policy.load(directory, "adapter_config.json" if model == "M_0" else "config.json")
@@ -150,7 +150,7 @@ class DyingHost:
                 self._checkpoint(self.run.step(step), now, training.about, facts)
         return TrainOutcome(facts["first_loss"], now.loss, now.done)
 
-    def export_start(self, directory: Path) -> bool:
+    def export_base_adapter(self, directory: Path) -> bool:
         self.policy.save(directory, "adapter_config.json", seed=self.seed)
         return True
 

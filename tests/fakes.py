@@ -143,7 +143,7 @@ class FakeHost:
         earlier = 0.0 if training.checkpoint is None else 1000.0
         return TrainOutcome(math.log(2), 0.7 - 0.1 * step.index, step.num_optimizer_steps - 1, earlier)
 
-    def export_start(self, directory: Path) -> bool:
+    def export_base_adapter(self, directory: Path) -> bool:
         self._called("export the start")
         if self.adapter:
             self._write(directory, "adapter_config.json")

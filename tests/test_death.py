@@ -27,7 +27,7 @@ from tests.fakes import EXTERNAL, IDENTITY
 from tests.faults import Counter, FullDisk, before_each_operation, die, end_of, fork
 
 SECONDS = ("log_probs_seconds", "train_seconds", "export_seconds")
-REPORTED_SECONDS = ("score_seconds", "train_seconds", "export_seconds")
+REPORTED_SECONDS = ("log_probs_seconds", "train_seconds", "export_seconds")
 DEFAULT = Variant()
 # Every reference, every start, and both ways to keep models.
 OTHERS = [
@@ -70,12 +70,12 @@ def result_of(out: Path) -> dict[str, Any]:
     records = [asdict(record) for record in ledger.records]
     assert all(record.pop(key) > 0 for record in records for key in SECONDS)
     assert all(step.pop(key) > 0 for step in report["steps"] for key in REPORTED_SECONDS)
-    assert read_seal(run.start).about == {"run": ledger.run_id, "model": "M_0"}
+    assert read_seal(run.base_adapter).about == {"run": ledger.run_id, "model": "M_0"}
     assert read_seal(out).digest == ledger.final
     return {
         "weights": (out / "weights.bin").read_bytes(),
         "counts": json.loads((out / "config.json").read_bytes())["counts"],
-        "seed": json.loads((run.start / "adapter_config.json").read_bytes())["seed"],
+        "seed": json.loads((run.base_adapter / "adapter_config.json").read_bytes())["seed"],
         "ledger": {
             **asdict(ledger),
             **{"run_id": "", "final": "", "exports": sorted(ledger.exports), "records": records},
@@ -117,7 +117,7 @@ def require_whole(out: Path) -> None:
     ledger = Ledger.load(run.ledger)
     for key, digest in ledger.tables.items():
         assert load_table(out / key).digest() == digest
-    places = {"M_0": run.start} | {f"M_{step.index}": run.step(step) for step in ledger.plan.steps}
+    places = {"M_0": run.base_adapter} | {f"M_{step.index}": run.step(step) for step in ledger.plan.steps}
     gone = {f"M_{step.index}" for step, record in ledger.steps if not record.kept}
     for model in set(ledger.exports) - gone:
         assert flaw(places[model], {"run": ledger.run_id, "model": model}, ledger.exports[model]) is None

@@ -83,16 +83,16 @@ def test_what_is_done_of_a_step_is_what_its_record_says(run_dir: RunDir, state: 
 def test_what_is_done_of_the_run(run_dir: RunDir) -> None:
     journal = begin(run_dir)
     assert (journal.is_prepared, journal.is_finished) == (False, False)
-    journal.prepared([], {})
+    journal.record_prepared([], {})
     assert (journal.is_prepared, journal.is_finished) == (True, False)
-    journal.finished({name: dataclasses.replace(table, model="M_2") for name, table in BY_M_0.items()})
+    journal.record_end({name: dataclasses.replace(table, model="M_2") for name, table in BY_M_0.items()})
     assert journal.is_finished
 
 
 def test_table_that_was_made_before_step_1_is_known(run_dir: RunDir) -> None:
     journal, table = begin(run_dir), table_of(D_1, -1.0, "M_0")
     assert not journal.has_table(FIRST)
-    journal.prepared([(FIRST, table), (SECOND, table_of(D_2, -1.0, "M_0"))], {})
+    journal.record_prepared([(FIRST, table), (SECOND, table_of(D_2, -1.0, "M_0"))], {})
     assert (journal.has_table(FIRST), journal.has_table(SECOND)) == (True, False)  # the reference of step 2 is M_1
     assert content(journal.reference(FIRST)) == content(table)
     assert load_table(run_dir.log_probs("M_0", SECOND)).model == "M_0"
@@ -100,8 +100,8 @@ def test_table_that_was_made_before_step_1_is_known(run_dir: RunDir) -> None:
 
 def test_tables_of_a_step_are_read_back_from_disk(run_dir: RunDir) -> None:
     journal, table = begin(run_dir), table_of(D_1, -1.0, "M_0")
-    journal.prepared([], {})
-    journal.referenced(FIRST, table, BY_M_0, 1.5)
+    journal.record_prepared([], {})
+    journal.record_reference(FIRST, table, BY_M_0, 1.5)
     assert content(journal.reference(FIRST)) == content(table)
     assert {name: content(found) for name, found in journal.heldout(FIRST).items()} == {
         name: content(found) for name, found in BY_M_0.items()
@@ -118,8 +118,8 @@ def test_tables_of_a_step_are_read_back_from_disk(run_dir: RunDir) -> None:
 def test_ledger_on_disk_is_always_the_one_in_memory(run_dir: RunDir) -> None:
     journal = begin(run_dir)
     acts: list[Callable[[], None]] = [
-        lambda: journal.prepared([], {}),
-        lambda: journal.referenced(FIRST, table_of(D_1, -1.0, "M_0"), BY_M_0, 1.0),
+        lambda: journal.record_prepared([], {}),
+        lambda: journal.record_reference(FIRST, table_of(D_1, -1.0, "M_0"), BY_M_0, 1.0),
         lambda: journal.record(FIRST, state="training"),
     ]
     for act in acts:
@@ -135,18 +135,18 @@ def test_data_stand_before_the_record_that_vouches_for_them(run_dir: RunDir, mon
         raise OSError("No space left on device")
 
     journal = begin(run_dir)
-    journal.prepared([], {})
+    journal.record_prepared([], {})
     before = run_dir.ledger.read_bytes()
-    monkeypatch.setattr("sdpo_plugin.run_dir.journal.write_record", fail)
+    monkeypatch.setattr("sdpo_plugin.run_dir.journal.write_stored", fail)
     expected = f"^{re.escape(str(run_dir.ledger))} could not be written: No space left on device"
     with pytest.raises(OutputError, match=expected):
-        journal.referenced(FIRST, table_of(D_1, -1.0, "M_0"), BY_M_0, 1.0)
+        journal.record_reference(FIRST, table_of(D_1, -1.0, "M_0"), BY_M_0, 1.0)
     assert load_table(run_dir.reference(FIRST)).model == "M_0"
     assert {load_table(run_dir.heldout("M_0", column)).model for column in (0, 1)} == {"M_0"}
     write_model(journal, "1.0")
     journal.publish(FIRST)
     with pytest.raises(OutputError, match=expected):
-        journal.exported(FIRST, 1.0)
+        journal.record_export(FIRST, 1.0)
     assert flaw(run_dir.step(FIRST), {"run": journal.ledger.run_id, "model": "M_1"}) is None
     assert run_dir.ledger.read_bytes() == before
 
@@ -156,7 +156,7 @@ def test_table_that_cannot_be_written_leaves_the_ledger_as_it_was(run_dir: RunDi
     run_dir.reference(FIRST).parent.touch()
     before = run_dir.ledger.read_bytes()
     with pytest.raises(OutputError, match="could not be written"):
-        journal.referenced(FIRST, table_of(D_1, -1.0, "M_0"), BY_M_0, 1.0)
+        journal.record_reference(FIRST, table_of(D_1, -1.0, "M_0"), BY_M_0, 1.0)
     assert run_dir.ledger.read_bytes() == before
 
 
@@ -164,7 +164,7 @@ def test_table_of_other_rows_is_neither_written_nor_recorded(run_dir: RunDir) ->
     journal = begin(run_dir, of_other_rows(PLAN, rows_digest="f" * 64))
     before = files(run_dir.root)
     with pytest.raises(ReferenceTableError, match="it was made for other data"):
-        journal.referenced(journal.ledger.plan.steps[1], table_of(D_2, 1.0, "M_1"), BY_M_0, 1.0)
+        journal.record_reference(journal.ledger.plan.steps[1], table_of(D_2, 1.0, "M_1"), BY_M_0, 1.0)
     assert files(run_dir.root) == before
     assert journal.ledger.records[1].state == "planned"
 
@@ -194,12 +194,12 @@ def test_link_is_refused_before_anything_is_written(run_dir: RunDir, tmp_path: P
 
 def test_superseded_models_go_when_the_next_one_stands(run_dir: RunDir) -> None:
     journal = begin(run_dir, make_plan(export_steps="last"))
-    journal.prepared([(FIRST, table_of(D_1, -1.0, "M_0"))], {})
+    journal.record_prepared([(FIRST, table_of(D_1, -1.0, "M_0"))], {})
     for step in (FIRST, SECOND):
         write_model(journal, step.name)
         journal.publish(step)
         assert (run_dir.step(FIRST) / "config.json").exists()
-        journal.exported(step, 1.0)
+        journal.record_export(step, 1.0)
     assert [record.kept for record in journal.ledger.records] == [False, True]
     assert not run_dir.step(FIRST).exists()
     assert (run_dir.step(SECOND) / "weights").read_text() == "step-2"
@@ -224,12 +224,12 @@ def test_nothing_is_removed_where_all_models_are_kept(run_dir: RunDir) -> None:
 
 def test_rank_0_alone_writes_and_its_ledger_is_every_ranks(run_dir: RunDir, tmp_path: Path) -> None:
     def act(journal: Journal) -> Ledger:
-        journal.prepared([], {})
-        journal.referenced(FIRST, table_of(D_1, -1.0, "M_0"), BY_M_0, 1.0)
-        if journal.staging.parent == run_dir.records:
+        journal.record_prepared([], {})
+        journal.record_reference(FIRST, table_of(D_1, -1.0, "M_0"), BY_M_0, 1.0)
+        if journal.staging.parent == run_dir.folder:
             write_model(journal, "1.0")
         journal.publish(FIRST)
-        journal.exported(FIRST, 1.0)
+        journal.record_export(FIRST, 1.0)
         return journal.ledger
 
     first, elsewhere = RankZero(), RunDir(tmp_path / "rank-1")
@@ -271,7 +271,7 @@ def test_double_goes_only_when_the_ledger_says_so(
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sdpo_plugin.run_dir.journal.write_record", fail)
+        patch.setattr("sdpo_plugin.run_dir.journal.write_stored", fail)
         with pytest.raises(OutputError, match="No space left"):
             close_run(run_dir, keep_last=False)
     assert find_start(run_dir) == Start(finished, Action("save", 0, "M_3"), run_dir.root / "step-3")

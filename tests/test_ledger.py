@@ -10,7 +10,7 @@ import pytest
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Ledger, StepRecord
-from sdpo_plugin.run_dir.stored import write_record
+from sdpo_plugin.run_dir.stored import write_stored
 from tests.fakes import IDENTITY, each_cut, each_flipped_bit, make_plan, with_digest
 
 FACTS: dict[str, Any] = {
@@ -43,7 +43,7 @@ def full(num_steps: int = 2) -> Ledger:
 
 
 def save(ledger: Ledger, path: Path) -> str:
-    return write_record(path, ledger, SCHEMA_VERSION)
+    return write_stored(path, ledger, SCHEMA_VERSION)
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from tests.fakes import make_plan
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        (lambda run, step: run.records, "sdpo"),
+        (lambda run, step: run.folder, "sdpo"),
         (lambda run, step: run.plan, "sdpo/plan.json"),
         (lambda run, step: run.ledger, "sdpo/ledger.json"),
         (lambda run, step: run.lock, "sdpo/lock"),
         (lambda run, step: run.report, "sdpo/report.json"),
-        (lambda run, step: run.start, "sdpo/start"),
+        (lambda run, step: run.base_adapter, "sdpo/start"),
         (lambda run, step: run.staging, "sdpo/staging"),
         (lambda run, step: run.pool(1), "sdpo/pool/source-1.safetensors"),
         (lambda run, step: run.reference(step), "sdpo/reference/step-2.safetensors"),

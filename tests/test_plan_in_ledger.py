@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.names import is_step_name
-from sdpo_plugin.plan import Overlap, Plan, SourceRank, StepPlan, model_name
+from sdpo_plugin.plan import OrderedSource, Overlap, Plan, StepPlan, model_name
 from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Ledger, StepRecord
-from sdpo_plugin.run_dir.stored import write_record
+from sdpo_plugin.run_dir.stored import write_stored
 from tests.fakes import IDENTITY, make_plan, with_digest
 
 TEXT = st.text(max_size=10)
@@ -24,7 +24,7 @@ COUNT = st.integers(0, 10**9)
 SHARE = st.floats(0, 1)
 SETTING = st.none() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
 
-RANK = SourceRank("a", num_rows=10, accuracy=0.8, low=0.49, high=0.94)
+RANK = OrderedSource("a", num_rows=10, accuracy=0.8, low=0.49, high=0.94)
 OVERLAP = Overlap("step-1", "held-out val", 3)
 
 
@@ -54,7 +54,7 @@ def plans(draw: st.DrawFn) -> Plan:
         heldout=tuple(draw(st.lists(TEXT, max_size=2))),
         export_steps=draw(st.sampled_from(["all", "last"])),
         partition=draw(st.dictionaries(TEXT, SETTING | st.lists(SHARE, max_size=2), max_size=3)),
-        ordering=tuple(draw(st.lists(st.builds(SourceRank, TEXT, COUNT, SHARE, SHARE, SHARE), max_size=2))),
+        ordering=tuple(draw(st.lists(st.builds(OrderedSource, TEXT, COUNT, SHARE, SHARE, SHARE), max_size=2))),
         overlaps=tuple(draw(st.lists(st.builds(Overlap, TEXT, TEXT, COUNT), max_size=2))),
     )
 
@@ -62,7 +62,7 @@ def plans(draw: st.DrawFn) -> Plan:
 def save(plan: Plan, path: Path) -> str:
     """Write a ledger of this plan, the same in all else; its digest."""
     ledger = Ledger("r", plan, IDENTITY, tuple(StepRecord() for _ in plan.steps))
-    return write_record(path, ledger, SCHEMA_VERSION)
+    return write_stored(path, ledger, SCHEMA_VERSION)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.plan import Overlap, Plan, SourceRank
+from sdpo_plugin.plan import OrderedSource, Overlap, Plan
 from sdpo_plugin.report.build import build_report, write_report
 from sdpo_plugin.report.render import markdown, summary_table
 from sdpo_plugin.run_dir.journal import close_run
@@ -61,10 +61,10 @@ def test_keys_of_the_report_are_frozen(report: dict[str, Any]) -> None:
         "warnings",
         "steps",
         "gamma",
-        "reward_accuracy",
+        "reference_free_accuracy",
         "eval_sets",
         "eval_gamma",
-        "eval_reward_accuracy",
+        "eval_reference_free_accuracy",
         "eval_implicit_reward_accuracy",
     ]
 
@@ -86,7 +86,7 @@ def test_keys_of_a_step_are_frozen(report: dict[str, Any]) -> None:
             "gamma_ref",
             "first_loss",
             "final_loss",
-            "score_seconds",
+            "log_probs_seconds",
             "train_seconds",
             "export_seconds",
         ]
@@ -99,7 +99,7 @@ def test_keys_of_gamma_ref_are_frozen(report: dict[str, Any]) -> None:
 
 def test_what_the_run_was(report: dict[str, Any]) -> None:
     assert {key: report[key] for key in ("schema_version", "finished", "base_model", "models", "eval_sets")} == {
-        "schema_version": 1,
+        "schema_version": 2,
         "finished": True,
         "base_model": "base/model",
         "models": ["M_0", "M_1", "M_2"],
@@ -129,7 +129,7 @@ def test_what_a_step_was(report: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("key", "of_ledger"),
     [
-        ("score_seconds", "log_probs_seconds"),
+        ("log_probs_seconds", "log_probs_seconds"),
         ("train_seconds", "train_seconds"),
         ("export_seconds", "export_seconds"),
     ],
@@ -164,11 +164,15 @@ def test_gamma_ref(report: dict[str, Any], name: str, value: float) -> None:
         # rows M_0, M_1, M_2 with θ = −1, 1, 3; γ = 2θx
         # D_1 = 1, 2, 3 under M_0: mean −4, none above 0;  D_2 = 1, −1, 2, 6 under M_1: mean 4, three of four
         pytest.param("gamma", [[-4.0, None], [None, 4.0], [None, None]], id="gamma"),
-        pytest.param("reward_accuracy", [[0.0, None], [None, 0.75], [None, None]], id="reward_accuracy"),
+        pytest.param(
+            "reference_free_accuracy", [[0.0, None], [None, 0.75], [None, None]], id="reference_free_accuracy"
+        ),
         # val = 1, 2, −1, 2: mean 1, so 2θ; above 0 is −1 alone under M_0, the other three after
         # test = −4: −8θ
         pytest.param("eval_gamma", [[-2.0, 8.0], [2.0, -8.0], [6.0, -24.0]], id="eval_gamma"),
-        pytest.param("eval_reward_accuracy", [[0.25, 1.0], [0.75, 0.0], [0.75, 0.0]], id="eval_reward_accuracy"),
+        pytest.param(
+            "eval_reference_free_accuracy", [[0.25, 1.0], [0.75, 0.0], [0.75, 0.0]], id="eval_reference_free_accuracy"
+        ),
         # 2θx above −2x wherever x is positive; against itself M_0 has none
         pytest.param(
             "eval_implicit_reward_accuracy",
@@ -184,7 +188,7 @@ def test_matrices_of_a_finished_run(report: dict[str, Any], name: str, matrix: l
 def test_matrices_without_held_out_sets_have_rows_and_no_columns(run_dir: RunDir) -> None:
     report = finish(run_dir, make_plan(heldout={}))
     assert report["eval_sets"] == []
-    assert [report[key] for key in ("eval_gamma", "eval_reward_accuracy", "eval_implicit_reward_accuracy")] == [
+    assert [report[key] for key in ("eval_gamma", "eval_reference_free_accuracy", "eval_implicit_reward_accuracy")] == [
         [[]] * 3
     ] * 3
 
@@ -206,9 +210,9 @@ def test_dead_in_training_keeps_the_log_probs(run_dir: RunDir) -> None:
     report = die(run_dir, "train M_0 on D_1")
     assert report["finished"] is False
     assert report["gamma"] == [[-4.0, None], [None, None], [None, None]]
-    assert report["reward_accuracy"] == [[0.0, None], [None, None], [None, None]]
+    assert report["reference_free_accuracy"] == [[0.0, None], [None, None], [None, None]]
     assert report["eval_gamma"] == [[-2.0, 8.0], [None, None], [None, None]]
-    assert report["eval_reward_accuracy"] == [[0.25, 1.0], [None, None], [None, None]]
+    assert report["eval_reference_free_accuracy"] == [[0.25, 1.0], [None, None], [None, None]]
 
 
 def test_dead_in_training_has_no_outcome(run_dir: RunDir) -> None:
@@ -217,12 +221,20 @@ def test_dead_in_training_has_no_outcome(run_dir: RunDir) -> None:
     assert [step[key] for key in ("first_loss", "final_loss", "train_seconds", "export_seconds", "model_dir")] == (
         [None] * 5
     )
-    assert step["score_seconds"] > 0
+    assert step["log_probs_seconds"] > 0
 
 
 def test_step_that_was_never_begun_has_nothing_but_its_plan(run_dir: RunDir) -> None:
     step = die(run_dir, "train M_0 on D_1")["steps"][1]
-    keys = ("gamma_ref", "first_loss", "final_loss", "score_seconds", "train_seconds", "export_seconds", "model_dir")
+    keys = (
+        "gamma_ref",
+        "first_loss",
+        "final_loss",
+        "log_probs_seconds",
+        "train_seconds",
+        "export_seconds",
+        "model_dir",
+    )
     assert (step["state"], step["name"], step["num_rows"]) == ("planned", "step-2", 4)
     assert [step[key] for key in keys] == [None] * 7
 
@@ -266,7 +278,7 @@ def test_tables_that_ordered_the_data_fill_the_row_of_the_base_model(run_dir: Ru
     report = finish(run_dir, host=FakeHost(early=["M_0"]))
     # D_2 = 1, −1, 2, 6 under M_0, γ = −2x: mean −4, above 0 for −1 alone
     assert report["gamma"] == [[-4.0, -4.0], [None, 4.0], [None, None]]
-    assert report["reward_accuracy"] == [[0.0, 0.25], [None, 0.75], [None, None]]
+    assert report["reference_free_accuracy"] == [[0.0, 0.25], [None, 0.75], [None, None]]
     assert [step["gamma_ref"]["mean"] for step in report["steps"]] == [-4.0, 4.0]
 
 
@@ -310,12 +322,12 @@ def test_damaged_table_leaves_its_cell_empty_and_is_named_by_its_path(run_dir: R
     path.write_bytes(path.read_bytes()[:-1])
     damaged = build_report(run_dir)
     assert damaged["gamma"] == [[-4.0, None], [None, 4.0], [None, None]]
-    assert damaged["reward_accuracy"] == [[0.0, None], [None, 0.75], [None, None]]
+    assert damaged["reference_free_accuracy"] == [[0.0, None], [None, 0.75], [None, None]]
     (warning,) = damaged["warnings"]
     assert warning.startswith(
         missed("sdpo/log-probs/M_0-step-2.safetensors") + f"cannot read the reference table {path}: "
     )
-    changed = ("gamma", "reward_accuracy", "warnings")
+    changed = ("gamma", "reference_free_accuracy", "warnings")
     assert {key: value for key, value in damaged.items() if key not in changed} == {
         key: value for key, value in report.items() if key not in changed
     }
@@ -330,7 +342,7 @@ def test_plan_s_own_words_stand_in_the_report(run_dir: RunDir) -> None:
     plan = dataclasses.replace(
         make_plan(),
         partition={"strategy": "easy_to_hard", "unit": "source"},
-        ordering=(SourceRank("a", 10, 0.8, 0.49, 0.94),),
+        ordering=(OrderedSource("a", 10, 0.8, 0.49, 0.94),),
         overlaps=(Overlap("step-1", "held-out val", 3),),
     )
     report = finish(run_dir, plan)
@@ -357,7 +369,7 @@ def warnings_of(run_dir: RunDir, **changes: Any) -> list[str]:
     ],
 )
 def test_order_within_noise_is_reported(run_dir: RunDir, low: float, high: float, warns: bool) -> None:
-    ordering = (SourceRank("easy", 100, 0.7, 0.6, 0.78), SourceRank("hard", 25, 0.5, low, high))
+    ordering = (OrderedSource("easy", 100, 0.7, 0.6, 0.78), OrderedSource("hard", 25, 0.5, low, high))
     expected = (
         f"the order of easy (0.700, 95 % 0.600 to 0.780) before hard (0.500, {low:.3f} to {high:.3f}) lies within noise"
     )
@@ -366,7 +378,7 @@ def test_order_within_noise_is_reported(run_dir: RunDir, low: float, high: float
 
 def test_order_is_judged_between_neighbours(run_dir: RunDir) -> None:
     ranks = [("a", 0.9, 0.8, 0.95), ("b", 0.7, 0.65, 0.75), ("c", 0.68, 0.6, 0.7)]
-    ordering = tuple(SourceRank(name, 100, *numbers) for name, *numbers in ranks)
+    ordering = tuple(OrderedSource(name, 100, *numbers) for name, *numbers in ranks)
     told = warnings_of(run_dir, ordering=ordering)
     assert [warning.split(" (")[0] for warning in told] == ["the order of b"]
 
@@ -392,7 +404,7 @@ def test_own_model_is_not_suspected(run_dir: RunDir) -> None:
     """M_{t-1} may well rank D_t rightly: that is what stepwise DPO is for."""
     rows = [D_1, D_1]
     report = finish(run_dir, make_plan(rows), FakeHost(rows))
-    assert (report["reward_accuracy"][1][1], report["warnings"]) == (1.0, [])
+    assert (report["reference_free_accuracy"][1][1], report["warnings"]) == (1.0, [])
 
 
 def test_overlaps_are_reported(run_dir: RunDir) -> None:
@@ -496,7 +508,7 @@ def test_held_out_table_that_was_deleted_leaves_its_cell_empty(
     assert (report["eval_gamma"], report["eval_implicit_reward_accuracy"]) == (gamma, accuracy)
     (warning,) = report["warnings"]
     assert warning.startswith(missed(f"sdpo/heldout/{model}-{column + 1}.safetensors"))
-    assert [[cell is None for cell in row] for row in report["eval_reward_accuracy"]] == [
+    assert [[cell is None for cell in row] for row in report["eval_reference_free_accuracy"]] == [
         [cell is None for cell in row] for row in gamma
     ]
 
@@ -576,7 +588,7 @@ def test_markdown_shows_the_implicit_reward_accuracy_of_every_model(report: dict
 
 
 def test_markdown_shows_sources_easy_to_hard_and_notes(run_dir: RunDir) -> None:
-    ordering = (SourceRank("orca", 12859, 0.7, 0.6, 0.78), SourceRank("ultrafeedback", 25, 0.5, 0.31, 0.69))
+    ordering = (OrderedSource("orca", 12859, 0.7, 0.6, 0.78), OrderedSource("ultrafeedback", 25, 0.5, 0.31, 0.69))
     plan = dataclasses.replace(make_plan(), ordering=ordering, overlaps=(Overlap("step-1", "held-out val", 3),))
     text = markdown(finish(run_dir, plan))
     assert text.split("```")[3].strip().splitlines() == [

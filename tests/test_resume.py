@@ -114,7 +114,7 @@ def test_card_of_the_final_model_may_be_edited(run_dir: RunDir) -> None:
 @pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "full"])
 def test_step_that_starts_from_the_base_model_needs_no_other(run_dir: RunDir, adapter: bool) -> None:
     ledger = die(run_dir, "train M_0 on D_2", FakeHost(adapter=adapter), make_plan(policy_init="base"))
-    assert find_start(run_dir) == Start(ledger, Action("train", 2, "M_0"), run_dir.start if adapter else None)
+    assert find_start(run_dir) == Start(ledger, Action("train", 2, "M_0"), run_dir.base_adapter if adapter else None)
 
 
 # --- checkpoints ---
@@ -401,8 +401,10 @@ def test_model_that_was_sealed_again_is_refused(run_dir: RunDir) -> None:
 
 def test_lost_start_is_refused(run_dir: RunDir) -> None:
     die(run_dir, "table of D_1 by M_0", FakeHost(adapter=True))
-    (run_dir.start / WEIGHTS).unlink()
-    with pytest.raises(OutputError, match=re.escape(f"{run_dir.start} is not the M_0 that this run has made: weights")):
+    (run_dir.base_adapter / WEIGHTS).unlink()
+    with pytest.raises(
+        OutputError, match=re.escape(f"{run_dir.base_adapter} is not the M_0 that this run has made: weights")
+    ):
         find_start(run_dir)
 
 

@@ -130,13 +130,13 @@ def test_step_is_told_what_its_checkpoints_have_to_say(done: Done) -> None:
 def test_adapter_as_it_was_initialised_is_kept(run_dir: RunDir) -> None:
     ledger = run(FakeHost(adapter=True), run_dir)
     assert list(ledger.exports) == ["M_0", "M_1", "M_2"]
-    assert json.loads((run_dir.start / WEIGHTS).read_text()) == -1.0
-    assert flaw(run_dir.start, {"run": ledger.run_id, "model": "M_0"}, ledger.exports["M_0"]) is None
+    assert json.loads((run_dir.base_adapter / WEIGHTS).read_text()) == -1.0
+    assert flaw(run_dir.base_adapter, {"run": ledger.run_id, "model": "M_0"}, ledger.exports["M_0"]) is None
 
 
 def test_base_model_is_not_kept_again(done: Done) -> None:
     assert list(done.ledger.exports) == ["M_1", "M_2"]
-    assert not done.dir.start.exists()
+    assert not done.dir.base_adapter.exists()
 
 
 # --- what is on disk ---
@@ -211,7 +211,9 @@ def test_record_never_stands_without_the_data_it_vouches_for(run_dir: RunDir, ex
             assert {load_table(run_dir.heldout(model, column)).model for column in (0, 1)} == {model}
         for key, digest_of_table in ledger.tables.items():
             assert load_table(run_dir.root / key).digest() == digest_of_table
-        places = {"M_0": run_dir.start} | {f"M_{s.index}": run_dir.step(s) for s, record in ledger.steps if record.kept}
+        places = {"M_0": run_dir.base_adapter} | {
+            f"M_{s.index}": run_dir.step(s) for s, record in ledger.steps if record.kept
+        }
         for model in set(ledger.exports) & set(places):
             assert flaw(places[model], {"run": ledger.run_id, "model": model}, ledger.exports[model]) is None
         checked.append((len(models), len(ledger.tables), len(ledger.exports)))

@@ -37,7 +37,7 @@ def table_of_first_step(trainer: Any) -> tuple[Any, list[list[dict[str, Any]]]]:
     def stop(step: Any, *args: Any) -> None:
         raise TableMade(step.training.reference)
 
-    trainer.data_collator, trainer.train_step = record, stop
+    trainer.data_collator, trainer.run_host_training = record, stop
     try:
         trainer.train()
     except TableMade as made:

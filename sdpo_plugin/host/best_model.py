@@ -12,7 +12,7 @@ from sdpo_plugin.host.data.loading import LoadedSource
 KEYS = ("early_stopping_patience", "load_best_model_at_end")
 
 
-def keep_best_model(cfg: DictDefault, trainer: Trainer, steps: Sequence[LoadedSource]) -> None:
+def keep_best_model(cfg: DictDefault, trainer: Trainer, sources: Sequence[LoadedSource]) -> None:
     """Set arguments and callback as the host does for its other trainers: early stopping implies the best model.
 
     Raises:
@@ -21,7 +21,7 @@ def keep_best_model(cfg: DictDefault, trainer: Trainer, steps: Sequence[LoadedSo
     asked = ", ".join(f"{key}: {cfg[key]!r}" for key in KEYS if cfg.get(key))
     if not asked:
         return
-    blind = [step.name for step in steps if not step.heldout]
+    blind = [source.name for source in sources if not source.heldout]
     if blind:
         raise ConfigError(
             f"{asked} needs held-out rows in every step, and {', '.join(blind)} has none; "

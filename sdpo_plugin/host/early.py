@@ -11,7 +11,7 @@ from sdpo_plugin.host.engines.ranks import on_rank_0
 from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.forward.positions import check_positions
 from sdpo_plugin.host.setup import RunSetup
-from sdpo_plugin.run_dir.next_action import M_0
+from sdpo_plugin.plan import M_0
 from sdpo_plugin.run_dir.table_files import read_table, save_table
 from sdpo_plugin.runner import EarlyTables
 from sdpo_plugin.tables import LogProbTable

@@ -22,11 +22,11 @@ from sdpo_plugin.host.engines.ranks import on_rank_0
 from sdpo_plugin.host.forward.log_probs import log_prob_table
 from sdpo_plugin.host.identity import base_model_of
 from sdpo_plugin.measures import gamma_stats, implicit_reward_accuracy, reference_free_accuracy
+from sdpo_plugin.plan import M_0
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.models import final_model_flaw
-from sdpo_plugin.run_dir.next_action import M_0
 from sdpo_plugin.run_dir.paths import RunDir
-from sdpo_plugin.run_dir.table_files import Findings
+from sdpo_plugin.run_dir.table_files import ReadableTables
 from sdpo_plugin.tables import LogProbTable
 from sdpo_plugin.text import text_table
 
@@ -125,7 +125,7 @@ def _of_base(cfg: DictDefault, chosen: Evaluated, column: int, table: LogProbTab
     if chosen.ledger is None:
         return None
     run = RunDir(Path(cfg.output_dir))
-    return Findings(run, chosen.ledger).read(run.heldout(M_0, column), table.rows_digest)
+    return ReadableTables(run, chosen.ledger).read(run.heldout(M_0, column), table.rows_digest)
 
 
 def _tell(text: str) -> None:

@@ -8,12 +8,11 @@ from sdpo_plugin.host.disk_space import disk_need
 from sdpo_plugin.host.engines.ranks import on_rank_0
 from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.step_host import AxolotlStepHost
-from sdpo_plugin.plan import Plan
+from sdpo_plugin.plan import M_0, Plan
 from sdpo_plugin.run_dir.disk import require_space
 from sdpo_plugin.run_dir.drift import require_same_step
 from sdpo_plugin.run_dir.files import free_bytes
 from sdpo_plugin.run_dir.ledger import Ledger
-from sdpo_plugin.run_dir.next_action import M_0
 
 if TYPE_CHECKING:
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer

@@ -15,7 +15,7 @@ from sdpo_plugin import crash
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import ConfigError
-from sdpo_plugin.host import compat, entry, patches
+from sdpo_plugin.host import compat, patches, registration
 from sdpo_plugin.host.best_model import keep_best_model
 from sdpo_plugin.host.data.loading import LoadedSource, flatten_steps
 from sdpo_plugin.host.data.read_errors import source_name
@@ -49,12 +49,12 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
             ConfigError: a conflict or a wrong `sdpo:` block; nothing is loaded yet.
         """
         patches.undo_patches()  # of an earlier config in this process
-        if not entry.is_listed(cfg):
+        if not registration.is_listed(cfg):
             return
         if compat.is_sdpo(cfg):  # registered before: the config has its edits, this process may lack the patch
             patches.patch_host()
             return
-        entry.require_spelling(cfg)
+        registration.require_spelling(cfg)
         inference = cfg.get("inference") and cfg.get("rl") is None  # `axolotl inference` takes `rl` out
         if cfg.get("rl") != "sdpo" and not inference:
             if cfg.get("sdpo") is not None:
@@ -62,11 +62,11 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
                     f"an sdpo: block is set, but rl is {cfg.get('rl')!r}; set rl: sdpo, or remove the sdpo: block."
                 )
             return
-        block = entry.check_config(cfg)
-        entry.check_output(cfg, block)
+        block = registration.check_config(cfg)
+        registration.check_output(cfg, block)
         flatten_steps(cfg, block)
         if not inference:
-            entry.become_dpo(cfg)
+            registration.become_dpo(cfg)
             patches.patch_host()
         cfg["sdpo"] = block.model_dump(exclude_none=True)
 
@@ -78,7 +78,7 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         """Load every source; in `axolotl preprocess` print the plan."""
         if not compat.is_sdpo(cfg):
             return None
-        entry.require_trainable(cfg)
+        registration.require_trainable(cfg)
         block = _block(cfg)
         if self._session is not None:  # of an earlier config in this process, which failed
             self._session.release()
@@ -117,7 +117,7 @@ class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
         from sdpo_plugin.host.trainer import StepwiseDPOTrainer
 
         if not isinstance(trainer, StepwiseDPOTrainer):
-            raise entry.foreign_trainer(cfg, type(trainer))
+            raise registration.foreign_trainer(cfg, type(trainer))
         keep_best_model(cfg, trainer, self._sources)
         trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
         assert self._session is not None, "the host loads the data before it builds the trainer"

@@ -13,8 +13,8 @@ from sdpo_plugin.host.engines.weights import Snapshot, gathered, load_adapter
 from sdpo_plugin.host.forward.finite import require_finite_weights
 from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.write_errors import explaining_host_errors
+from sdpo_plugin.plan import M_0
 from sdpo_plugin.run_dir.models import model_dir
-from sdpo_plugin.run_dir.next_action import M_0
 
 if TYPE_CHECKING:
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer
@@ -67,7 +67,7 @@ class Policy:
         engine.release(self._trainer)
         self._base.restore(self._trainer.model)
 
-    def export_start(self, directory: Path) -> bool:
+    def export_base_adapter(self, directory: Path) -> bool:
         """Write an adapter M_0; False where M_0 is the base model itself."""
         if not self._setup.cfg.adapter:
             return False

@@ -47,7 +47,7 @@ class Session:
         self._base: tuple[str, str] | None = None
 
     def check(self) -> None:
-        """Refuse what can be refused before data are loaded, touching nothing.
+        """Refuse what can be refused before data are loaded. Takes the lock if its file exists; writes nothing else.
 
         Every rank has asked for the lock when it read the config, and one that is late must not find rank 0's.
 

@@ -15,7 +15,7 @@ from sdpo_plugin.host.identity import settings_of
 from sdpo_plugin.host.policy import Policy
 from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.step_args import step_args
-from sdpo_plugin.host.training import train_step
+from sdpo_plugin.host.training import train_policy
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.report.build import report_run
 from sdpo_plugin.run_dir.journal import Tables
@@ -60,12 +60,12 @@ class AxolotlStepHost:
         return early_tables(self._trainer, self._setup, self._layout, self._passes)
 
     def reference_table(self, step: StepPlan) -> LogProbTable:
-        """By the policy, or by M_{t-1} beside it."""
+        """By the policy, or by M_{t-1} that stands in for it."""
         model = model_name(step.index - 1)
         return self._passes.step_table(step, self._layout.data(step), model, self._policy.stand_in)
 
     def heldout_tables(self, model: str) -> Tables:
-        """By the policy, or by M_{t-1} beside it."""
+        """By the policy, or by M_{t-1} that stands in for it."""
         return self._passes.heldout_tables(self._layout.heldout, model, self._policy.stand_in)
 
     def restart_policy(self) -> None:
@@ -82,7 +82,7 @@ class AxolotlStepHost:
 
     def train_step(self, step: StepPlan, training: Training) -> TrainOutcome:
         """By the host's own training loop."""
-        outcome, self.output = train_step(
+        outcome, self.output = train_policy(
             self._trainer, step, training, self._layout, self.args_of(step), self._passes.stop
         )
         return outcome
@@ -92,9 +92,9 @@ class AxolotlStepHost:
         data, directory = self._layout.data(step), self._setup.run.step(step)
         return step_args(self._host_args, data.cfg, data.total_num_steps, bool(data.heldout), directory)
 
-    def export_start(self, directory: Path) -> bool:
+    def export_base_adapter(self, directory: Path) -> bool:
         """The adapter, with LoRA."""
-        return self._policy.export_start(directory)
+        return self._policy.export_base_adapter(directory)
 
     def export_step(self, step: StepPlan, directory: Path) -> None:
         """As the host saves its final model."""

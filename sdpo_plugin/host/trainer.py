@@ -37,7 +37,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
     Model load, final save, model card, hub push and teardown stay the host's.
 
     Attributes:
-        step: the step that is being trained; None outside of ``train_step``.
+        step: the step that is being trained; None outside of ``run_host_training``.
     """
 
     tag_names: ClassVar[list[str]] = ["axolotl", "dpo", "stepwise-dpo"]
@@ -78,7 +78,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         """
         return self.chain()
 
-    def train_step(
+    def run_host_training(
         self, step: StepUnderWay, args: AxolotlDPOConfig, train: Dataset, heldout: Dataset | None
     ) -> TrainOutput:
         """The host's ``train()`` on D_t, which begins as a separate run would, but for the weights.
@@ -150,7 +150,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """TRL's training step. The host's collects garbage after every micro-batch, which costs more than a small
-        model's step; `gc_steps` and `torch_empty_cache_steps` do the same as often as the user wants."""
+        model's update; `gc_steps` and `torch_empty_cache_steps` do the same as often as the user wants."""
         loss: torch.Tensor = super(AxolotlDPOTrainer, self).training_step(model, inputs, num_items_in_batch)
         return loss
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer
 
 
-def train_step(
+def train_policy(
     trainer: "StepwiseDPOTrainer",
     step: StepPlan,
     training: Training,
@@ -56,7 +56,7 @@ def train_step(
         num_steps=len(layout.plan.steps),
     )
     try:
-        output = trainer.train_step(under_way, args, train, heldout)
+        output = trainer.run_host_training(under_way, args, train, heldout)
     except EvaluationLeft as left:  # at the start, or once more where a checkpoint is resumed
         where = "begins again" if training.checkpoint is None else f"resumes {training.checkpoint}"
         raise Stopped(

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         report = build_report(run)
         _print(markdown(report))
-        require_no_link(run.records)
+        require_no_link(run.folder)
         write_report(run, report)
     except SDPOError as error:
         print(crash.lines(str(error)), file=sys.stderr)

@@ -12,10 +12,10 @@ from sdpo_plugin.report.render import markdown
 from sdpo_plugin.run_dir.files import explaining_write_errors, write_bytes, write_json
 from sdpo_plugin.run_dir.ledger import Ledger, StepRecord
 from sdpo_plugin.run_dir.paths import RunDir
-from sdpo_plugin.run_dir.table_files import Findings
+from sdpo_plugin.run_dir.table_files import ReadableTables
 from sdpo_plugin.tables import LogProbTable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Matrix = list[list[float | None]]
 Cells = Mapping[tuple[int, int], LogProbTable]
 
@@ -23,8 +23,8 @@ Cells = Mapping[tuple[int, int], LogProbTable]
 def build_report(run: RunDir) -> dict[str, Any]:
     """The content of `sdpo/report.json`.
 
-    Matrices have a row per model M_0 … M_T. Columns of `gamma` (mean γ in nats) and `reward_accuracy` (reference-free)
-    are D_1 … D_T, those of `eval_gamma`, `eval_reward_accuracy` (reference-free) and `eval_implicit_reward_accuracy`
+    Matrices have a row per model M_0 … M_T. Columns of `gamma` (mean γ in nats) and `reference_free_accuracy`
+    are D_1 … D_T, those of `eval_gamma`, `eval_reference_free_accuracy` and `eval_implicit_reward_accuracy`
     (against M_0) the held-out sets named in `eval_sets`. None: not computed.
 
     A table that is missing or damaged leaves its cells empty, and a line in `warnings`.
@@ -34,7 +34,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
     """
     _require_run(run)
     ledger = Ledger.load(run.ledger)
-    plan, found = ledger.plan, Findings(run, ledger)
+    plan, found = ledger.plan, ReadableTables(run, ledger)
     models = [model_name(index) for index in range(len(plan.steps) + 1)]
     references = _references(found, run, ledger)
     train = _training_cells(found, run, plan.steps, models, references)
@@ -52,10 +52,10 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "warnings": [*notes(plan, references), *found.missed],
         "steps": [_step(step, record, references.get(step.index)) for step, record in ledger.steps],
         "gamma": _matrix(shape, {at: measures.gamma_stats(t).mean for at, t in train.items()}),
-        "reward_accuracy": _matrix(shape, {at: measures.reference_free_accuracy(t) for at, t in train.items()}),
+        "reference_free_accuracy": _matrix(shape, {at: measures.reference_free_accuracy(t) for at, t in train.items()}),
         "eval_sets": list(plan.heldout),
         "eval_gamma": _matrix(eval_shape, {at: measures.gamma_stats(t).mean for at, t in heldout.items()}),
-        "eval_reward_accuracy": _matrix(
+        "eval_reference_free_accuracy": _matrix(
             eval_shape, {at: measures.reference_free_accuracy(t) for at, t in heldout.items()}
         ),
         "eval_implicit_reward_accuracy": _matrix(
@@ -97,7 +97,7 @@ def _require_run(run: RunDir) -> None:
         raise OutputError(f"{run.ledger} does not exist: the run died as it began; begin it again, or restore it.")
 
 
-def _references(found: Findings, run: RunDir, ledger: Ledger) -> dict[int, LogProbTable]:
+def _references(found: ReadableTables, run: RunDir, ledger: Ledger) -> dict[int, LogProbTable]:
     """The reference table of each step that has one."""
     begun = [step for step, record in ledger.steps if record.state != "planned"]
     tables = {step.index: found.read(run.reference(step), step.rows_digest) for step in begun}
@@ -105,7 +105,7 @@ def _references(found: Findings, run: RunDir, ledger: Ledger) -> dict[int, LogPr
 
 
 def _training_cells(
-    found: Findings,
+    found: ReadableTables,
     run: RunDir,
     steps: Sequence[StepPlan],
     models: Sequence[str],
@@ -124,7 +124,7 @@ def _training_cells(
     }
 
 
-def _heldout_cells(found: Findings, run: RunDir, ledger: Ledger) -> Cells:
+def _heldout_cells(found: ReadableTables, run: RunDir, ledger: Ledger) -> Cells:
     """Tables of the held-out sets by row and column of a matrix; one column is of the same rows throughout."""
     tables: dict[tuple[int, int], LogProbTable] = {}
     for column in range(len(ledger.plan.heldout)):
@@ -158,7 +158,7 @@ def _step(step: StepPlan, record: StepRecord, table: LogProbTable | None) -> dic
         "gamma_ref": None if table is None else asdict(measures.gamma_stats(table)),
         "first_loss": record.first_loss,
         "final_loss": record.final_loss,
-        "score_seconds": record.log_probs_seconds,
+        "log_probs_seconds": record.log_probs_seconds,
         "train_seconds": record.train_seconds,
         "export_seconds": record.export_seconds,
     }

@@ -11,7 +11,7 @@ def summary_table(report: Mapping[str, Any]) -> str:
     sets = report["eval_sets"]
     heading = ("step", "rows", "dropped", "updates", "mean γ_ref", "first loss", "last loss")
     rows = [(*heading, *(f"acc {name}" for name in sets))]
-    base = report["eval_reward_accuracy"][0]
+    base = report["eval_reference_free_accuracy"][0]
     rows.append(("M_0", "", "", "", "", "", "", *(_number(value, ".3f") for value in base)))
     for index, step in enumerate(report["steps"], 1):
         gamma_ref = step["gamma_ref"] or {"mean": None}
@@ -24,7 +24,7 @@ def summary_table(report: Mapping[str, Any]) -> str:
                 _number(gamma_ref["mean"], "+.2f"),
                 _number(step["first_loss"], ".4f"),
                 _number(step["final_loss"], ".4f"),
-                *(_number(value, ".3f") for value in report["eval_reward_accuracy"][index]),
+                *(_number(value, ".3f") for value in report["eval_reference_free_accuracy"][index]),
             )
         )
     return text_table(rows)

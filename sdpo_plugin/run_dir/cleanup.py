@@ -10,13 +10,13 @@ from sdpo_plugin.run_dir.sealed import remove
 def clear(run: RunDir) -> None:
     """Remove what a run that came to nothing has left: its ledger, tables, and a model half written."""
     run.ledger.unlink(missing_ok=True)
-    for folder in (*run.tables, run.start, run.staging):
+    for folder in (*run.tables, run.base_adapter, run.staging):
         remove_folder(folder)
 
 
 def sweep(run: RunDir, ledger: Ledger) -> None:
     """Remove models that the ledger says are not kept, and files that were half written."""
-    for path in run.records.rglob(".*.tmp"):
+    for path in run.folder.rglob(".*.tmp"):
         if not path.is_dir():
             path.unlink()
     for step, record in ledger.steps:

@@ -76,7 +76,7 @@ def require_no_foreign_model(run: RunDir) -> None:
     """
     if run.ledger.exists():
         return
-    patterns = (*FOREIGN, CHECKPOINTS) if run.records.exists() else (*FOREIGN, CHECKPOINTS, *MARKERS)
+    patterns = (*FOREIGN, CHECKPOINTS) if run.folder.exists() else (*FOREIGN, CHECKPOINTS, *MARKERS)
     found = sorted({path.name for pattern in patterns for path in run.root.glob(pattern)})
     if found:
         shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
@@ -96,7 +96,7 @@ def require_own_places(run: RunDir, to_train: Iterable[str]) -> None:
     Raises:
         OutputError: one of them is a symbolic link.
     """
-    for folder in (run.records, *run.tables):
+    for folder in (run.folder, *run.tables):
         require_no_link(folder)
     for name in to_train:
         require_no_link(run.root / name)

@@ -63,7 +63,7 @@ def require_inputs_kept(run: RunDir, names: Sequence[str], cfg: Mapping[str, Any
         OutputError: a model or data set is the output directory, or lies where a step or the run's records go.
     """
     root = _real(run.root)
-    own = {f"step {name}": root / name for name in names} | {"the records of the run": run.records}
+    own = {f"step {name}": root / name for name in names} | {"the records of the run": run.folder}
     for key, path in inputs_of(cfg, block):
         if not os.path.exists(path):  # noqa: PTH110 (a path that cannot be one, such as "\x00", is answered with False)
             continue

@@ -5,18 +5,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sdpo_plugin.plan import Plan, StepPlan, model_name
+from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
 from sdpo_plugin.run_dir.checkpoints import about_checkpoint
 from sdpo_plugin.run_dir.cleanup import sweep
 from sdpo_plugin.run_dir.drift import require_same_steps
 from sdpo_plugin.run_dir.files import explaining_write_errors, remove_folder, write_json
 from sdpo_plugin.run_dir.fresh import require_own_places
 from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Ledger
-from sdpo_plugin.run_dir.models import final_model_files, seal_of
-from sdpo_plugin.run_dir.next_action import M_0
+from sdpo_plugin.run_dir.models import about_model, final_model_files
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.sealed import publish, seal
-from sdpo_plugin.run_dir.stored import write_record
+from sdpo_plugin.run_dir.stored import write_stored
 from sdpo_plugin.run_dir.table_files import read_table, save_table
 from sdpo_plugin.tables import LogProbTable
 
@@ -122,7 +121,7 @@ class Journal:
     def _heldout_files(self, owner: str, tables: Tables) -> dict[Path, LogProbTable]:
         return {self._run.heldout(owner, column): tables[name] for column, name in enumerate(self._plan.heldout)}
 
-    def prepared(self, tables: Sequence[tuple[StepPlan, LogProbTable]], heldout: Mapping[str, Tables]) -> None:
+    def record_prepared(self, tables: Sequence[tuple[StepPlan, LogProbTable]], heldout: Mapping[str, Tables]) -> None:
         """Record what was computed before step 1.
 
         Args:
@@ -138,7 +137,7 @@ class Journal:
         self._save(files)
         self._set(prepared=True)
 
-    def referenced(self, step: StepPlan, table: LogProbTable | None, heldout: Tables, seconds: float) -> None:
+    def record_reference(self, step: StepPlan, table: LogProbTable | None, heldout: Tables, seconds: float) -> None:
         """Record that a step can be trained.
 
         Args:
@@ -171,20 +170,20 @@ class Journal:
         """The directory in which a model is written before it is published."""
         return self._run.staging
 
-    def publish_start(self) -> None:
+    def publish_base_adapter(self) -> None:
         """Give the adapter in the staging directory its place as M_0."""
-        self._publish(M_0, self._run.start)
+        self._publish(M_0, self._run.base_adapter)
 
     def publish(self, step: StepPlan) -> None:
         """Give the model in the staging directory its place as M_t."""
         self._publish(model_name(step.index), self._run.step(step))
 
-    def exported(self, step: StepPlan, seconds: float) -> None:
+    def record_export(self, step: StepPlan, seconds: float) -> None:
         """Record that M_t stands, and remove the models that it supersedes, where only the last is kept."""
         self.record(step, state="exported", export_seconds=seconds)
         self._drop_superseded()
 
-    def finished(self, heldout: Tables) -> None:
+    def record_end(self, heldout: Tables) -> None:
         """Record the end of the chain: log-probs of the held-out sets under M_T."""
         self._save(self._heldout_files(self.ledger.last_model, heldout))
         self._set(finished=True)
@@ -192,7 +191,7 @@ class Journal:
     def _publish(self, model: str, target: Path) -> None:
         def move() -> str:
             with explaining_write_errors(target):
-                digest = seal(self._run.staging, seal_of(self.ledger, model))
+                digest = seal(self._run.staging, about_model(self.ledger, model))
                 publish(self._run.staging, target)
             return digest
 
@@ -228,7 +227,7 @@ def close_run(run: RunDir, keep_last: bool) -> None:
     """
     ledger = Ledger.load(run.ledger)
     with explaining_write_errors(run.ledger):
-        digest = seal(run.root, seal_of(ledger, ledger.last_model), only=final_model_files(run.root))
+        digest = seal(run.root, about_model(ledger, ledger.last_model), only=final_model_files(run.root))
     ledger = replace(ledger, saved=True, final=digest).record(len(ledger.records), kept=keep_last)
     _write_ledger(run, ledger)
     sweep(run, ledger)
@@ -236,7 +235,7 @@ def close_run(run: RunDir, keep_last: bool) -> None:
 
 def _write_ledger(run: RunDir, ledger: Ledger) -> None:
     with explaining_write_errors(run.ledger):
-        write_record(run.ledger, ledger, SCHEMA_VERSION)
+        write_stored(run.ledger, ledger, SCHEMA_VERSION)
 
 
 def _write_plan(run: RunDir, plan: Plan) -> None:

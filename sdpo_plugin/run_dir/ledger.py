@@ -11,7 +11,7 @@ from sdpo_plugin.errors import OutputError
 from sdpo_plugin.names import PathBelow
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.run_dir.paths import RunDir
-from sdpo_plugin.run_dir.stored import read_record
+from sdpo_plugin.run_dir.stored import read_stored
 from sdpo_plugin.schema import STRICT, Count
 
 SCHEMA_VERSION = 2
@@ -106,7 +106,7 @@ class Ledger:
             OutputError: the file is torn, changed or of another schema version.
         """
         try:
-            ledger, _ = read_record(path, cls, SCHEMA_VERSION)
+            ledger, _ = read_stored(path, cls, SCHEMA_VERSION)
             ledger._require_order()
             ledger._require_names()
             ledger._require_files()

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from sdpo_plugin.errors import OutputError
+from sdpo_plugin.plan import M_0
 from sdpo_plugin.run_dir.ledger import Ledger
-from sdpo_plugin.run_dir.next_action import M_0
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.sealed import MARKERS, flaw
 
@@ -12,14 +12,14 @@ from sdpo_plugin.run_dir.sealed import MARKERS, flaw
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
-def seal_of(ledger: Ledger, model: str) -> dict[str, str]:
+def about_model(ledger: Ledger, model: str) -> dict[str, str]:
     """The text of the seal of a model of this run."""
     return {"run": ledger.run_id, "model": model}
 
 
 def place_of(run: RunDir, ledger: Ledger, model: str) -> Path:
     """The directory of an exported model."""
-    return run.start if model == M_0 else run.step(ledger.plan.steps[int(model.removeprefix("M_")) - 1])
+    return run.base_adapter if model == M_0 else run.step(ledger.plan.steps[int(model.removeprefix("M_")) - 1])
 
 
 def model_dir(run: RunDir, ledger: Ledger, model: str) -> Path | None:
@@ -31,7 +31,7 @@ def model_dir(run: RunDir, ledger: Ledger, model: str) -> Path | None:
     if model == M_0 and model not in ledger.exports:
         return None
     directory = place_of(run, ledger, model)
-    problem = flaw(directory, seal_of(ledger, model), ledger.exports.get(model))
+    problem = flaw(directory, about_model(ledger, model), ledger.exports.get(model))
     if problem:
         raise OutputError(
             f"{directory} is not the {model} that this run has made: {problem}. Restore it, or train again into "
@@ -42,7 +42,7 @@ def model_dir(run: RunDir, ledger: Ledger, model: str) -> Path | None:
 
 def final_model_flaw(run: RunDir, ledger: Ledger, *, deep: bool = True) -> str | None:
     """Why the final model is not the one that this run has written; None where it is."""
-    return flaw(run.root, seal_of(ledger, ledger.last_model), ledger.final, deep=deep)
+    return flaw(run.root, about_model(ledger, ledger.last_model), ledger.final, deep=deep)
 
 
 def final_model_files(root: Path) -> list[Path]:

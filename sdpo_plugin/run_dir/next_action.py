@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sdpo_plugin.plan import model_name
+from sdpo_plugin.plan import M_0, model_name
 from sdpo_plugin.run_dir.ledger import Ledger
-
-M_0 = model_name(0)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The layout of a run directory; every path that this package writes comes from here."""
+"""The layout of a run directory: the places of the records and models of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,57 +13,57 @@ class RunDir:
     root: Path
 
     @property
-    def records(self) -> Path:
+    def folder(self) -> Path:
         """The directory of everything but the models."""
         return self.root / "sdpo"
 
     @property
     def plan(self) -> Path:
         """The plan for people; the ledger holds the one that counts."""
-        return self.records / "plan.json"
+        return self.folder / "plan.json"
 
     @property
     def ledger(self) -> Path:
-        return self.records / "ledger.json"
+        return self.folder / "ledger.json"
 
     @property
     def lock(self) -> Path:
-        return self.records / "lock"
+        return self.folder / "lock"
 
     @property
     def report(self) -> Path:
-        return self.records / "report.json"
+        return self.folder / "report.json"
 
     @property
-    def start(self) -> Path:
+    def base_adapter(self) -> Path:
         """M_0 where the base model alone does not make it: the adapter as it was initialised."""
-        return self.records / "start"
+        return self.folder / "start"
 
     @property
     def staging(self) -> Path:
         """The directory in which a model is written before it gets its name."""
-        return self.records / "staging"
+        return self.folder / "staging"
 
     @property
     def tables(self) -> tuple[Path, ...]:
         """The folders that hold tables of log-probs."""
-        return tuple(self.records / name for name in ("pool", "reference", "log-probs", "heldout"))
+        return tuple(self.folder / name for name in ("pool", "reference", "log-probs", "heldout"))
 
     def pool(self, number: int) -> Path:
         """The log-probs of source ``number`` (from 1) under M_0, where they lay out the steps."""
-        return self.records / "pool" / f"source-{number}.safetensors"
+        return self.folder / "pool" / f"source-{number}.safetensors"
 
     def reference(self, step: StepPlan) -> Path:
         """The reference table of D_t."""
-        return self.records / "reference" / f"{step.name}.safetensors"
+        return self.folder / "reference" / f"{step.name}.safetensors"
 
     def log_probs(self, model: str, step: StepPlan) -> Path:
         """The log-probs of D_t under a model that is not its reference."""
-        return self.records / "log-probs" / f"{model}-{step.name}.safetensors"
+        return self.folder / "log-probs" / f"{model}-{step.name}.safetensors"
 
     def heldout(self, model: str, column: int) -> Path:
         """The log-probs of held-out set number ``column`` (from 0) under M_t, or under "reference", an external one."""
-        return self.records / "heldout" / f"{model}-{column + 1}.safetensors"
+        return self.folder / "heldout" / f"{model}-{column + 1}.safetensors"
 
     def step(self, step: StepPlan) -> Path:
         """M_t and the host's checkpoints of step t."""

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.plan import StepPlan, model_name
+from sdpo_plugin.plan import M_0, StepPlan, model_name
 from sdpo_plugin.run_dir.checkpoints import TO_RESUME, checkpoint_to_resume
 from sdpo_plugin.run_dir.ledger import Ledger
-from sdpo_plugin.run_dir.models import final_model_flaw, model_dir, seal_of
-from sdpo_plugin.run_dir.next_action import M_0, Action, next_action
+from sdpo_plugin.run_dir.models import about_model, final_model_flaw, model_dir
+from sdpo_plugin.run_dir.next_action import Action, next_action
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.sealed import flaw, is_gone, read_seal
 
@@ -122,7 +122,7 @@ def _moved_models(run: RunDir, ledger: Ledger, checked: Path | None) -> Iterator
         model, directory = model_name(step.index), run.step(step)
         if record.state != "exported" or (record.kept and directory == checked):
             continue
-        problem = flaw(directory, seal_of(ledger, model), ledger.exports.get(model), deep=False)
+        problem = flaw(directory, about_model(ledger, model), ledger.exports.get(model), deep=False)
         if not record.kept:
             if model not in ledger.exports and problem is None:
                 yield step.index, read_seal(directory).digest, f"{directory} is back: {model} was missing before"

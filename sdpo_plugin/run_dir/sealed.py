@@ -13,7 +13,7 @@ from typing import Any
 from sdpo_plugin import digests
 from sdpo_plugin.names import PathBelow
 from sdpo_plugin.run_dir.files import require_no_link, sync_directory
-from sdpo_plugin.run_dir.stored import read_record, write_record
+from sdpo_plugin.run_dir.stored import read_stored, write_stored
 from sdpo_plugin.schema import STRICT, Count
 
 SCHEMA_VERSION = 1
@@ -68,7 +68,7 @@ def seal(
     files = {str(path.relative_to(directory)): _sync(path) for path in paths}
     for folder in {path.parent for path in paths} | {directory, directory.parent}:
         sync_directory(folder)
-    return write_record(directory / SEAL, Contents(dict(about), dict(facts or {}), files), SCHEMA_VERSION)
+    return write_stored(directory / SEAL, Contents(dict(about), dict(facts or {}), files), SCHEMA_VERSION)
 
 
 def read_seal(directory: Path) -> Seal:
@@ -78,7 +78,7 @@ def read_seal(directory: Path) -> Seal:
         ValueError: there is none, or it is torn or changed; the message says which.
     """
     try:
-        found, digest = read_record(directory / SEAL, Contents, SCHEMA_VERSION)
+        found, digest = read_stored(directory / SEAL, Contents, SCHEMA_VERSION)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError("it has no seal, so it was never finished") from None
     except (OSError, ValueError) as error:

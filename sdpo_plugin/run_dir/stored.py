@@ -21,7 +21,7 @@ T = TypeVar("T")
 SHOWN_LETTERS = 60
 
 
-def write_record(path: Path, record: "DataclassInstance", schema_version: int) -> str:
+def write_stored(path: Path, record: "DataclassInstance", schema_version: int) -> str:
     """Write a dataclass, atomically; return the digest of all that it says.
 
     Raises:
@@ -34,8 +34,8 @@ def write_record(path: Path, record: "DataclassInstance", schema_version: int) -
     return digest
 
 
-def read_record(path: Path, kind: type[T], schema_version: int) -> tuple[T, str]:
-    """The record that ``write_record`` wrote, and its digest.
+def read_stored(path: Path, kind: type[T], schema_version: int) -> tuple[T, str]:
+    """The record that ``write_stored`` wrote, and its digest.
 
     Raises:
         OSError: the file is missing, or cannot be read.

@@ -83,7 +83,7 @@ def vouched_table(run: RunDir, ledger: Ledger, path: Path) -> LogProbTable:
     return table
 
 
-class Findings:
+class ReadableTables:
     """The tables of a run as far as they can be read, for its report.
 
     Attributes:

@@ -16,7 +16,7 @@ from sdpo_plugin.host.data.heldout import merged
 from sdpo_plugin.host.data.planning import Sketch, drawn_parts, make_plan, needs_base_tables, step_cfg
 from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.host.data.tokenized import TokenizedSource
-from sdpo_plugin.plan import Overlap, Plan, SourceRank, StepPlan, host_total_steps
+from sdpo_plugin.plan import OrderedSource, Overlap, Plan, StepPlan, host_total_steps
 from sdpo_plugin.rows import RowFacts
 from sdpo_plugin.tables import LogProbTable
 
@@ -92,7 +92,7 @@ def lay_out(
     if args is None or args.strategy == "natural":
         steps = [StepData(**vars(source)) for source in sources]
         return Layout(_plan(cfg, block, steps, heldout, ()), steps, heldout)
-    parts, ordering = _cut(args, sources, base_tables)
+    parts, ordering = _parts_of(args, sources, base_tables)
     steps = [_step(index, part, sources, by_source=bool(ordering)) for index, part in enumerate(parts, 1)]
     plan = _plan(cfg, block, steps, heldout, ordering)
     if not needs_base_tables(block):
@@ -102,9 +102,9 @@ def lay_out(
     return Layout(plan, steps, heldout, selected)
 
 
-def _cut(
+def _parts_of(
     args: PartitionArgs, sources: Sequence[TokenizedSource], base_tables: Sequence[LogProbTable]
-) -> tuple[partition.Partition, tuple[SourceRank, ...]]:
+) -> tuple[partition.Partition, tuple[OrderedSource, ...]]:
     """The rows of each step in the pool, and the order of the sources where they were ordered."""
     sizes = [len(source.train) for source in sources]
     drawn = drawn_parts(args, sizes)
@@ -117,7 +117,7 @@ def _cut(
     intervals = [partition.wilson(int((gamma > 0).sum()), len(gamma)) for gamma in gammas]
     order, parts = partition.easy_to_hard_sources(sizes, [interval.value for interval in intervals])
     names = [", ".join(source_name(entry) for entry in source.cfg.datasets) for source in sources]
-    ranks = [SourceRank(names[s], sizes[s], intervals[s].value, intervals[s].low, intervals[s].high) for s in order]
+    ranks = [OrderedSource(names[s], sizes[s], intervals[s].value, intervals[s].low, intervals[s].high) for s in order]
     return parts, tuple(ranks)
 
 
@@ -146,7 +146,7 @@ def _plan(
     block: SDPOConfig,
     steps: Sequence[StepData],
     heldout: Mapping[str, Dataset],
-    ordering: tuple[SourceRank, ...],
+    ordering: tuple[OrderedSource, ...],
 ) -> Plan:
     sketches = [
         Sketch(

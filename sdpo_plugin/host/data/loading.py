@@ -72,43 +72,43 @@ def load_sources(cfg: DictDefault, block: SDPOConfig) -> list[LoadedSource]:
     names = step_names(steps)
     cfgs, first = [], 0
     for name, step in zip(names, steps, strict=True):
-        cfgs.append(_step_cfg(name, cfg, step, cfg.datasets[first : first + len(step.datasets)]))
+        cfgs.append(_source_cfg(name, cfg, step, cfg.datasets[first : first + len(step.datasets)]))
         first += len(step.datasets)
     keys = ("datasets", "test_datasets")
-    entries = iter(address([entry for step_cfg in cfgs for key in keys for entry in step_cfg[key] or []]))
-    known = HeldoutSets([name for name, step_cfg in zip(names, cfgs, strict=True) if step_cfg.val_set_size])
+    entries = iter(address([entry for source_cfg in cfgs for key in keys for entry in source_cfg[key] or []]))
+    known = HeldoutSets([name for name, source_cfg in zip(names, cfgs, strict=True) if source_cfg.val_set_size])
     loaded = []
-    for name, step, step_cfg in zip(names, steps, cfgs, strict=True):
-        own, held = (list(islice(entries, len(step_cfg[key] or []))) for key in keys)
-        data = _load_step(name, step_cfg, own, held, known)
+    for name, step, source_cfg in zip(names, steps, cfgs, strict=True):
+        own, held = (list(islice(entries, len(source_cfg[key] or []))) for key in keys)
+        data = _load_source(name, source_cfg, own, held, known)
         loaded.append(replace(data, settings=describe_settings(step)))
     return loaded
 
 
-def _step_cfg(name: str, cfg: DictDefault, step: StepArgs, entries: Sequence[DictDefault]) -> DictDefault:
-    step_cfg = copy.deepcopy(cfg)
-    step_cfg.datasets = list(entries)
+def _source_cfg(name: str, cfg: DictDefault, step: StepArgs, entries: Sequence[DictDefault]) -> DictDefault:
+    source_cfg = copy.deepcopy(cfg)
+    source_cfg.datasets = list(entries)
     overrides = step.overrides()
     for key in overrides:
         if DISPLACES.get(key) not in overrides:
-            step_cfg[DISPLACES.get(key, key)] = None
+            source_cfg[DISPLACES.get(key, key)] = None
     for key, value in overrides.items():
-        step_cfg[key] = value
-    if "val_set_size" not in overrides and step_cfg.val_set_size is None:
-        step_cfg.val_set_size = 0.0  # the host's default, and what "no evaluation" is recognised by
+        source_cfg[key] = value
+    if "val_set_size" not in overrides and source_cfg.val_set_size is None:
+        source_cfg.val_set_size = 0.0  # the host's default, and what "no evaluation" is recognised by
     if "num_epochs" in overrides and cfg.saves_per_epoch:
-        step_cfg.save_steps = 1.0 / (cfg.saves_per_epoch * step_cfg.num_epochs)
+        source_cfg.save_steps = 1.0 / (cfg.saves_per_epoch * source_cfg.num_epochs)
     if "num_epochs" in overrides and cfg.evals_per_epoch:
-        step_cfg.eval_steps = 1.0 / (cfg.evals_per_epoch * step_cfg.num_epochs)
-    check_losses(f"step {name}", step_cfg)
-    if step_cfg.lr_scheduler and step_cfg.lr_scheduler not in SCHEDULES:
+        source_cfg.eval_steps = 1.0 / (cfg.evals_per_epoch * source_cfg.num_epochs)
+    check_losses(f"step {name}", source_cfg)
+    if source_cfg.lr_scheduler and source_cfg.lr_scheduler not in SCHEDULES:
         raise ConfigError(
-            f"step {name}: lr_scheduler: {step_cfg.lr_scheduler!r} is no schedule of the host's; set one of "
+            f"step {name}: lr_scheduler: {source_cfg.lr_scheduler!r} is no schedule of the host's; set one of "
             f"{', '.join(SCHEDULES)}."
         )
-    if step_cfg.test_datasets:
-        step_cfg.test_datasets = _complete_test_entries(step_cfg.test_datasets, cfg.datasets)
-    return step_cfg
+    if source_cfg.test_datasets:
+        source_cfg.test_datasets = _complete_test_entries(source_cfg.test_datasets, cfg.datasets)
+    return source_cfg
 
 
 def _complete_test_entries(tests: Sequence[Any], pool: Sequence[DictDefault]) -> list[DictDefault]:
@@ -121,7 +121,7 @@ def _complete_test_entries(tests: Sequence[Any], pool: Sequence[DictDefault]) ->
     return completed
 
 
-def _load_step(
+def _load_source(
     name: str, cfg: DictDefault, entries: Sequence[DictDefault], held: Sequence[DictDefault], known: HeldoutSets
 ) -> LoadedSource:
     """One step with its held-out rows.

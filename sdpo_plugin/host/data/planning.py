@@ -25,7 +25,7 @@ class Sketch:
         num_rows: of D_t.
         heldout: rows of each of its held-out sets, by name.
         rows_digest: of D_t; None before it is tokenized.
-        others: as in ``StepData``.
+        The other attributes are those of ``StepData``.
     """
 
     name: str
@@ -53,7 +53,7 @@ def preview(cfg: DictDefault, block: SDPOConfig, sources: Sequence[LoadedSource]
     args = block.partition
     if args is None or args.strategy == "natural" or (args.strategy == "easy_to_hard" and args.unit != "row"):
         return make_plan(cfg, block, [_sketch(source) for source in sources])
-    return make_plan(cfg, block, _cut(args, sources))
+    return make_plan(cfg, block, _sketches_by_row(args, sources))
 
 
 def _sketch(source: LoadedSource) -> Sketch:
@@ -87,25 +87,25 @@ def step_cfg(sources: Sequence[LoadedSource | TokenizedSource], used: Sequence[i
     return DictDefault({**sources[0].cfg, "datasets": [entry for n in used for entry in sources[n].cfg.datasets]})
 
 
-def _cut(args: PartitionArgs, sources: Sequence[LoadedSource]) -> list[Sketch]:
+def _sketches_by_row(args: PartitionArgs, sources: Sequence[LoadedSource]) -> list[Sketch]:
     """Steps of a partition by row. Of easy_to_hard the sizes are known, and not yet which rows."""
     sizes = [len(source.train) for source in sources]
     drawn = drawn_parts(args, sizes)
     if drawn is None:
         everything = list(range(len(sources)))
         return [
-            _cut_sketch(index, size, sources, everything, ())
+            _sketch_of_rows(index, size, sources, everything, ())
             for index, size in enumerate(partition.step_sizes(sum(sizes), args.shares()), 1)
         ]
     sketches = []
     for index, part in enumerate(drawn, 1):
         counts = [len(own) for own in partition.rows_by_source(part, sizes)]
         used = [number for number, count in enumerate(counts) if count]
-        sketches.append(_cut_sketch(index, len(part), sources, used, tuple(counts[number] for number in used)))
+        sketches.append(_sketch_of_rows(index, len(part), sources, used, tuple(counts[number] for number in used)))
     return sketches
 
 
-def _cut_sketch(
+def _sketch_of_rows(
     index: int, num_rows: int, sources: Sequence[LoadedSource], used: Sequence[int], source_rows: tuple[int, ...]
 ) -> Sketch:
     cfg = step_cfg(sources, used)

@@ -1,6 +1,6 @@
-"""Refusals before the host opens anything: after `register` it replaces output_dir/debug.log.
+"""Refusals and edits of a config before the host opens anything: after `register` it replaces output_dir/debug.log.
 
-Everything here is read-only. The commands of the host share one config file, and only training writes a run; so what
+Nothing here writes a file. The commands of the host share one config file, and only training writes a run; so what
 is about the output directory asks first which command this is.
 """
 

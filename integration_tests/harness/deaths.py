@@ -92,7 +92,7 @@ def outcome(host: Host, out: Path) -> dict[str, Any]:
         for key in TIMES:
             step.pop(key, None)
     return {
-        "weights": [host.python("integration_tests.harness.probes:weights_digest", folder) for folder in folders],
+        "weights": host.python("integration_tests.harness.probes:weights_digests", [str(folder) for folder in folders]),
         "config": [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*config.json"))],
         "tables": ledger["tables"],
         "plan": ledger["plan"],

@@ -20,6 +20,7 @@ BASE_ENV = {
     "AXOLOTL_DATASET_NUM_PROC": "1",
 }
 NOT_OURS = (
+    "PYTHONDONTWRITEBYTECODE",  # every run would compile the package again
     "RANK",
     "LOCAL_RANK",
     "WORLD_SIZE",

@@ -44,6 +44,11 @@ def max_abs_diff(one: str, other: str) -> float:
     return differences(one, other)["max"]
 
 
+def weights_digests(folders: Sequence[str]) -> list[str]:
+    """The digest of the weights of each folder."""
+    return [weights_digest(folder) for folder in folders]
+
+
 def weights_digest(folder: str) -> str:
     """A digest of names, types, shapes and bits: equal only for bit-identical weights."""
     import torch

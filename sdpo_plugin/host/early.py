@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from sdpo_plugin.host.data.layout import Layout
 from sdpo_plugin.host.data.planning import needs_base_tables
-from sdpo_plugin.host.engines.external import free_memory, load_reference
+from sdpo_plugin.host.engines.external import load_reference
+from sdpo_plugin.host.engines.memory import free_memory
 from sdpo_plugin.host.engines.ranks import on_rank_0
 from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.forward.positions import check_positions

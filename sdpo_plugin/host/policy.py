@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from sdpo_plugin.host.engines import engine, ranks
-from sdpo_plugin.host.engines.external import free_memory, load_reference
+from sdpo_plugin.host.engines.external import load_reference
+from sdpo_plugin.host.engines.memory import free_memory
 from sdpo_plugin.host.engines.weights import Snapshot, gathered, load_adapter
 from sdpo_plugin.host.forward.finite import require_finite_weights
 from sdpo_plugin.host.setup import RunSetup

@@ -8,6 +8,7 @@ from transformers.trainer_utils import TrainOutput
 from sdpo_plugin.host.data.layout import lay_out
 from sdpo_plugin.host.early import pool_tables
 from sdpo_plugin.host.engines.engine import require_engine
+from sdpo_plugin.host.engines.memory import quick_collections
 from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.left_to_do import check_what_is_left
 from sdpo_plugin.host.policy import Policy
@@ -34,7 +35,7 @@ def run_chain(trainer: "StepwiseDPOTrainer", setup: RunSetup) -> TrainOutput:
     """
     args, start, stop = trainer.args, setup.session.start, StopRequest()
     policy = Policy(trainer, setup)
-    with stop.listening():
+    with stop.listening(), quick_collections():
         passes = Passes(trainer, stop)
         pool = pool_tables(setup, passes)
         layout = lay_out(setup.cfg, setup.block, setup.sources, list(pool.values()))

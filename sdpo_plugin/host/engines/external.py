@@ -1,7 +1,6 @@
 """`reference: <path or hub id>`: a model that is loaded through the host for its log-probs, and released."""
 
 import copy
-import gc
 
 import torch
 from axolotl.loaders import ModelLoader, load_tokenizer
@@ -104,10 +103,3 @@ def load_reference(cfg: DictDefault, path: str, trainer: Trainer) -> torch.nn.Mo
         set_hf_deepspeed_config(trainer.accelerator.state.deepspeed_plugin.hf_ds_config)
     model.requires_grad_(False)
     return model
-
-
-def free_memory() -> None:
-    """Give back what the last reference to a model has let go."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

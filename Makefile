@@ -50,7 +50,7 @@ begin-demo:
 
 # Whole files go to one of two processes, each with a warm host of its own; the slow files stand early in the alphabet.
 test: $(READY)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2
 	$(BIN)/python -m pytest integration_tests -n 2 --dist loadfile --no-loadscope-reorder
 
 test-core: $(READY)

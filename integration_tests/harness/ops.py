@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 
 def build() -> None:
     """Compile it beforehand. Runs in the child.
@@ -10,5 +13,9 @@ def build() -> None:
     ever; so no test with a time limit may be the one that compiles.
     """
     from deepspeed.accelerator import get_accelerator
+    from filelock import FileLock
 
-    get_accelerator().create_op_builder("ShareMemCommBuilder").load()
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "build.lock"):  # another worker of the session may be at it
+        get_accelerator().create_op_builder("ShareMemCommBuilder").load()

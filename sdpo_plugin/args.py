@@ -181,6 +181,11 @@ class SDPOConfig(BaseModel):
         description="Model that step t starts from. previous: M_{t-1}. base: the base model again, or the adapter as "
         "it was initialised (§3.5: a higher initial loss).",
     )
+    packed: Literal["auto", True, False] = Field(
+        False,
+        description="Compute each pair as one row [prompt | chosen | rejected], without padding. auto: where that is "
+        "exact. true: refuse where it is not. false: TRL's padded rows.",
+    )
     export_steps: Literal["all", "last"] = Field(
         "all", description="all = keep every M_t as a loadable model directory; last = only the final model."
     )

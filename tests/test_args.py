@@ -15,7 +15,7 @@ from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.partition import step_sizes
 
 DATA = [{"path": "pairs.jsonl", "type": "chatml.intel"}]
-BLOCK_KEYS = ["steps", "partition", "reference", "policy_init", "export_steps"]
+BLOCK_KEYS = ["steps", "partition", "reference", "policy_init", "packed", "export_steps"]
 PARTITION_KEYS = ["strategy", "unit", "score", "num_steps", "fractions", "seed"]
 STEP_KEYS = [
     "name",
@@ -83,6 +83,7 @@ def test_defaults(block: dict[str, Any] | None) -> None:
         "partition": None,
         "reference": "previous",
         "policy_init": "previous",
+        "packed": False,
         "export_steps": "all",
     }
 
@@ -124,6 +125,7 @@ def test_everything_that_is_written_is_kept() -> None:
         "partition": None,
         "reference": "org/model",
         "policy_init": "base",
+        "packed": "auto",
         "export_steps": "last",
     }
     assert parse_block(written).model_dump() == written
@@ -172,7 +174,7 @@ def test_unknown_key_of_a_step_names_key_value_and_what_was_meant(key: str, valu
         pytest.param(
             {"seed": 42},
             "sdpo.seed: 42 is set, but there is no such key; "
-            "Keys here: steps, partition, reference, policy_init, export_steps.",
+            "Keys here: steps, partition, reference, policy_init, packed, export_steps.",
             id="block",
         ),
         pytest.param(
@@ -690,6 +692,17 @@ def test_shares_as_anyone_may_write_them_cut_any_pool(parts: list[int]) -> None:
 @pytest.mark.parametrize("reference", ["previous", "base", "org/model", "./out/model", "/models/a b"])
 def test_reference_is_a_word_or_any_path(reference: str) -> None:
     assert parse_block({"reference": reference}).reference == reference
+
+
+@pytest.mark.parametrize("packed", ["auto", True, False])
+def test_packed(packed: bool | str) -> None:
+    assert parse_block({"packed": packed}).packed is packed
+
+
+@pytest.mark.parametrize("packed", ["yes", 1.5, None, []])
+def test_packed_is_auto_or_a_switch(packed: object) -> None:
+    with pytest.raises(ConfigError, match=r"sdpo\.packed: .* is not valid: Input should be 'auto', True or False"):
+        parse_block({"packed": packed})
 
 
 @pytest.mark.parametrize("policy_init", ["previous", "base"])

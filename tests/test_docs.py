@@ -29,12 +29,17 @@ def rows(section: str) -> dict[str, tuple[str, str]]:
     return {key: (value, default) for key, value, default in found}
 
 
+def as_yaml(value: Any) -> Any:
+    """A value as a config has it."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def default_of(field: FieldInfo) -> str:
     """The default as the table shows it: the value, or what the description says in place of None."""
     if field.is_required():
         return "required"
     if field.default is not None:
-        return f"`{field.default}`"
+        return f"`{as_yaml(field.default)}`"
     said = re.search(r"Default: (.*?)\.?$", field.description or "")
     return said.group(1) if said else "not set"
 
@@ -52,7 +57,7 @@ def constraints(field: FieldInfo) -> set[str]:
     found = set()
     for part in (part for source in (field.annotation, *field.metadata) for part in parts(source)):
         if get_origin(part) is Literal:
-            found |= {f"`{value}`" for value in get_args(part)}
+            found |= {f"`{as_yaml(value)}`" for value in get_args(part)}
         found |= {f"{sign} {getattr(part, name)}" for name, sign in SIGNS.items() if hasattr(part, name)}
     return found
 

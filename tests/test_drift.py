@@ -85,7 +85,7 @@ def test_free_key_is_compared_nowhere(key: str) -> None:
     "learning_rate num_epochs max_steps rl_beta weight_decay optimizer seed trl max_grad_norm dpo_loss_type "
     "dpo_label_smoothing lr_scheduler cosine_min_lr_ratio warmup_ratio adam_beta1 eval_steps loraplus_lr_ratio "
     "optim_target_modules gradient_checkpointing early_stopping_patience load_best_model_at_end "
-    "micro_batch_size gradient_accumulation_steps world_size deepspeed".split(),
+    "micro_batch_size gradient_accumulation_steps world_size deepspeed packed".split(),
 )
 def test_key_of_a_step_is_compared_with_the_step_alone(key: str) -> None:
     assert (run_settings({key: 1}), step_settings({key: 1})) == ({}, {key: 1})
@@ -214,7 +214,9 @@ def test_step_with_other_hyper_parameters_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("key", ["micro_batch_size", "gradient_accumulation_steps", "world_size", "deepspeed"])
+@pytest.mark.parametrize(
+    "key", ["micro_batch_size", "gradient_accumulation_steps", "world_size", "deepspeed", "packed"]
+)
 def test_how_batches_are_shared_out_binds_only_a_half_trained_step(key: str) -> None:
     require_same_step("orca", {key: 1, "seed": 7}, {key: 2, "seed": 7}, from_checkpoint=False)
     require_same_step("orca", {key: 1}, {}, from_checkpoint=False)

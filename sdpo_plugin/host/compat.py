@@ -16,7 +16,7 @@ import axolotl.train
 from axolotl.utils.data import rl, shared
 from axolotl.utils.dict import DictDefault
 from packaging.specifiers import SpecifierSet
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from sdpo_plugin.conflicts import TRAINER_CLS
 from sdpo_plugin.errors import UnsupportedHostError
@@ -45,6 +45,8 @@ RELIED_ON: tuple[Contract, ...] = (
     (rl, "_drop_long_sequences", ("sample", "rl", "tokenizer", "sequence_len")),
     (rl, "_raise_on_long_sequences", ("sample", "rl", "tokenizer", "sequence_len")),
     (shared, "datasets_with_name_generator", ("dataset_configs",)),
+    (PreTrainedModel, "_can_set_attn_implementation", ()),
+    (PreTrainedModel, "set_attn_implementation", ("self", "attn_implementation", "allow_all_kernels")),
     (Trainer, "_save_checkpoint", ("self", "model", "trial")),
     (Trainer, "_load_callback_state", ("self",)),
     (Trainer, "_load_rng_state", ("self", "checkpoint")),

@@ -9,6 +9,7 @@ from sdpo_plugin.host.data.layout import lay_out
 from sdpo_plugin.host.early import pool_tables
 from sdpo_plugin.host.engines.engine import require_engine
 from sdpo_plugin.host.engines.memory import quick_collections
+from sdpo_plugin.host.forward.packed import forward_pass
 from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.left_to_do import check_what_is_left
 from sdpo_plugin.host.policy import Policy
@@ -35,7 +36,7 @@ def run_chain(trainer: "StepwiseDPOTrainer", setup: RunSetup) -> TrainOutput:
     """
     args, start, stop = trainer.args, setup.session.start, StopRequest()
     policy = Policy(trainer, setup)
-    with stop.listening(), quick_collections():
+    with stop.listening(), quick_collections(), forward_pass(trainer, setup.block.packed, setup.sources):
         passes = Passes(trainer, stop)
         pool = pool_tables(setup, passes)
         layout = lay_out(setup.cfg, setup.block, setup.sources, list(pool.values()))

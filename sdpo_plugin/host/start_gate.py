@@ -7,12 +7,12 @@ import torch
 
 from sdpo_plugin import gate
 from sdpo_plugin.host.engines import ranks
+from sdpo_plugin.host.forward.packing import longest_row
+from sdpo_plugin.host.forward.precision import is_half_precision
 from sdpo_plugin.host.step_under_way import StepUnderWay
 
 if TYPE_CHECKING:
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer
-
-HALF = {torch.bfloat16, torch.float16}
 
 
 def pass_gate(trainer: "StepwiseDPOTrainer", step: StepUnderWay, loss: torch.Tensor, inputs: Mapping[str, Any]) -> None:
@@ -30,13 +30,8 @@ def pass_gate(trainer: "StepwiseDPOTrainer", step: StepUnderWay, loss: torch.Ten
         loss=step.first_loss,
         margin=trainer._metrics["train"]["rewards/margins"][-1],
         beta=trainer.beta,
-        tolerance=gate.tolerance_nats(_is_half_precision(trainer), ranks.largest(inputs["input_ids"].shape[1])),
+        tolerance=gate.tolerance_nats(is_half_precision(trainer), ranks.largest(longest_row(inputs))),
         expected=gate.start_loss(trainer.loss_types, trainer.loss_weights, trainer.beta, trainer.label_smoothing)
         if plain
         else None,
     )
-
-
-def _is_half_precision(trainer: "StepwiseDPOTrainer") -> bool:
-    dtypes = {parameter.dtype for parameter in trainer.model.parameters()}
-    return bool(trainer.args.bf16 or trainer.args.fp16 or trainer.args.tf32 or dtypes & HALF)

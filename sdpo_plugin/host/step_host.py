@@ -78,7 +78,8 @@ class AxolotlStepHost:
 
     def settings(self, step: StepPlan) -> dict[str, Any]:
         """As the config of the step has them."""
-        return settings_of(self._layout.data(step).cfg, self._host_args.world_size)
+        packed = self._trainer.data_collator is not self._trainer.padded_collator
+        return {**settings_of(self._layout.data(step).cfg, self._host_args.world_size), "packed": packed}
 
     def train_step(self, step: StepPlan, training: Training) -> TrainOutcome:
         """By the host's own training loop."""

@@ -23,7 +23,7 @@ from sdpo_plugin.host.data.columns import IDS, with_reference
 from sdpo_plugin.host.engines.dropout import disable_functional_dropout
 from sdpo_plugin.host.engines.engine import require_usable_deepspeed
 from sdpo_plugin.host.forward.finite import require_finite_loss
-from sdpo_plugin.host.forward.log_probs import log_prob_table
+from sdpo_plugin.host.forward.log_probs import log_prob_table, taking
 from sdpo_plugin.host.initial_state import InitialState
 from sdpo_plugin.host.progress import StepProgress
 from sdpo_plugin.host.start_gate import pass_gate
@@ -38,6 +38,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
 
     Attributes:
         step: the step that is being trained; None outside of ``run_host_training``.
+        padded_collator: TRL's, which pads; ``data_collator`` may pack.
     """
 
     tag_names: ClassVar[list[str]] = ["axolotl", "dpo", "stepwise-dpo"]
@@ -48,6 +49,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._is_built = True
+        self.padded_collator = self.data_collator  # TRL's; forward/packed.py may put another one in its place
         if self.args.disable_dropout:
             disable_functional_dropout(self.model)
         self.add_callback(StepProgress(self))
@@ -140,7 +142,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The host's loss; the first one of a step, before the first update, goes through the ln 2 gate."""
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        result = super().compute_loss(taking(model, inputs), inputs, return_outputs, num_items_in_batch)
         if self.step is not None and self.model.training:
             loss = result[0] if return_outputs else result
             require_finite_loss(self, model, loss, inputs, self.step.training.reference, self.step.name_row)

@@ -12,11 +12,47 @@ from tqdm.auto import tqdm
 from sdpo_plugin.host.data.columns import IDS, row_facts
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import ready_model
+from sdpo_plugin.host.forward.attention import packed_row
+from sdpo_plugin.host.forward.packing import PACKED
 from sdpo_plugin.rows import RowFacts
 from sdpo_plugin.tables import LogProbTable, TableBuilder
 
 if TYPE_CHECKING:
     from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
+
+
+def taking(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """The model as TRL calls it for this batch: packed batches go through it as one row.
+
+    Args:
+        model: ready for a forward pass; its attention is that of ``attention.packed_attention`` for packed batches.
+        inputs: as a collator makes them.
+    """
+    return _PackedModel(model) if PACKED in inputs else model
+
+
+class _PackedModel:
+    """Takes the place of a model in TRL's code: it is given a packed batch, and shows the logits that TRL reads."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        packed_ids: torch.Tensor,
+        packed_positions: torch.Tensor,
+        packed_places: torch.Tensor,
+        **kwargs: Any,
+    ) -> Any:
+        with packed_row():
+            outputs = self._model(
+                input_ids=packed_ids, position_ids=packed_positions, logits_to_keep=packed_places.flatten(), **kwargs
+            )
+        outputs.logits = outputs.logits.view(*packed_places.shape, -1)
+        return outputs
+
 
 Batch = tuple[list[int], NDArray[np.float32], NDArray[np.int64]]
 
@@ -33,7 +69,7 @@ def policy_log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: Mapp
     """
     trainer.ref_model = trainer.model
     try:
-        return torch.stack(trainer.compute_ref_log_probs(model, inputs))
+        return torch.stack(trainer.compute_ref_log_probs(taking(model, inputs), inputs))
     finally:
         trainer.ref_model = None
 
@@ -74,12 +110,13 @@ def log_prob_table(
     mine: list[Batch] = []
     rank = trainer.accelerator.process_index
     bar = tqdm(batches, desc=f"log-probs of {what} by {model}", disable=rank != 0, dynamic_ncols=True)
+    collate = trainer.data_collator if other is None else trainer.padded_collator
     with ready_model(trainer, other) as ready:
         for per_rank in bar:
             check()
             rows = per_rank[rank]
             # Under ZeRO-3 a forward pass is a collective: a rank without rows computes those of rank 0 with it.
-            found = _batch(trainer, ready, ids, rows if len(rows) else per_rank[0])
+            found = _batch(trainer, ready, collate, ids, rows if len(rows) else per_rank[0])
             if len(rows):
                 mine.append((rows.tolist(), *found))
     builder = TableBuilder(len(dataset))
@@ -96,12 +133,16 @@ def _deal(order: NDArray[np.int64], batch_size: int, num_ranks: int) -> list[lis
 
 
 def _batch(
-    trainer: "DPOTrainer", model: torch.nn.Module, ids: Dataset, rows: NDArray[np.int64]
+    trainer: "DPOTrainer",
+    model: torch.nn.Module,
+    collate: Callable[[list[Any]], Any],
+    ids: Dataset,
+    rows: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Summed log-probs and completion tokens of a batch, each of shape (2, len(rows)): chosen, rejected."""
     columns = ids[rows.tolist()]
     pairs = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    inputs: dict[str, Any] = trainer._prepare_inputs(trainer.data_collator(pairs))
+    inputs: dict[str, Any] = trainer._prepare_inputs(collate(pairs))
     log_probs = policy_log_probs(trainer, model, inputs)
     tokens = torch.stack(inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2, dim=0))
     return log_probs.float().cpu().numpy(), tokens.cpu().numpy().astype(np.int64)

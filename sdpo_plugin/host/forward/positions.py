@@ -81,7 +81,7 @@ def _limit(trainer: "DPOTrainer", reference: torch.nn.Module | None) -> int | No
     token = 0 if trainer.processing_class.pad_token_id != 0 else 1
     answer = [token] * (PROBE - 1)
     row = {"prompt_ids": [token], "chosen_ids": answer, "rejected_ids": answer}
-    inputs = trainer._prepare_inputs(trainer.data_collator([row]))
+    inputs = trainer._prepare_inputs(trainer.padded_collator([row]))
     model = reference if reference is not None else trainer.model
     with ready_model(trainer, reference) as ready:
         return position_limit(model.config, lambda: policy_log_probs(trainer, ready, inputs))

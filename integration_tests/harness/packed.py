@@ -1,0 +1,154 @@
+"""The packed forward pass beside TRL's padded one, on models of many architectures; runs in a fork."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# Tiny and random. A sliding window is shorter than the longest row, so that it has to be seen.
+SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = SMALL | {"num_key_value_heads": 2, "max_position_embeddings": 128}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "mistral": GROUPED | {"sliding_window": 7},
+    "qwen2": GROUPED | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    "qwen3": GROUPED | {"head_dim": 8},
+    "gemma": GROUPED | {"head_dim": 8},
+    "gemma2": GROUPED | {"head_dim": 8, "sliding_window": 7},
+    "gemma3_text": GROUPED | {"head_dim": 8, "sliding_window": 7},
+    "phi3": GROUPED | {"pad_token_id": 0},
+    "olmo2": GROUPED,
+    "granite": GROUPED,
+    "mixtral": GROUPED | {"num_local_experts": 4},
+    "gpt_neox": SMALL | {"max_position_embeddings": 128},
+    "gpt2": {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "opt": {"vocab_size": 64, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    | {
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": 32,
+        "pad_token_id": 1,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+    },
+    "bloom": {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "gpt_neo": {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global"], 2]],
+    },
+    "mpt": {"vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 4},
+    "mamba": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2},
+}
+MAX_LENGTH = 24
+# prompt, chosen and rejected tokens: one-token answers and prompts, rows at the limit and beyond it
+LENGTHS = ((5, 7, 3), (1, 1, 1), (12, 1, 9), (9, 15, 2), (3, 30, 21), (6, 4, 4))
+
+
+def rows() -> list[dict[str, list[int]]]:
+    """Pairs of those lengths; the last two answers are equal, the first two share a beginning."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count: int) -> list[int]:
+        return torch.randint(3, 64, (count,), generator=generator).tolist()
+
+    made = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), map(draw, parts), strict=True)) for parts in LENGTHS]
+    made[0]["rejected_ids"][:2] = made[0]["chosen_ids"][:2]
+    made[-1]["rejected_ids"] = list(made[-1]["chosen_ids"])
+    return made
+
+
+def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any]:
+    """Log-probs and gradients of one batch by both forward passes.
+
+    Args:
+        kind: of `MODELS`.
+        attention: that the model is loaded with.
+        mode: "checkpointing" or "reentrant checkpointing": of gradients.
+
+    Returns:
+        ``takes``: whether the model takes packed rows at all; if so, the largest differences of a log-prob and of a
+        gradient, the largest log-prob, and ``leaks``: how far the log-probs of one text move with another text.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    from sdpo_plugin.host.forward.attention import packed_attention
+    from sdpo_plugin.host.forward.packed import takes_packed_rows
+    from sdpo_plugin.host.forward.packing import PackingCollator
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **MODELS[kind])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    model.train()
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    if mode:
+        model.gradient_checkpointing_enable({"use_reentrant": mode.startswith("reentrant")})
+        model.enable_input_require_grads()
+    with packed_attention(model) as takes:
+        if not (takes and takes_packed_rows(model)):
+            return {"takes": False}
+        padded = log_probs(model, DataCollatorForPreference(0, MAX_LENGTH)(rows()))
+        by_padded = gradients(model, padded)
+        packing = PackingCollator(MAX_LENGTH)
+        packed = log_probs(model, packing(rows()))
+        by_packed = gradients(model, packed)
+        return {
+            "takes": True,
+            "log-probs": float((padded - packed).detach().abs().max()),
+            "gradients": max(float((one - other).abs().max()) for one, other in zip(by_padded, by_packed, strict=True)),
+            "largest": float(padded.detach().abs().max()),
+            "leaks": leaks(model, packing),
+        }
+
+
+def log_probs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """Summed log-probs of a batch, shape (2, B), as TRL computes them."""
+    from sdpo_plugin.host.forward.log_probs import taking
+
+    labels, mask = inputs["input_ids"][:, 1:], inputs["completion_mask"][:, 1:]
+    given = {key: value for key, value in inputs.items() if key != "completion_mask"}
+    logits = taking(model, inputs)(**given, use_cache=False).logits[:, :-1]
+    found = torch.log_softmax(logits.float(), -1).gather(-1, labels[..., None])[..., 0]
+    return (found * mask).sum(1).reshape(2, -1)
+
+
+def gradients(model: Any, found: torch.Tensor) -> list[torch.Tensor]:
+    """Of a loss that weighs every log-prob differently."""
+    model.zero_grad()
+    weights = torch.linspace(-1.0, 1.0, found.numel()).reshape(found.shape)
+    (found * weights).sum().backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def leaks(model: Any, packing: Any) -> float:
+    """How far log-probs move where only a text that they must not see has changed: exactly 0."""
+    with torch.no_grad():
+        before = log_probs(model, packing(rows()))
+        worst = 0.0
+        for number in range(len(LENGTHS)):
+            for side, index in (("chosen_ids", 0), ("rejected_ids", 1)):
+                changed = rows()
+                changed[number][side] = [3 + (token - 2) % 61 for token in changed[number][side]]
+                moved = (log_probs(model, packing(changed)) - before).abs()
+                assert float(moved[index, number]) > 0.0, "the change is seen by its own text"
+                moved[index, number] = 0.0
+                worst = max(worst, float(moved.max()))
+    return worst
+
+
+def collate(pairs: list[dict[str, Any]], max_length: int | None) -> dict[str, Any]:
+    """A packed batch as lists."""
+    from sdpo_plugin.host.forward.packing import PACKED, PackingCollator, longest_row
+
+    batch = PackingCollator(max_length)(pairs)
+    layout = batch.pop(PACKED)
+    lists = {key: value.tolist() for key, value in batch.items()}
+    return lists | {"longest": longest_row({PACKED: layout}), "starts": [pair.start for pair in layout.pairs]}

@@ -1,0 +1,158 @@
+"""`sdpo.packed`: pairs as one row without padding give the log-probs, gradients and weights that padded rows give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from integration_tests.harness.compare import apart
+from integration_tests.harness.data import Config, base_config, write_config
+from integration_tests.harness.deaths import live
+from integration_tests.harness.launch import Host
+from integration_tests.harness.messages import messages, refused
+from integration_tests.harness.models import make_model
+from integration_tests.harness.packed import MODELS
+from integration_tests.harness.sdpo import read_report, sdpo_config
+from integration_tests.harness.zero3 import write_zero3
+
+COMPARE = "integration_tests.harness.packed:compare"
+PADDED = {"bloom", "gpt_neo", "mpt", "mamba"}  # they do not take packed rows
+SGD = {"optimizer": "sgd", "learning_rate": 1.0e-2, "num_epochs": 2}
+
+
+def test_a_packed_batch(host: Host) -> None:
+    """Two pairs, the second cut at 5 tokens, worked out by hand."""
+    pairs = [
+        {"prompt_ids": [1, 2], "chosen_ids": [3, 4], "rejected_ids": [5], "ref_chosen_logps": -1.5},
+        {"prompt_ids": [6, 7, 8], "chosen_ids": [9], "rejected_ids": [10, 11, 12], "ref_chosen_logps": -2.5},
+    ]
+    assert host.python("integration_tests.harness.packed:collate", pairs, 5) == {
+        "packed_ids": [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]],
+        "packed_positions": [[0, 1, 2, 3, 2, 0, 1, 2, 3, 3, 4]],
+        # Last prompt token and answer of: chosen 1, chosen 2, rejected 1, rejected 2; a short one repeats its end.
+        "packed_places": [[1, 2, 3], [7, 8, 8], [1, 4, 4], [7, 9, 10]],
+        "input_ids": [[2, 3, 4], [8, 9, 9], [2, 5, 5], [8, 10, 11]],
+        "completion_mask": [[0, 1, 1], [0, 1, 0], [0, 1, 0], [0, 1, 1]],
+        "attention_mask": [[2, 1, 1], [3, 1, 0], [2, 1, 0], [3, 1, 1]],  # 16 tokens, as in TRL's four rows
+        "ref_chosen_logps": [-1.5, -2.5],
+        "longest": 5,
+        "starts": [0, 5],
+    }
+
+
+@pytest.mark.parametrize("kind", sorted(set(MODELS) - PADDED))
+def test_log_probs_and_gradients_are_those_of_padded_rows(host: Host, kind: str) -> None:
+    """One-token answers and prompts, equal answers, rows that are cut, windows shorter than a row; and no text sees
+    another one: with another answer beside it a log-prob keeps its bits."""
+    found = host.python(COMPARE, kind)
+    assert found["takes"]
+    assert found["log-probs"] <= 1e-5 * found["largest"]
+    assert found["gradients"] <= 1e-4
+    assert found["leaks"] == 0.0
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2"])
+def test_with_the_models_own_attention_function(host: Host, kind: str) -> None:
+    """`attn_implementation: eager`, which is called with the model's own scaling, soft-capping and masks."""
+    found = host.python(COMPARE, kind, "eager")
+    assert found["log-probs"] <= 1e-5 * found["largest"]
+    assert found["gradients"] <= 1e-4
+    assert found["leaks"] == 0.0
+
+
+@pytest.mark.parametrize("mode", ["checkpointing", "reentrant checkpointing"])
+def test_with_gradient_checkpointing(host: Host, mode: str) -> None:
+    """The layers are computed again in the backward pass, with the same layout."""
+    found = host.python(COMPARE, "mistral", "sdpa", mode)
+    assert found["log-probs"] <= 1e-5 * found["largest"]
+    assert found["gradients"] <= 1e-4
+
+
+@pytest.mark.parametrize("kind", sorted(PADDED))
+def test_models_that_take_no_packed_rows_are_known(host: Host, kind: str) -> None:
+    """Most have an attention of their own, or none; MPT's positions are distances that it works out by itself."""
+    found = host.python(COMPARE, kind, "eager")
+    assert not found["takes"] or found["log-probs"] > 0.1, "it could be taken off the list"
+
+
+def config(model: Path, sets: list[Config], folder: Path, packed: bool | str, **more: Any) -> Config:
+    """An `rl: sdpo` config in a folder of its own."""
+    return sdpo_config(base_config(model, sets, folder, **SGD | more), sdpo={"packed": packed})
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "one process": {},
+    "accumulation": {"micro_batch_size": 2, "gradient_accumulation_steps": 2},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "lora": {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True},
+    "dora": {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True, "peft_use_dora": True},
+    "evaluations": {"val_set_size": 0.25, "eval_steps": 2, "eval_strategy": "steps"},
+    "another loss": {"dpo_loss_type": ["ipo", "sft"], "dpo_loss_weights": [1.0, 0.1]},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_runs_end_with_the_weights_of_padded_rows(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path, mode: str
+) -> None:
+    """Whole runs by the command line; the reports agree too."""
+    kinds: dict[str, bool | str] = {"packed": "auto", "padded": False}
+    outs = {}
+    for name, packed in kinds.items():
+        made = config(model, two_sets, tmp_path / name, packed, **MODES[mode])
+        result = host.train(write_config(tmp_path / f"{name}.yaml", made)).check()
+        assert f"forward pass: {name} rows" in result.log_text or name == "padded"
+        outs[name] = Path(made["output_dir"])
+    for step in ("step-1", "step-2", ""):
+        assert apart(host, outs["packed"] / step, outs["padded"] / step) <= 1e-6
+    reports = [read_report(out) for out in outs.values()]
+    for one, other in zip(reports[0]["steps"], reports[1]["steps"], strict=True):
+        assert one["first_loss"] == pytest.approx(other["first_loss"], abs=1e-5)
+        assert one["gamma_ref"]["mean"] == pytest.approx(other["gamma_ref"]["mean"], abs=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["zero3", "ddp"])
+def test_on_two_ranks(host: Host, model: Path, two_sets: list[Config], tmp_path: Path, engine: str) -> None:
+    """Sharded weights are gathered for the packed row, and a rank without rows takes part."""
+    shared: dict[str, Any] = {"micro_batch_size": 2}
+    if engine == "zero3":
+        shared["deepspeed"] = str(write_zero3(tmp_path / "zero3.json"))
+    outs = []
+    for packed in (True, False):
+        made = config(model, two_sets, tmp_path / str(packed), packed, **shared)
+        host.train(write_config(tmp_path / f"{packed}.yaml", made), ranks=2).check()
+        outs.append(Path(made["output_dir"]))
+    assert apart(host, *outs) <= 1e-6
+
+
+def test_auto_pads_by_name(host: Host, two_sets: list[Config], tmp_path: Path) -> None:
+    """BLOOM takes no attention by name: `auto` says so in one line, `true` refuses."""
+    bloom = Path(make_model(host, tmp_path / "bloom", "bloom"))
+    made = config(bloom, two_sets, tmp_path / "auto", "auto", max_steps=1)
+    log = host.train(write_config(tmp_path / "auto.yaml", made)).check().log_text
+    assert "forward pass: padded rows, because BloomForCausalLM " in log
+    made = config(bloom, two_sets, tmp_path / "true", True, max_steps=1)
+    result = host.train(write_config(tmp_path / "true.yaml", made))
+    refused(result, Path(made["output_dir"]), "sdpo.packed: true, but BloomForCausalLM ", "set packed: auto")
+
+
+def test_a_half_trained_step_is_resumed_with_the_same_forward_pass(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path
+) -> None:
+    """Packed, killed and resumed, it ends with the same bits; padded, it is refused by name."""
+    saves = {"save_strategy": "steps", "save_steps": 2, "num_epochs": 1}
+    life = live(host, base_config(model, two_sets, tmp_path / "whole", **SGD | saves), sdpo={"packed": True})
+    event = life.events.index("os.mkdir step-2/checkpoint-4")  # checkpoint 2 of the second step is whole by then
+    dead = life.die(tmp_path / "dead", event)
+    padded = {**yaml.safe_load(dead.read_text()), "sdpo": {"packed": False}}
+    result = host.train(write_config(tmp_path / "dead" / "padded.yaml", padded))
+    said = "\n".join(messages(result))
+    assert "step step-2 cannot be resumed" in said
+    assert "packed is False, and it was True" in said
+    digests = [
+        host.python("integration_tests.harness.probes:weights_digest", out) for out in (life.out, life.resume(dead))
+    ]
+    assert digests[0] == digests[1]

@@ -1,0 +1,115 @@
+"""The packed forward pass, where it is exact: chosen by what the trainer is set to, and by trying it."""
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from sdpo_plugin import gate
+from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.host.data.columns import IDS
+from sdpo_plugin.host.data.tokenized import TokenizedSource
+from sdpo_plugin.host.engines import ranks
+from sdpo_plugin.host.engines.engine import ready_model
+from sdpo_plugin.host.forward.attention import packed_attention
+from sdpo_plugin.host.forward.log_probs import policy_log_probs
+from sdpo_plugin.host.forward.packing import PackingCollator
+from sdpo_plugin.host.forward.precision import is_half_precision
+
+if TYPE_CHECKING:
+    from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
+
+LOG = logging.getLogger("axolotl.sdpo_plugin")
+
+
+@contextmanager
+def forward_pass(trainer: "DPOTrainer", packed: bool | str, sources: Sequence[TokenizedSource]) -> Iterator[None]:
+    """Within this context the trainer computes packed rows, or padded ones where packed rows would not be exact.
+
+    Args:
+        trainer: its collator is replaced.
+        packed: `sdpo.packed`: "auto", True or False.
+        sources: one batch of them goes through both.
+
+    Raises:
+        ConfigError: `packed: true`, and packed rows would not be exact.
+    """
+    if packed is False:
+        yield
+        return
+    model = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
+    with packed_attention(model) as takes_attention:
+        reason = _obstacle(trainer, model, takes_attention) or _disagreement(trainer, sources)
+        if reason and packed is True:
+            raise ConfigError(f"sdpo.packed: true, but {reason}; set packed: auto, or false.")
+        if trainer.accelerator.is_main_process:
+            LOG.info("forward pass: padded rows, because %s" if reason else "forward pass: packed rows%s", reason or "")
+        if not reason:
+            trainer.data_collator = PackingCollator(trainer.args.max_length)
+        try:
+            yield
+        finally:
+            trainer.data_collator = trainer.padded_collator
+
+
+def takes_packed_rows(model: torch.nn.Module) -> bool:
+    """Whether the forward pass of a model can be told positions, and the places that logits are needed for."""
+    return {"position_ids", "logits_to_keep"} <= inspect.signature(model.forward).parameters.keys()
+
+
+def _obstacle(trainer: "DPOTrainer", model: torch.nn.Module, takes_attention: bool) -> str | None:
+    """Why packed rows cannot be exact, as far as it is known without trying."""
+    name, args = type(model).__name__, trainer.args
+    adapters = trainer.model.peft_config.values() if isinstance(trainer.model, PeftModel) else ()
+    obstacles = {
+        f"{name} does not take an attention by name": not takes_attention,
+        f"{name} takes no positions, or gives logits for all tokens": not takes_packed_rows(model),
+        "dropout is on (disable_dropout: false), and the two answers would share that of their prompt": not (
+            args.disable_dropout
+        ),
+        f"truncation_mode is {args.truncation_mode!r}, which gives the two answers different prompts": (
+            args.truncation_mode != "keep_start"
+        ),
+        "the auxiliary loss of the experts counts each prompt twice": trainer.aux_loss_enabled,
+        "the adapter puts tokens of its own before each row": any(config.is_prompt_learning for config in adapters),
+        "torch_compile would compile anew for every batch": args.torch_compile,
+    }
+    return next((reason for reason, holds in obstacles.items() if holds), None)
+
+
+def _disagreement(trainer: "DPOTrainer", sources: Sequence[TokenizedSource]) -> str | None:
+    """Send the longest rows through both forward passes; None where they agree within the noise of the dtype."""
+    rows = _longest_rows(sources, trainer.args.per_device_train_batch_size)
+    packing = PackingCollator(trainer.args.max_length)
+    with ready_model(trainer) as ready:
+        padded, packed = (
+            policy_log_probs(trainer, ready, trainer._prepare_inputs(collate(rows))).float()
+            for collate in (trainer.padded_collator, packing)
+        )
+    longest = max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows)
+    allowed = gate.tolerance_nats(is_half_precision(trainer), longest)
+    off = float((padded - packed).abs().max())
+    # Every rank has tried the same rows; one that has rounded otherwise must not go another way than the others.
+    if not ranks.largest(int(not off <= allowed)):
+        return None
+    return (
+        f"the log-probs of packed and padded rows of {type(trainer.model).__name__} differ by up to {off:.3g} nats, "
+        f"which is more than rounding ({allowed:.3g})"
+    )
+
+
+def _longest_rows(sources: Sequence[TokenizedSource], number: int) -> list[Mapping[str, Any]]:
+    """The longest rows of all sources, at least two where there are two: one pair could not see another."""
+    facts = [(int(length), s, row) for s, source in enumerate(sources) for row, length in _longest(source, number)]
+    chosen = sorted(facts, reverse=True)[: max(2, number)]
+    return [sources[s].train.select_columns(IDS)[row] for _, s, row in chosen]
+
+
+def _longest(source: TokenizedSource, number: int) -> list[tuple[int, int]]:
+    order = np.argsort(-source.facts.lengths, kind="stable")[: max(2, number)]
+    return [(int(row), int(source.facts.lengths[row])) for row in order]

@@ -1,0 +1,131 @@
+"""A batch of pairs as one row without padding: [prompt | chosen | rejected] of each pair, end to end, each prompt once.
+
+TRL's loss sees the batch as a small one: two rows a pair, chosen first, of the last prompt token and the answer. The
+log-probs of an answer are all in there, so every loss, metric and weighting of TRL's runs on it unchanged.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+PACKED = "packed_layout"  # key of a batch; what carries it is packed
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Tokens of one pair, and where it begins in the packed row."""
+
+    start: int
+    prompt: int
+    chosen: int
+    rejected: int
+
+    def __len__(self) -> int:
+        return self.prompt + self.chosen + self.rejected
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """The pairs of a packed row of N tokens, in order.
+
+    Attributes:
+        pairs: B of them.
+    """
+
+    pairs: tuple[Pair, ...]
+
+    @classmethod
+    def of(cls, lengths: Sequence[tuple[int, int, int]]) -> "PackedLayout":
+        """The layout of pairs with these numbers of tokens: prompt, chosen, rejected."""
+        starts = accumulate(map(sum, lengths), initial=0)
+        return cls(tuple(Pair(start, *parts) for start, parts in zip(starts, lengths, strict=False)))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with one of its answers."""
+        return max(pair.prompt + max(pair.chosen, pair.rejected) for pair in self.pairs)
+
+    def positions(self) -> torch.Tensor:
+        """Position of each token in its own text, shape (1, N): a rejected answer continues its prompt."""
+        parts = [
+            torch.cat([torch.arange(p.prompt + p.chosen), torch.arange(p.prompt, p.prompt + p.rejected)])
+            for p in self.pairs
+        ]
+        return torch.cat(parts)[None]
+
+    def places(self) -> torch.Tensor:
+        """Place in the packed row of each token that TRL sees, shape (2B, 1 + longest answer): chosen, then rejected.
+
+        Column 0 is the last prompt token. A row that is shorter repeats its last token.
+        """
+        width = max(max(pair.chosen, pair.rejected) for pair in self.pairs)
+        rows = []
+        for side in ("chosen", "rejected"):
+            for pair in self.pairs:
+                first = pair.start + pair.prompt + (pair.chosen if side == "rejected" else 0)
+                answer = torch.arange(width).clamp(max=max(getattr(pair, side) - 1, 0)) + first
+                rows.append(torch.cat([torch.tensor([pair.start + pair.prompt - 1]), answer]))
+        return torch.stack(rows)
+
+    def answers(self) -> torch.Tensor:
+        """Which places hold a token of the answer, as 0 and 1, shape (2B, 1 + longest answer)."""
+        lengths = torch.tensor([getattr(pair, side) for side in ("chosen", "rejected") for pair in self.pairs])
+        column = torch.arange(1 + int(lengths.max()))
+        return ((column >= 1) & (column <= lengths[:, None])).long()
+
+
+class PackingCollator:
+    """Makes packed batches of tokenized rows.
+
+    Args:
+        max_length: tokens of a prompt with one of its answers, beyond which an answer is cut; None: no limit.
+    """
+
+    def __init__(self, max_length: int | None) -> None:
+        self._max_length = max_length
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One batch.
+
+        Args:
+            rows: B rows with ``prompt_ids``, ``chosen_ids``, ``rejected_ids``; reference log-probs where known.
+
+        Returns:
+            ``input_ids`` and ``completion_mask`` as TRL sees them, shape (2B, 1 + longest answer); ``attention_mask``,
+            whose sum is the number of tokens of the padded batch without its padding; ``packed_ids`` and
+            ``packed_positions``, shape (1, N); ``packed_places``; the layout; the reference log-probs, shape (B,).
+        """
+        parts = [self._parts(row) for row in rows]
+        layout = PackedLayout.of([(len(prompt), len(chosen), len(rejected)) for prompt, chosen, rejected in parts])
+        ids = torch.tensor([token for pair in parts for part in pair for token in part])
+        places, answers = layout.places(), layout.answers()
+        tokens = answers.clone()
+        tokens[:, 0] = torch.tensor([pair.prompt for pair in layout.pairs]).repeat(2)
+        batch = {
+            "input_ids": ids[places],
+            "attention_mask": tokens,
+            "completion_mask": answers,
+            "packed_ids": ids[None],
+            "packed_positions": layout.positions(),
+            "packed_places": places,
+            PACKED: layout,
+        }
+        for key in ("ref_chosen_logps", "ref_rejected_logps"):
+            if key in rows[0]:
+                batch[key] = torch.tensor([row[key] for row in rows])
+        return batch
+
+    def _parts(self, row: Mapping[str, Any]) -> tuple[list[int], list[int], list[int]]:
+        prompt = list(row["prompt_ids"])
+        room = None if self._max_length is None else self._max_length - len(prompt)
+        assert room is None or room > 0, "a prompt without room for an answer is dropped when rows are tokenized"
+        return prompt, list(row["chosen_ids"][:room]), list(row["rejected_ids"][:room])
+
+
+def longest_row(inputs: Mapping[str, Any]) -> int:
+    """Tokens of the longest text of a batch, packed or padded."""
+    layout = inputs.get(PACKED)
+    return int(inputs["input_ids"].shape[1]) if layout is None else int(layout.longest)

@@ -120,7 +120,7 @@ def test_lora_killed_anywhere(host: Host, model: Path, sets: list[Config], folde
     life = live(host, lora_config(model, sets, folder / "lora", **SAVES))
     expected = outcome(host, life.out)
     kinds = ("reference pass", "training", "checkpoint", "export")
-    moments = [event for kind in kinds for event in life.moments(kind, 3, 1) if event > life.prepared]
+    moments = [event for kind in kinds for event in life.moments(kind, 2, 1) if event > life.prepared]
 
     def once(event: int) -> None:
         dead = life.die(folder / "lora" / str(event), event)

@@ -84,7 +84,6 @@ def config(model: Path, sets: list[Config], folder: Path, packed: bool | str, **
 
 
 MODES: dict[str, dict[str, Any]] = {
-    "one process": {},
     "accumulation": {"micro_batch_size": 2, "gradient_accumulation_steps": 2},
     "gradient checkpointing": {"gradient_checkpointing": True},
     "lora": {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True},

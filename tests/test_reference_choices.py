@@ -107,17 +107,7 @@ def test_policy_goes_back_to_the_base_model_after_the_reference_table_and_before
     host = FakeHost(rows=rows, early=["M_0"] if reference == "base" else [])
     run(host, run_dir, make_plan(rows=rows, reference=reference, policy_init="base"))
     expected = [
-        "early tables",
-        "export the start",
-        "table of D_1 by M_0",
-        "held-out tables by M_0, called M_0",
-        "settings of step-1",
-        "train M_0 on D_1",
-        "export M_1 to staging",
-        "report",
-        "table of D_2 by M_1",
-        "held-out tables by M_1, called M_1",
-        "settings of step-2",
+        *CALLS[: CALLS.index("train M_1 on D_2")],
         "restart from M_1",
         "train M_0 on D_2",
         "export M_2 to staging",

@@ -100,13 +100,15 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
         packing = PackingCollator(MAX_LENGTH)
         packed = log_probs(model, packing(rows()))
         by_packed = gradients(model, packed)
-        return {
+        found = {
             "takes": True,
             "log-probs": float((padded - packed).detach().abs().max()),
             "gradients": max(float((one - other).abs().max()) for one, other in zip(by_padded, by_packed, strict=True)),
             "largest": float(padded.detach().abs().max()),
             "leaks": leaks(model, packing),
         }
+    assert model.config._attn_implementation == attention, "the model has its own attention back"
+    return found
 
 
 def log_probs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:

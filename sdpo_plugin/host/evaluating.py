@@ -5,90 +5,27 @@ policy, and the policy for its own reference, so that every loss is ln 2.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
-from peft import PeftModel
 
 from sdpo_plugin.block import parse_block
-from sdpo_plugin.errors import ConfigError, OutputError
+from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.host.data.loading import load_sources
 from sdpo_plugin.host.data.tokenized import tokenize_heldout
 from sdpo_plugin.host.engines.ranks import on_rank_0
+from sdpo_plugin.host.evaluated_model import Evaluated, choose
 from sdpo_plugin.host.forward.log_probs import log_prob_table
-from sdpo_plugin.host.identity import base_model_of
 from sdpo_plugin.measures import gamma_stats, implicit_reward_accuracy, reference_free_accuracy
 from sdpo_plugin.plan import M_0
-from sdpo_plugin.run_dir.ledger import Ledger
-from sdpo_plugin.run_dir.models import final_model_flaw
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.table_files import ReadableTables
 from sdpo_plugin.tables import LogProbTable
 from sdpo_plugin.text import text_table
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The model that `axolotl evaluate` evaluates.
-
-    Attributes:
-        name: of the model, for the log: "M_T", or its path.
-        directory: where it is read from; None: the host reads `base_model`.
-        ledger: of the run in output_dir, where it is a run from this base model.
-    """
-
-    name: str
-    directory: Path | None = None
-    ledger: Ledger | None = None
-
-
-def choose(cfg: DictDefault) -> Evaluated:
-    """M_T where the run in output_dir is finished and `base_model` is what it began with; else what the config names.
-
-    Raises:
-        OutputError: M_T is not whole.
-    """
-    run = RunDir(Path(cfg.output_dir))
-    ledger = Ledger.load(run.ledger) if run.ledger.exists() else None
-    if ledger is not None and base_model_of(cfg) != ledger.identity["base_model"]:
-        ledger = None
-    if cfg.lora_model_dir:
-        return Evaluated(str(cfg.lora_model_dir), Path(cfg.lora_model_dir), ledger)
-    if ledger is None or not ledger.saved:
-        return Evaluated(str(cfg.base_model), None, ledger)
-    problem = final_model_flaw(run, ledger, deep=False)
-    if problem:
-        raise OutputError(
-            f"the final model in {run.root} is not whole: {problem}. Run axolotl train once more with "
-            "auto_resume_from_checkpoints: true, which writes it again, or name a model: --base-model."
-        )
-    return Evaluated(ledger.last_model, run.root, ledger)
-
-
-def load_model(cfg: DictDefault, load: Callable[[DictDefault], Any]) -> Any:
-    """Load the model that is evaluated; returns what the host's ``load(cfg)`` does (model, tokenizer, …).
-
-    Under preference training the host hands an adapter's config to the trainer, and loads none.
-    """
-    chosen = on_rank_0(lambda: choose(cfg))
-    _tell(f"evaluating {chosen.name}" + ("" if chosen.directory is None else f" from {chosen.directory}"))
-    if chosen.directory is None or cfg.adapter:
-        model, *rest = load(cfg)
-        if chosen.directory is not None:
-            model = PeftModel.from_pretrained(model, str(chosen.directory))
-        return model, *rest
-    written = cfg.base_model, cfg.base_model_config
-    cfg.base_model = cfg.base_model_config = str(chosen.directory)
-    try:
-        return load(cfg)
-    finally:
-        cfg.base_model, cfg.base_model_config = written
 
 
 def evaluate(cfg: DictDefault, trainer: Any) -> dict[str, float]:
@@ -116,7 +53,8 @@ def evaluate(cfg: DictDefault, trainer: Any) -> dict[str, float]:
         metrics |= {f"eval_{name}_{key}": value for key, value in found.items()}
         shown = [f"{value:+.3f}" if key == "gamma" else f"{value:.3f}" for key, value in found.items()]
         rows.append((name, f"{len(table):,}", *shown, *(["–"] if base is None else [])))
-    _tell(f"{chosen.name} on held-out rows\n{text_table(rows)}")
+    if is_main_process():
+        LOG.info("%s on held-out rows\n%s", chosen.name, text_table(rows))
     return metrics
 
 
@@ -126,8 +64,3 @@ def _of_base(cfg: DictDefault, chosen: Evaluated, column: int, table: LogProbTab
         return None
     run = RunDir(Path(cfg.output_dir))
     return ReadableTables(run, chosen.ledger).read(run.heldout(M_0, column), table.rows_digest)
-
-
-def _tell(text: str) -> None:
-    if is_main_process():
-        LOG.info(text)

@@ -118,7 +118,7 @@ def _model_of_the_run(original: Callable[..., Any]) -> Callable[..., Any]:
     def setup_model_and_tokenizer(cfg: DictDefault) -> Any:
         if not is_sdpo(cfg):
             return original(cfg)
-        from sdpo_plugin.host.evaluating import load_model
+        from sdpo_plugin.host.evaluated_model import load_model
 
         loaded = load_model(cfg, original)
         _evaluated[:] = [cfg]

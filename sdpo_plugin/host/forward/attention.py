@@ -17,10 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from sdpo_plugin.host.forward.packing import PACKED, PackedLayout, Pair
 
-SDPA, EAGER = (
-    "sdpa",
-    "eager",
-)  # attentions that take a mask; in place of others, such as flash attention, SDPA is called
+# Attentions that take a mask; in place of others, such as flash attention, the first one is called.
+SDPA, EAGER = "sdpa", "eager"
 _is_packed: ContextVar[bool] = ContextVar("a packed row is on its way through a model", default=False)
 Attention = Callable[..., tuple[torch.Tensor, Any]]
 

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import ready_model
 from sdpo_plugin.host.forward.attention import packed_attention
 from sdpo_plugin.host.forward.log_probs import policy_log_probs
-from sdpo_plugin.host.forward.packing import PackingCollator
+from sdpo_plugin.host.forward.packing import PackingCollator, longest_row
 from sdpo_plugin.host.forward.precision import is_half_precision
 
 if TYPE_CHECKING:
@@ -43,13 +43,16 @@ def forward_pass(trainer: "DPOTrainer", packed: bool | str, sources: Sequence[To
         yield
         return
     model = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
-    with packed_attention(model) as takes_attention:
+    with ExitStack() as stack:
+        takes_attention = stack.enter_context(packed_attention(model))
         reason = _obstacle(trainer, model, takes_attention) or _disagreement(trainer, sources)
         if reason and packed is True:
             raise ConfigError(f"sdpo.packed: true, but {reason}; set packed: auto, or false.")
         if trainer.accelerator.is_main_process:
             LOG.info("forward pass: padded rows, because %s" if reason else "forward pass: packed rows%s", reason or "")
-        if not reason:
+        if reason:
+            stack.close()  # the model has the attention that its user has set
+        else:
             trainer.data_collator = PackingCollator(trainer.args.max_length)
         try:
             yield
@@ -85,14 +88,13 @@ def _obstacle(trainer: "DPOTrainer", model: torch.nn.Module, takes_attention: bo
 def _disagreement(trainer: "DPOTrainer", sources: Sequence[TokenizedSource]) -> str | None:
     """Send the longest rows through both forward passes; None where they agree within the noise of the dtype."""
     rows = _longest_rows(sources, trainer.args.per_device_train_batch_size)
-    packing = PackingCollator(trainer.args.max_length)
+    packed_inputs = PackingCollator(trainer.args.max_length)(rows)
     with ready_model(trainer) as ready:
         padded, packed = (
-            policy_log_probs(trainer, ready, trainer._prepare_inputs(collate(rows))).float()
-            for collate in (trainer.padded_collator, packing)
+            policy_log_probs(trainer, ready, trainer._prepare_inputs(inputs)).float()
+            for inputs in (trainer.padded_collator(rows), packed_inputs)
         )
-    longest = max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows)
-    allowed = gate.tolerance_nats(is_half_precision(trainer), longest)
+    allowed = gate.tolerance_nats(is_half_precision(trainer), longest_row(packed_inputs))
     off = float((padded - packed).abs().max())
     # Every rank has tried the same rows; one that has rounded otherwise must not go another way than the others.
     if not ranks.largest(int(not off <= allowed)):

@@ -1,4 +1,5 @@
-"""The host replaces two functions of TRL by Triton kernels, and the trainer has to take them from there."""
+"""What a run imports and starts: the trainer when the host has replaced two functions of TRL by Triton kernels, and
+nothing for nothing."""
 
 from __future__ import annotations
 
@@ -21,10 +22,12 @@ KERNELS = "axolotl.monkeypatch.trainer.utils"
 def seen(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run of two steps in a process of its own: the warm one has imported TRL's trainer long before."""
     folder = tmp_path_factory.mktemp("fresh")
-    config = write_config(folder / "config.yaml", sdpo_config(base_config(model, two_sets, folder, max_steps=2)))
+    made = sdpo_config(base_config(model, two_sets, folder, max_steps=2, dataset_num_proc=None))
+    config = write_config(folder / "config.yaml", made)
     command = [sys.executable, "-m", "integration_tests.harness.import_order", str(config), str(folder / "seen.json")]
-    assert "Patched trl.trainer.utils with Triton" in run_command(command, folder, host.scratch).check().log_text
-    return dict(json.loads((folder / "seen.json").read_text(encoding="utf-8")))
+    log = run_command(command, folder, host.scratch).check().log_text
+    assert "Patched trl.trainer.utils with Triton" in log
+    return {**json.loads((folder / "seen.json").read_text(encoding="utf-8")), "log": log}
 
 
 def test_no_trainer_before_the_host_has_patched(seen: dict[str, Any]) -> None:
@@ -40,5 +43,26 @@ def test_trainer_is_checked_before_weights_are_read(seen: dict[str, Any]) -> Non
 def test_trainer_uses_what_the_host_says(seen: dict[str, Any]) -> None:
     """As a run of `rl: dpo` does; with TRL's own functions bound, the log would claim kernels that are not used."""
     assert seen["bound"] == {"selective_log_softmax": KERNELS, "entropy_from_logits": KERNELS}
-    # Two reference passes of 6 and 8 batches, and 2 updates a step.
-    assert seen["calls"] == 6 + 8 + 2 * 2
+    # Two batches to try packed rows with, two reference passes of 6 and 8, and 2 updates a step.
+    assert seen["calls"] == 2 + 6 + 8 + 2 * 2
+
+
+def test_nothing_is_imported_for_an_answer_that_is_known(seen: dict[str, Any]) -> None:
+    """TRL's model card asks Trackio for an address, also where no run logs to it."""
+    assert seen["for nothing"] == []
+
+
+def test_few_rows_start_no_process(seen: dict[str, Any]) -> None:
+    """Neither to map nor to write; `datasets` says the number of processes in every progress bar that has some."""
+    assert "Saving the dataset" in seen["log"]
+    assert "num_proc=" not in seen["log"]
+
+
+def test_a_number_of_processes_that_is_asked_for_is_used(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path
+) -> None:
+    """By the host's maps and by TRL's."""
+    config = sdpo_config(base_config(model, two_sets, tmp_path, max_steps=1, dataset_num_proc=2))
+    log = host.train(write_config(tmp_path / "config.yaml", config)).check().log_text
+    assert "Tokenizing source 1 dataset (num_proc=2)" in log
+    assert "(num_proc=2)" in log.partition("stepwise DPO (sDPO)")[0]

@@ -14,7 +14,7 @@ from integration_tests.harness.compare import apart, at_once
 from integration_tests.harness.data import Config, even_set, lora_config, write_config
 from integration_tests.harness.expected_log_probs import expect_table, mean_off, off, read_table, texts
 from integration_tests.harness.launch import Host
-from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
+from integration_tests.harness.sdpo import PADDED, read_report, run_sdpo, sdpo_config
 from integration_tests.harness.zero3 import write_zero3
 
 LOG_PROBS = "integration_tests.harness.probes:log_probs"
@@ -44,7 +44,7 @@ def runs(host: Host, config: Config, even_sets: list[Config]) -> list[Path]:
         host.train(write_config(folder / "plain" / "config.yaml", plain)).check()
         return folder / "plain" / "out"
 
-    return at_once(lambda: run_sdpo(host, config), run_plain)
+    return at_once(lambda: run_sdpo(host, sdpo_config(config, sdpo=PADDED)), run_plain)
 
 
 def test_first_step_equals_a_host_run(host: Host, runs: list[Path]) -> None:

@@ -9,12 +9,12 @@ import pytest
 from integration_tests.harness.data import Config, base_config, write_config
 from integration_tests.harness.expected_log_probs import expect_table, mean_off, off, read_table
 from integration_tests.harness.launch import Host
-from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
+from integration_tests.harness.sdpo import PADDED, read_report, run_sdpo, sdpo_config
 
 
 def test_reference_pass_equals_trl(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
     """Every row once, with TRL's numbers: to the bit in the same batches, to rounding in others."""
-    path = write_config(tmp_path / "config.yaml", sdpo_config(base_config(model, two_sets, tmp_path)))
+    path = write_config(tmp_path / "config.yaml", sdpo_config(base_config(model, two_sets, tmp_path), sdpo=PADDED))
     found = host.python("integration_tests.harness.reference_batches:compare_with_trl", path, [1, 4, 7])
     assert found["rows"] is True
     assert found["batches"] == [4] * 6  # 24 rows: the two that are too long are out

@@ -182,7 +182,7 @@ class SDPOConfig(BaseModel):
         "it was initialised (§3.5: a higher initial loss).",
     )
     packed: Literal["auto", True, False] = Field(
-        False,
+        "auto",
         description="Compute each pair as one row [prompt | chosen | rejected], without padding. auto: where that is "
         "exact. true: refuse where it is not. false: TRL's padded rows.",
     )

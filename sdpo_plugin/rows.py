@@ -21,18 +21,20 @@ class RowFacts:
         keys: 64-bit hash of prompt, chosen and rejected token ids, shape (N,).
         prompts: 64-bit hash of the prompt alone, shape (N,).
         lengths: tokens of the prompt with the longer of the two answers, shape (N,).
+        answers: tokens of the longer of the two answers, shape (N,).
     """
 
     keys: Keys
     prompts: Keys
     lengths: Int
+    answers: Int
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def take(self, rows: Int) -> "RowFacts":
         """The facts of some rows, in the order of ``rows``."""
-        return RowFacts(self.keys[rows], self.prompts[rows], self.lengths[rows])
+        return RowFacts(self.keys[rows], self.prompts[rows], self.lengths[rows], self.answers[rows])
 
     def digest(self) -> str:
         """SHA-256 over the keys of all rows in order."""
@@ -45,6 +47,7 @@ def concatenate(parts: Sequence[RowFacts]) -> RowFacts:
         np.concatenate([part.keys for part in parts]),
         np.concatenate([part.prompts for part in parts]),
         np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.answers for part in parts]),
     )
 
 
@@ -58,7 +61,7 @@ def facts_of(columns: Sequence[tuple[Int, Int]]) -> RowFacts:
     prompts, chosen, rejected = (sequence_keys(ids, lengths) for ids, lengths in columns)
     mixed = _mix(prompts + _mix(chosen + _mix(rejected)))
     longer = np.maximum(columns[1][1], columns[2][1])
-    return RowFacts(mixed, prompts, columns[0][1] + longer)
+    return RowFacts(mixed, prompts, columns[0][1] + longer, longer)
 
 
 def sequence_keys(ids: Int, lengths: Int) -> Keys:

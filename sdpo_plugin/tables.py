@@ -124,7 +124,8 @@ class TableBuilder:
         index = np.asarray(rows, dtype=np.int64)
         assert log_probs.shape == tokens.shape == (2, len(index))
         assert not len(index) or (index.min() >= 0 and index.max() < len(self._seen))
-        twice = index[self._seen[index]].tolist() or sorted({int(r) for r in index if (index == r).sum() > 1})
+        found, counts = np.unique(index, return_counts=True)
+        twice = index[self._seen[index]].tolist() or found[counts > 1].tolist()
         if twice:
             raise ReferenceTableError(f"rows computed twice, first 10: {twice[:10]}")
         self._seen[index] = True

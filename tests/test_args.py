@@ -83,7 +83,7 @@ def test_defaults(block: dict[str, Any] | None) -> None:
         "partition": None,
         "reference": "previous",
         "policy_init": "previous",
-        "packed": False,
+        "packed": "auto",
         "export_steps": "all",
     }
 

@@ -30,6 +30,7 @@ ALLOWED = {
     "partition": "errors",
     "plan": "names schema text",
     "rows": "",
+    "batches": "rows",
     "schema": "",
     "scrub": "",
     "tables": "digests errors",
@@ -69,7 +70,7 @@ ALLOWED = {
     "runner": "plan run_dir.journal run_dir.next_action run_dir.resume tables",
 }
 
-METHOD = "plan partition rows tables measures gate text digests schema names errors scrub".split()
+METHOD = "plan partition batches rows tables measures gate text digests schema names errors scrub".split()
 CONFIG = "args block bounds conflicts crash local_files misspelt".split()  # what a user writes and sees
 # Each wing, and the wings that it may import; itself goes without saying.
 ARROWS = {

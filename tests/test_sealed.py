@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.run_dir.sealed import SEAL, Seal, flaw, publish, read_seal, remove, seal
+from sdpo_plugin.run_dir.sealed import SEAL, Seal, flaw, names_in, publish, read_seal, remove, seal, written
 from tests.fakes import each_cut, each_flipped_bit, with_digest
 from tests.faults import Counter, before_each_operation
 
@@ -82,6 +82,30 @@ def test_digest_tells_files_about_and_facts_apart(tmp_path: Path) -> None:
     }
     assert len(digests) == 5
     assert seal(fill(tmp_path / "f"), ABOUT) in digests
+
+
+def test_files_that_others_have_written_are_not_read_again(tmp_path: Path) -> None:
+    """What they say of a file is what the seal says; the rest is put on disk and digested here."""
+    directory = fill(tmp_path / "sealed")
+    others = ["config.json", "state/rank-0.pt"]
+    known = written(directory, others)
+    for name in others:
+        (directory / name).write_bytes(b"changed")
+    seal(directory, ABOUT, known=known)
+    sealed = read_seal(directory).files
+    assert list(sealed) == names_in(directory) == sorted(FILES)
+    assert {name: sealed[name] for name in others} == known
+    assert {name: size for name, (size, _) in sealed.items()} == {name: len(data) for name, data in FILES.items()}
+    assert flaw(directory, ABOUT) == "config.json has 7 bytes instead of 8"
+
+
+def test_files_that_are_not_there_are_not_sealed(tmp_path: Path) -> None:
+    """A file that went between the reading and the seal."""
+    directory = fill(tmp_path / "sealed")
+    known = written(directory, names_in(directory))
+    (directory / "empty").unlink()
+    seal(directory, ABOUT, known=known)
+    assert sorted(read_seal(directory).files) == sorted(FILES.keys() - {"empty"})
 
 
 def test_whole_directory_has_no_flaw(sealed: Path) -> None:

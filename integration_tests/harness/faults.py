@@ -75,7 +75,7 @@ class FaultPlugin(BasePlugin):
             if rank == _rank() and self._kind == "pass":
                 trainer.model.register_forward_pre_hook(Nth(batch, lambda module, *rest: not module.training))
             elif rank == _rank():
-                trainer.data_collator = Collator(trainer.data_collator, batch)
+                spoil_batch(trainer, batch)
         if self._kind in ("evaluate", "signal"):
             return [InEvaluation(self._kind, *map(int, self._value.split(":")))]
         return [Fault(self._kind, self._value)] if self._kind in ("raise", "hang", "memory", "poison") else []
@@ -97,6 +97,21 @@ def note_gate(file: Path) -> None:
 
 def _rank() -> int:
     return int(os.environ.get("RANK") or "0")
+
+
+def spoil_batch(trainer: Any, batch: int) -> None:
+    """Let the workers that load training rows break at a batch."""
+    make_loader = trainer.get_train_dataloader
+
+    def with_fault() -> Any:
+        own = trainer.data_collator
+        trainer.data_collator = Collator(own, batch)
+        try:
+            return make_loader()
+        finally:
+            trainer.data_collator = own
+
+    trainer.get_train_dataloader = with_fault
 
 
 class Nth:

@@ -58,6 +58,7 @@ def train_and_watch(config: str) -> dict[str, Any]:
     trainer = sys.modules["trl.trainer.dpo_trainer"]
     seen["bound"] = {name: getattr(trainer, name).__module__ for name in FUNCTIONS}
     seen["calls"] = len(calls)
+    seen["for nothing"] = [name for name in ("trackio", "gradio") if name in sys.modules]
     return seen
 
 

@@ -76,7 +76,7 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     from sdpo_plugin.host.forward.attention import packed_attention
-    from sdpo_plugin.host.forward.packed import takes_packed_rows
+    from sdpo_plugin.host.forward.packed import can_pack
     from sdpo_plugin.host.forward.packing import PackingCollator
 
     torch.manual_seed(0)
@@ -93,7 +93,7 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
         model.gradient_checkpointing_enable({"use_reentrant": mode.startswith("reentrant")})
         model.enable_input_require_grads()
     with packed_attention(model) as takes:
-        if not (takes and takes_packed_rows(model)):
+        if not (takes and can_pack(model)):
             return {"takes": False}
         padded = log_probs(model, DataCollatorForPreference(0, MAX_LENGTH)(rows()))
         by_padded = gradients(model, padded)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from integration_tests.harness.launch import Host
 
 
+PADDED = {"packed": False}  # TRL's own batches: for what is claimed to the bit of a separate run
+
+
 def sdpo_config(config: Mapping[str, Any], **overrides: Any) -> Config:
     """The same config as `rl: sdpo`; an override of None removes the key."""
     made = {**config, "rl": "sdpo", "plugins": ["sdpo_plugin.SDPOPlugin"], **overrides}

@@ -15,7 +15,7 @@ from sdpo_plugin.host.forward.finite import require_finite_weights
 from sdpo_plugin.host.step_under_way import EvaluationLeft, StepUnderWay
 from sdpo_plugin.host.stopping import Stopped
 from sdpo_plugin.host.write_errors import explaining_host_errors
-from sdpo_plugin.run_dir.sealed import seal
+from sdpo_plugin.run_dir.sealed import Files, names_in, seal, written
 
 if TYPE_CHECKING:
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer
@@ -46,13 +46,31 @@ def save_sealed(trainer: "StepwiseDPOTrainer", step: StepUnderWay, save: Callabl
         ranks.wait_for_all()
         if not trainer.args.save_only_model:
             facts = step.facts(is_over=bool(trainer.control.should_training_stop))
-            ranks.on_rank_0(lambda: seal(directory, step.training.about, facts))
+            known = _written_by_all(directory)
+            ranks.on_rank_0(lambda: seal(directory, step.training.about, facts, known=known))
     trainer.args.save_total_limit, trainer.args.save_only_model = limit, only_model
     if trainer.args.should_save:
         rotate_checkpoints(str(directory.parent), limit, trainer.state.best_model_checkpoint, use_mtime=True)
     if step.stopped_by:
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # loggers write their last
         raise Stopped(step.stopped_by, f"update {trainer.state.global_step:,} of this step is in {directory}")
+
+
+def _written_by_all(directory: Path) -> Files:
+    """The files of a checkpoint on disk, with their digests: every rank reads its share of them, at the same time.
+
+    A rank that shares no file system with rank 0 finds nothing of its share; rank 0 reads that itself.
+    """
+    sizes = ranks.on_rank_0(lambda: [(name, (directory / name).stat().st_size) for name in names_in(directory)])
+    largest_first = sorted(sizes, key=lambda file: file[1], reverse=True)
+    rank, num_ranks = ranks.place()
+    share = [name for name, size in largest_first[rank::num_ranks] if _has(directory / name, size)]
+    parts = ranks.on_every_rank(lambda: written(directory, share))
+    return {name: facts for part in parts for name, facts in part.items()}
+
+
+def _has(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def restore_callbacks(trainer: "StepwiseDPOTrainer") -> None:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, Trainer
 
 from sdpo_plugin.conflicts import TRAINER_CLS
 from sdpo_plugin.errors import UnsupportedHostError
+from sdpo_plugin.host.engines.memory import pass_over_imports
 
 SUPPORTED = {"axolotl": SpecifierSet(">=0.19,<0.20"), "trl": SpecifierSet(">=1.9,<1.10")}
 
@@ -41,6 +42,7 @@ RELIED_ON: tuple[Contract, ...] = (
     (shared, "get_prepared_dataset_path", ("cfg", "dataset_hash")),
     (shared, "load_dataset_with_config", ("dataset_config", "use_auth_token", "streaming")),
     (rl, "load_dataset_with_config", ("dataset_config", "use_auth_token", "streaming")),
+    (rl, "save_preprocessed_dataset", ("cfg", "dataset", "dataset_hash", "split")),
     (rl, "load_dpo", ("strategy", "cfg", "module_base", "kwargs")),
     (rl, "_drop_long_sequences", ("sample", "rl", "tokenizer", "sequence_len")),
     (rl, "_raise_on_long_sequences", ("sample", "rl", "tokenizer", "sequence_len")),
@@ -79,6 +81,7 @@ def relied_on_by_trainer() -> tuple[Contract, ...]:
     from axolotl.core.builders.base import TrainerBuilderBase
     from axolotl.core.trainers.dpo import DPOStrategy
     from trl import DPOTrainer
+    from trl.trainer import base_trainer
 
     return (
         (TrainerBuilderBase, "_configure_warmup_and_logging", ("self", "total_num_steps", "training_args_kwargs")),
@@ -89,6 +92,7 @@ def relied_on_by_trainer() -> tuple[Contract, ...]:
         (DPOTrainer, "_prepare_dataset", ("self", "dataset", "processing_class", "args", "dataset_name")),
         (DPOTrainer, "compute_ref_log_probs", ("self", "model", "inputs")),
         (DPOTrainer, "save_model", ("self", "output_dir", "_internal_call")),
+        (base_trainer, "get_trackio_space_url", ()),
     )
 
 
@@ -125,6 +129,7 @@ def require_supported_trainer() -> None:
         ) from error
     for contract in contracts:
         require_signature(*contract)
+    pass_over_imports()
 
 
 def is_sdpo(cfg: DictDefault) -> bool:

@@ -9,6 +9,7 @@ from sdpo_plugin.host.data.planning import needs_base_tables
 from sdpo_plugin.host.engines.external import load_reference
 from sdpo_plugin.host.engines.memory import free_memory
 from sdpo_plugin.host.engines.ranks import on_rank_0
+from sdpo_plugin.host.forward.packed import pack_second_model
 from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.forward.positions import check_positions
 from sdpo_plugin.host.setup import RunSetup
@@ -57,6 +58,7 @@ def early_tables(trainer: "StepwiseDPOTrainer", setup: RunSetup, layout: Layout,
     name = steps[0].reference
     model = load_reference(setup.cfg, reference, trainer)
     check_positions(trainer, setup.sources, model, f"sdpo.reference: {reference!r}")
+    pack_second_model(trainer, model, setup.sources)
     tables += [(step, passes.step_table(step, layout.data(step), name, model)) for step in steps]
     heldout = passes.heldout_tables(layout.heldout, name, model)
     del model

@@ -24,22 +24,24 @@ from sdpo_plugin.host.compat import (
     is_sdpo,
     require_signature,
 )
+from sdpo_plugin.host.data.small_sets import written_here
 
 
 @contextmanager
 def loading_through(load: Callable[..., Any]) -> Iterator[None]:
-    """Let the host read each entry of a preference set through ``load``, for as long as the context lasts.
+    """Let the host read each entry of a preference set through ``load``, and write what it makes of few rows without
+    starting processes, for as long as the context lasts.
 
-    Reason: the host and `datasets` find what they have cached by path and time of a file, and offer no key, hook or
-    subclass to find it by content. Range: axolotl 0.19. Remove when the host's hash of a data set covers the content of
-    local files.
+    Reasons: the host and `datasets` find what they have cached by path and time of a file, and offer no key, hook or
+    subclass to find it by content; small_sets.py has the other. Range: axolotl 0.19. Remove when the host's hash of a
+    data set covers the content of local files, and when it writes small sets in its own process.
     """
-    original = rl.load_dataset_with_config
-    rl.load_dataset_with_config = load
+    originals = rl.load_dataset_with_config, rl.save_preprocessed_dataset
+    rl.load_dataset_with_config, rl.save_preprocessed_dataset = load, written_here(originals[1])
     try:
         yield
     finally:
-        rl.load_dataset_with_config = original
+        rl.load_dataset_with_config, rl.save_preprocessed_dataset = originals
 
 
 def patch_host() -> None:

@@ -5,13 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+from transformers import PreTrainedModel
 
 from sdpo_plugin.host.engines import engine, ranks
 from sdpo_plugin.host.engines.external import load_reference
 from sdpo_plugin.host.engines.memory import free_memory
 from sdpo_plugin.host.engines.weights import Snapshot, gathered, load_adapter
 from sdpo_plugin.host.forward.finite import require_finite_weights
+from sdpo_plugin.host.forward.packed import pack_second_model
 from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.write_errors import explaining_host_errors
 from sdpo_plugin.plan import M_0
@@ -35,7 +36,7 @@ class Policy:
 
     def __init__(self, trainer: "StepwiseDPOTrainer", setup: RunSetup) -> None:
         self._trainer, self._setup = trainer, setup
-        self.stand_in: torch.nn.Module | None = None
+        self.stand_in: PreTrainedModel | None = None
         self._base: Snapshot | None = None
         if setup.block.policy_init == "base" and setup.session.start.action.kind not in ("finish", "save"):
             self._base = self._copy_of_base()
@@ -58,6 +59,7 @@ class Policy:
             load_adapter(self._trainer.model, directory)
         elif not self._setup.session.is_redirected:  # policy_init: base; M_{t-1} is needed for its log-probs alone
             self.stand_in = load_reference(self._setup.cfg, str(directory), self._trainer)
+            pack_second_model(self._trainer, self.stand_in, self._setup.sources)
 
     def restart(self) -> None:
         """Make it M_0 again."""

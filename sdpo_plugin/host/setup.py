@@ -13,6 +13,7 @@ from sdpo_plugin.host.data.loading import LoadedSource, load_sources
 from sdpo_plugin.host.data.planning import preview
 from sdpo_plugin.host.data.tokenized import TokenizedSource, tokenize
 from sdpo_plugin.host.engines.external import require_same_tokenizer
+from sdpo_plugin.host.engines.memory import pass_over_imports
 from sdpo_plugin.host.forward.positions import check_positions
 from sdpo_plugin.host.forward.vocabulary import check_vocabulary
 from sdpo_plugin.host.session import Session
@@ -30,6 +31,7 @@ def load(cfg: DictDefault, block: SDPOConfig) -> tuple[list[LoadedSource], Plan]
         ConfigError: an external reference has another tokenizer than the policy; a step would have no rows.
         DataError: a source cannot be read, is not preference data, or has no row left.
     """
+    pass_over_imports()  # of the host: all but the trainer's
     if block.reference not in ("previous", "base"):
         require_same_tokenizer(cfg, block.reference)
     sources = load_sources(cfg, block)

@@ -1,5 +1,6 @@
 """The host's DPO trainer with what a chain of steps overrides; ``step_host.py`` runs the steps."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -20,11 +21,13 @@ from sdpo_plugin.host.checkpoints import (
 )
 from sdpo_plugin.host.data.bos import with_one_bos
 from sdpo_plugin.host.data.columns import IDS, with_reference
+from sdpo_plugin.host.data.small_sets import workers
 from sdpo_plugin.host.engines.dropout import disable_functional_dropout
 from sdpo_plugin.host.engines.engine import require_usable_deepspeed
 from sdpo_plugin.host.forward.finite import require_finite_loss
 from sdpo_plugin.host.forward.log_probs import log_prob_table, taking
 from sdpo_plugin.host.initial_state import InitialState
+from sdpo_plugin.host.model_card import without_importing_trackio
 from sdpo_plugin.host.progress import StepProgress
 from sdpo_plugin.host.start_gate import pass_gate
 from sdpo_plugin.host.step_under_way import EvaluationLeft, StepUnderWay
@@ -119,6 +122,8 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         """
         if not self._is_built or set(IDS) <= set(dataset.column_names):
             return dataset
+        args = copy.copy(args)
+        args.dataset_num_proc = workers(args.dataset_num_proc, len(dataset))
         tokenized = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         return with_one_bos(tokenized, processing_class, dataset_name, args.dataset_num_proc)
 
@@ -172,6 +177,11 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
             save()
         else:
             save_sealed(self, self.step, save)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's."""
+        with without_importing_trackio():
+            super().create_model_card(*args, **kwargs)
 
     def _load_callback_state(self) -> None:
         """The host's, and the state of callbacks, which it restores only on request."""

@@ -22,6 +22,9 @@ SEAL = "sdpo_seal.json"
 MARKERS = ("config.json", "adapter_config.json")
 
 
+Files = dict[PathBelow, tuple[Count, str]]  # bytes and XXH3 digest of 128 bits by path below the directory
+
+
 @dataclass(frozen=True)
 class Contents:
     """The content of a seal.
@@ -29,14 +32,14 @@ class Contents:
     Attributes:
         about: whose it is, e.g. run, step, reference.
         facts: what its reader needs to know besides.
-        files: bytes and XXH3 digest of 128 bits by path below the directory.
+        files: what is sealed.
     """
 
     __pydantic_config__ = STRICT
 
     about: dict[str, str]
     facts: dict[str, Any]
-    files: dict[PathBelow, tuple[Count, str]]
+    files: Files
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def seal(
     about: Mapping[str, str],
     facts: Mapping[str, Any] | None = None,
     only: Iterable[Path] | None = None,
+    known: Files | None = None,
 ) -> str:
     """Put every file of ``directory`` on disk, then the seal that vouches for them; return the seal's digest.
 
@@ -59,16 +63,35 @@ def seal(
         about: whose it is.
         facts: what its reader needs to know besides.
         only: the files that are sealed, where not all of them are.
+        known: files that ``written`` has put on disk already, by this process or another one.
 
     Raises:
         OSError: a file cannot be read, synced or written.
     """
+    names = names_in(directory, only)
+    known = known or {}
+    files = {name: known[name] for name in names if name in known}
+    files |= written(directory, [name for name in names if name not in known])
+    for folder in {(directory / name).parent for name in names} | {directory, directory.parent}:
+        sync_directory(folder)
+    ordered = {name: files[name] for name in names}
+    return write_stored(directory / SEAL, Contents(dict(about), dict(facts or {}), ordered), SCHEMA_VERSION)
+
+
+def names_in(directory: Path, only: Iterable[Path] | None = None) -> list[str]:
+    """Paths below ``directory`` of the files that a seal would list, in order."""
     found = directory.rglob("*") if only is None else only
     paths = sorted(path for path in found if path.is_file() and path.name != SEAL)
-    files = {str(path.relative_to(directory)): _sync(path) for path in paths}
-    for folder in {path.parent for path in paths} | {directory, directory.parent}:
-        sync_directory(folder)
-    return write_stored(directory / SEAL, Contents(dict(about), dict(facts or {}), files), SCHEMA_VERSION)
+    return [str(path.relative_to(directory)) for path in paths]
+
+
+def written(directory: Path, names: Iterable[str]) -> Files:
+    """Put files on disk, and digest them.
+
+    Raises:
+        OSError: a file cannot be read or synced.
+    """
+    return {name: _sync(directory / name) for name in names}
 
 
 def read_seal(directory: Path) -> Seal:

@@ -172,7 +172,7 @@ def _for_rows(cfg: DictDefault, entries: Sequence[DictDefault]) -> DictDefault:
 
 def _load(step: str, cfg: DictDefault, label: str = "") -> tuple[TrainDatasetMeta, int | None]:
     """Load ``cfg.datasets`` through the host; also the rows before it dropped any, None where that is unknown."""
-    reader = RawReader()
+    reader = RawReader(cfg)
     with explained(step, cfg, label), loading_through(reader.load):
         prepared = Prepared(cfg, load_tokenizer(cfg).name_or_path)
         prepared.clear_torn()

@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 from filelock import FileLock
 
 from sdpo_plugin.host.data.local_data import load_raw
+from sdpo_plugin.host.data.small_sets import workers
 from sdpo_plugin.run_dir.files import write_json
 
 ROWS_FILE = "sdpo_rows.json"
@@ -67,17 +68,23 @@ class Prepared:
 class RawReader:
     """Reads the entries for the host, and keeps their rows as they are before it makes anything of them.
 
+    Args:
+        cfg: the config that the host reads them by; it maps few rows without worker processes.
+
     Attributes:
         parts: rows of each entry that was read; none where the host has the set prepared.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cfg: DictDefault) -> None:
+        self._cfg, self._asked = cfg, cfg.dataset_num_proc
         self.parts: list[Dataset] = []
 
     def load(self, entry: DictDefault, use_auth_token: Any, streaming: bool = False) -> Dataset | DatasetDict:
         """In place of the host's ``load_dataset_with_config``."""
         loaded = load_raw(entry, use_auth_token, streaming)
         self.parts.append(_training_rows(loaded))
+        # It reads every entry before it maps one.
+        self._cfg.dataset_num_proc = workers(self._asked, sum(map(len, self.parts)))
         return loaded
 
 

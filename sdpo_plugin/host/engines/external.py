@@ -2,11 +2,10 @@
 
 import copy
 
-import torch
 from axolotl.loaders import ModelLoader, load_tokenizer
 from axolotl.loaders.utils import load_model_config
 from axolotl.utils.dict import DictDefault
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config
 
 from sdpo_plugin.errors import ConfigError
@@ -85,7 +84,7 @@ def _difference(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) 
     return None
 
 
-def load_reference(cfg: DictDefault, path: str, trainer: Trainer) -> torch.nn.Module:
+def load_reference(cfg: DictDefault, path: str, trainer: Trainer) -> PreTrainedModel:
     """Load the reference through the host's own loader.
 
     Under ZeRO-3 the loader leaves transformers' global DeepSpeed config pointing at an object that it drops, after
@@ -102,4 +101,5 @@ def load_reference(cfg: DictDefault, path: str, trainer: Trainer) -> torch.nn.Mo
     if trainer.is_deepspeed_enabled:
         set_hf_deepspeed_config(trainer.accelerator.state.deepspeed_plugin.hf_ds_config)
     model.requires_grad_(False)
-    return model
+    found: PreTrainedModel = model
+    return found

@@ -1,5 +1,6 @@
 """Garbage: models that are let go, and collections that take no longer than their garbage is worth."""
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,32 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def pass_over_imports() -> None:
+    """From now on the garbage collector passes over all that exists, until ``look_at_all_again``.
+
+    The host has imported a million objects when it knows its config, and half as many again when it loads the model;
+    it collects garbage three times where it loads one, and Python by itself as imports go on. A process that has frozen
+    objects for a reason of its own keeps them.
+    """
+    global _is_ours  # the collector is one a process, and so is whose the frozen objects are
+    if _is_ours or not gc.get_freeze_count():
+        gc.freeze()
+        _is_ours = True
+        atexit.unregister(gc.freeze)
+        atexit.register(gc.freeze)  # nor does Python's last collection, at its end, look at what the process gives back
+
+
+def look_at_all_again() -> None:
+    """Undo ``pass_over_imports``; nothing where it has done nothing."""
+    global _is_ours
+    if _is_ours:
+        gc.unfreeze()
+        _is_ours = False
+
+
+_is_ours = False
+
+
 @contextmanager
 def quick_collections() -> Iterator[None]:
     """Within this context the garbage collector passes over all that exists at its beginning.
@@ -21,12 +48,9 @@ def quick_collections() -> Iterator[None]:
     accelerate collects garbage wherever an engine or a model is released, some eight times in a run of two steps. With
     all that the host has imported each collection takes 0.4 s; nothing of it is garbage.
     """
-    if gc.get_freeze_count():  # whoever has frozen them may want them so
-        yield
-        return
     gc.collect()
-    gc.freeze()
+    pass_over_imports()
     try:
         yield
     finally:
-        gc.unfreeze()
+        look_at_all_again()

@@ -56,6 +56,23 @@ def on_rank_0(action: Callable[[], T]) -> T:
     return cast(T, value)
 
 
+def on_every_rank(action: Callable[[], T]) -> list[T]:
+    """Run ``action`` on every rank at once; every rank has all results, in the order of the ranks.
+
+    An error of ours or of the file system is every rank's, as with ``on_rank_0``: that of the first rank that has one.
+    Of another error the other ranks hear when the process that had it is gone.
+    """
+    try:
+        mine: tuple[T | None, Exception | None] = (action(), None)
+    except (SDPOError, OSError) as known:
+        mine = (None, known)
+    results = gather([mine])
+    for _, error in results:
+        if error is not None:
+            raise error
+    return [cast(T, value) for value, _ in results]
+
+
 def _tell(objects: list[Any], group: dist.ProcessGroup | None) -> None:
     if group is not None:
         dist.broadcast_object_list(objects, src=0, group=group)
@@ -69,6 +86,11 @@ def gather(mine: list[T]) -> list[T]:
     parts: list[list[T]] = [[] for _ in range(PartialState().num_processes)]
     dist.all_gather_object(parts, mine, group=group)
     return [item for part in parts for item in part]
+
+
+def place() -> tuple[int, int]:
+    """This process's rank, and the number of ranks."""
+    return PartialState().process_index, PartialState().num_processes
 
 
 def largest(mine: int) -> int:

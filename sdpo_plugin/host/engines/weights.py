@@ -92,7 +92,9 @@ def load_adapter(model: PeftModel, directory: Path) -> None:
     Raises:
         OutputError: they do not fit the adapter.
     """
-    result = set_peft_model_state_dict(model, load_peft_weights(str(directory), device="cpu"))
+    weights = load_peft_weights(str(directory), device="cpu")
+    with gathered(model, changes=True):  # a pass before may have had ZeRO-3 shard the adapter
+        result = set_peft_model_state_dict(model, weights)
     missing = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
     if missing or result.unexpected_keys:
         raise OutputError(
@@ -108,13 +110,18 @@ def whole_size(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Within this context every rank holds the whole of what training changes."""
+def gathered(model: nn.Module, *, changes: bool = False) -> Iterator[None]:
+    """Within this context every rank holds the whole of what training changes.
+
+    Args:
+        model: the policy.
+        changes: what rank 0 writes there is kept, by every rank.
+    """
     sharded = [parameter for _, parameter in trainable(model) if _is_sharded(parameter)]
     if not sharded:
         yield
         return
     import deepspeed  # imported late, as in distributed.py
 
-    with deepspeed.zero.GatheredParameters(sharded):
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if changes else None):
         yield

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from sdpo_plugin.host.forward.packing import PACKED, PackedLayout, Pair
 
+PREFIX = "sdpo_packed_"  # of the names that our attentions are registered by
 # Attentions that take a mask; in place of others, such as flash attention, the first one is called.
 SDPA, EAGER = "sdpa", "eager"
 _is_packed: ContextVar[bool] = ContextVar("a packed row is on its way through a model", default=False)
@@ -31,14 +33,25 @@ def packed_attention(model: PreTrainedModel) -> Iterator[bool]:
         Whether the model takes an attention by name.
     """
     original = model.config._attn_implementation
-    if not model._can_set_attn_implementation():
-        yield False
-        return
-    model.set_attn_implementation(_registered(original))
+    takes = set_packed_attention(model)
     try:
-        yield True
+        yield takes
     finally:
-        model.set_attn_implementation(original)
+        if takes:
+            model.set_attn_implementation(original)
+
+
+def set_packed_attention(model: PreTrainedModel) -> bool:
+    """From now on ``model`` takes packed rows; False, and nothing is changed, where it takes no attention by name."""
+    if not model._can_set_attn_implementation():
+        return False
+    model.set_attn_implementation(_registered(model.config._attn_implementation))
+    return True
+
+
+def takes_packed_rows(model: PreTrainedModel) -> bool:
+    """Whether ``model`` stands within ``packed_attention``."""
+    return bool(model.config._attn_implementation.startswith(PREFIX))
 
 
 @contextmanager
@@ -53,7 +66,7 @@ def packed_row() -> Iterator[None]:
 
 def _registered(original: str) -> str:
     """The name under which the attention that calls ``original`` is registered."""
-    name = f"sdpo_packed_{original}"
+    name = PREFIX + original
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, _attention_by(original))
         AttentionMaskInterface.register(name, _mask_by(original))
@@ -80,15 +93,21 @@ def _attention_by(original: str) -> Attention:
         if layout is None:
             return _function(module, original)(module, query, key, value, attention_mask, **kwargs)
         name = EAGER if original == EAGER else SDPA
-        attend, window = _function(module, name), kwargs.get("sliding_window")
+        attend = _function(module, name)
+        texts = _texts(layout, kwargs.get("sliding_window"), query.dtype, query.device, needs_mask=name == EAGER)
         parts = []
-        for pair in layout.pairs:
-            for queries, keys, mask in _texts(pair, window, query, needs_mask=name == EAGER):
-                out, _ = attend(module, query[:, :, queries], key[:, :, keys], value[:, :, keys], mask, **kwargs)
-                parts.append(out)
+        for queries, keys, mask in texts:
+            seen = (_rows(key, keys), _rows(value, keys))
+            parts.append(attend(module, _rows(query, (queries,)), *seen, mask, **kwargs)[0])
         return torch.cat(parts, dim=1), None
 
     return attention
+
+
+def _rows(states: torch.Tensor, parts: tuple[slice, ...]) -> torch.Tensor:
+    """Parts of states of shape (1, heads, N, size), one after the other; a single one is not copied."""
+    found = [states[:, :, part] for part in parts]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 
 
 def _function(module: torch.nn.Module, name: str) -> Attention:
@@ -98,40 +117,51 @@ def _function(module: torch.nn.Module, name: str) -> Attention:
     return found
 
 
+Text = tuple[slice, tuple[slice, ...], torch.Tensor | None]
+
+
+@lru_cache(maxsize=4)  # every layer of a batch asks, of a model with windows in some layers for two kinds
 def _texts(
-    pair: Pair, window: int | None, like: torch.Tensor, *, needs_mask: bool
-) -> Iterator[tuple[slice, Any, torch.Tensor | None]]:
-    """Queries, keys and mask of [prompt | chosen], then of the rejected answer, whose keys begin with the prompt.
+    layout: PackedLayout, window: int | None, dtype: torch.dtype, device: torch.device, *, needs_mask: bool
+) -> list[Text]:
+    """Queries, keys and mask of each [prompt | chosen], and of each rejected answer, whose keys begin with the prompt.
 
     Args:
-        pair: where it lies.
+        layout: of the row.
         window: how many tokens back a layer looks, itself among them; None: all.
-        like: of the mask's device and dtype.
-        needs_mask: also where an attention without a mask is causal.
+        dtype: of a mask that is added.
+        device: of the masks.
+        needs_mask: also where an attention without a mask is causal; it is added to the scores.
     """
+    return [text for pair in layout.pairs for text in _of_pair(pair, window, dtype, device, needs_mask=needs_mask)]
+
+
+def _of_pair(
+    pair: Pair, window: int | None, dtype: torch.dtype, device: torch.device, *, needs_mask: bool
+) -> Iterator[Text]:
     first, second = pair.prompt + pair.chosen, pair.prompt + pair.rejected
+    additive = dtype if needs_mask else None
     whole = slice(pair.start, pair.start + first)
     is_causal = not needs_mask and (window is None or first <= window)
-    yield whole, whole, None if is_causal else _mask(first, first, window, like, additive=needs_mask)
+    yield whole, (whole,), None if is_causal else _mask(first, first, window, device, additive)
     if pair.rejected:
-        rejected = slice(pair.start + first, pair.start + len(pair))
-        device = like.device
-        prompt = torch.arange(pair.start, pair.start + pair.prompt, device=device)
-        keys = torch.cat([prompt, torch.arange(rejected.start, rejected.stop, device=device)])
-        yield rejected, keys, _mask(pair.rejected, second, window, like, additive=needs_mask)
+        prompt, rejected = (slice(pair.start, pair.start + pair.prompt), slice(whole.stop, pair.start + len(pair)))
+        yield rejected, (prompt, rejected), _mask(pair.rejected, second, window, device, additive)
 
 
-def _mask(num_queries: int, num_keys: int, window: int | None, like: torch.Tensor, *, additive: bool) -> torch.Tensor:
+def _mask(
+    num_queries: int, num_keys: int, window: int | None, device: torch.device, additive: torch.dtype | None
+) -> torch.Tensor:
     """Causal, for the last ``num_queries`` of ``num_keys`` tokens, shape (1, 1, num_queries, num_keys).
 
     True where a query sees a key; additive: 0 there, and the least number of the dtype elsewhere.
     """
-    queries = torch.arange(num_keys - num_queries, num_keys, device=like.device)[:, None]
-    keys = torch.arange(num_keys, device=like.device)
+    queries = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
+    keys = torch.arange(num_keys, device=device)
     seen = keys <= queries
     if window is not None:
         seen &= keys > queries - window
-    if additive:
-        zero = torch.zeros((), dtype=like.dtype, device=like.device)
-        return torch.where(seen, zero, torch.finfo(like.dtype).min)[None, None]
-    return seen[None, None]
+    if additive is None:
+        return seen[None, None]
+    zero = torch.zeros((), dtype=additive, device=device)
+    return torch.where(seen, zero, torch.finfo(additive).min)[None, None]

@@ -8,12 +8,14 @@ import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
+from sdpo_plugin.batches import batches
 from sdpo_plugin.host.data.columns import IDS, row_facts
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import ready_model
-from sdpo_plugin.host.forward.attention import packed_row
-from sdpo_plugin.host.forward.packing import PACKED
+from sdpo_plugin.host.forward.attention import packed_row, takes_packed_rows
+from sdpo_plugin.host.forward.packing import PACKED, PackingCollator
 from sdpo_plugin.rows import RowFacts
 from sdpo_plugin.tables import LogProbTable, TableBuilder
 
@@ -54,9 +56,6 @@ class _PackedModel:
         return outputs
 
 
-Batch = tuple[list[int], NDArray[np.float32], NDArray[np.int64]]
-
-
 def policy_log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Summed log-probs in nats of a batch of N pairs, shape (2, N): chosen, rejected.
 
@@ -80,20 +79,20 @@ def log_prob_table(
     batch_size: int,
     model: str,
     what: str,
-    other: torch.nn.Module | None = None,
+    other: PreTrainedModel | None = None,
     facts: RowFacts | None = None,
     name_row: Callable[[int], str] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> LogProbTable:
     """One pass without gradients over ``dataset``; the whole table on every rank.
 
-    Rows are taken longest first, so that a batch that does not fit fails at once and padding is little, and dealt
-    to the ranks batch by batch. The table goes over the wire, not over a shared file system.
+    Batches are those of ``batches.batches``, packed ones by their tokens, dealt to the ranks one by one. The table goes
+    over the wire, not over a shared file system.
 
     Args:
         trainer: holds the policy, the collator and the ranks.
         dataset: tokenized rows (prompt_ids, chosen_ids, rejected_ids).
-        batch_size: pairs per forward pass and rank.
+        batch_size: pairs in a batch of the training.
         model: name of the model, "M_0" … "M_T".
         what: name of the data set, for the progress bar and errors.
         other: a model in place of the policy.
@@ -106,30 +105,26 @@ def log_prob_table(
     """
     facts = facts or row_facts(dataset)
     ids = dataset.select_columns(IDS)  # texts are not read for nothing
-    batches = _deal(np.argsort(-facts.lengths, kind="stable"), batch_size, trainer.accelerator.num_processes)
-    mine: list[Batch] = []
-    rank = trainer.accelerator.process_index
-    bar = tqdm(batches, desc=f"log-probs of {what} by {model}", disable=rank != 0, dynamic_ncols=True)
-    collate = trainer.data_collator if other is None else trainer.padded_collator
+    packs = other is None or takes_packed_rows(other)
+    collate = trainer.data_collator if packs else trainer.padded_collator
+    dealt = batches(facts, batch_size, by_tokens=isinstance(collate, PackingCollator))
+    rank, num_ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    rounds = range(0, len(dealt), num_ranks)
+    bar = tqdm(rounds, desc=f"log-probs of {what} by {model}", disable=rank != 0, dynamic_ncols=True)
+    mine: list[tuple[NDArray[Any], ...]] = []
     with ready_model(trainer, other) as ready:
-        for per_rank in bar:
+        for first in bar:
             check()
-            rows = per_rank[rank]
+            rows = dealt.rows(first + rank)
             # Under ZeRO-3 a forward pass is a collective: a rank without rows computes those of rank 0 with it.
-            found = _batch(trainer, ready, collate, ids, rows if len(rows) else per_rank[0])
+            found = _batch(trainer, ready, collate, ids, rows if len(rows) else dealt.rows(first))
             if len(rows):
-                mine.append((rows.tolist(), *found))
+                mine.append((rows, *found))
     builder = TableBuilder(len(dataset))
-    for rows_done, log_probs, tokens in ranks.gather(mine):
-        builder.fill(rows_done, log_probs, tokens)
+    for part in ranks.gather([tuple(np.concatenate(column, axis=-1) for column in zip(*mine, strict=True))]):
+        if part:  # a rank may have had no batch
+            builder.fill(*part)
     return builder.finish(model, facts.digest(), what, name_row)
-
-
-def _deal(order: NDArray[np.int64], batch_size: int, num_ranks: int) -> list[list[NDArray[np.int64]]]:
-    """Rounds of one batch per rank; in the last round the rows that are left may leave ranks with none."""
-    step = batch_size * num_ranks
-    rounds = (order[start : start + step] for start in range(0, len(order), step))
-    return [[part[rank * batch_size : (rank + 1) * batch_size] for rank in range(num_ranks)] for part in rounds]
 
 
 def _batch(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from sdpo_plugin import gate
 from sdpo_plugin.errors import ConfigError
@@ -16,7 +17,7 @@ from sdpo_plugin.host.data.columns import IDS
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import ready_model
-from sdpo_plugin.host.forward.attention import packed_attention
+from sdpo_plugin.host.forward.attention import packed_attention, set_packed_attention
 from sdpo_plugin.host.forward.log_probs import policy_log_probs
 from sdpo_plugin.host.forward.packing import PackingCollator, longest_row
 from sdpo_plugin.host.forward.precision import is_half_precision
@@ -60,18 +61,34 @@ def forward_pass(trainer: "DPOTrainer", packed: bool | str, sources: Sequence[To
             trainer.data_collator = trainer.padded_collator
 
 
-def takes_packed_rows(model: torch.nn.Module) -> bool:
+def pack_second_model(trainer: "DPOTrainer", model: PreTrainedModel, sources: Sequence[TokenizedSource]) -> None:
+    """Let a model that is loaded for its log-probs alone take packed rows, where the policy does and they are exact.
+
+    Args:
+        trainer: of the policy.
+        model: is released with the attention that it is given here.
+        sources: as in ``forward_pass``.
+    """
+    if trainer.data_collator is trainer.padded_collator:
+        return
+    with packed_attention(model) as takes_attention:
+        reason = _no_way_in(model, takes_attention) or _disagreement(trainer, sources, model)
+    if reason is None:
+        set_packed_attention(model)
+    elif trainer.accelerator.is_main_process:
+        LOG.info("forward pass of the model that is loaded for its log-probs: padded rows, because %s", reason)
+
+
+def can_pack(model: torch.nn.Module) -> bool:
     """Whether the forward pass of a model can be told positions, and the places that logits are needed for."""
     return {"position_ids", "logits_to_keep"} <= inspect.signature(model.forward).parameters.keys()
 
 
 def _obstacle(trainer: "DPOTrainer", model: torch.nn.Module, takes_attention: bool) -> str | None:
     """Why packed rows cannot be exact, as far as it is known without trying."""
-    name, args = type(model).__name__, trainer.args
+    args = trainer.args
     adapters = trainer.model.peft_config.values() if isinstance(trainer.model, PeftModel) else ()
     obstacles = {
-        f"{name} does not take an attention by name": not takes_attention,
-        f"{name} takes no positions, or gives logits for all tokens": not takes_packed_rows(model),
         "dropout is on (disable_dropout: false), and the two answers would share that of their prompt": not (
             args.disable_dropout
         ),
@@ -82,14 +99,23 @@ def _obstacle(trainer: "DPOTrainer", model: torch.nn.Module, takes_attention: bo
         "the adapter puts tokens of its own before each row": any(config.is_prompt_learning for config in adapters),
         "torch_compile would compile anew for every batch": args.torch_compile,
     }
-    return next((reason for reason, holds in obstacles.items() if holds), None)
+    return _no_way_in(model, takes_attention) or next((reason for reason, holds in obstacles.items() if holds), None)
 
 
-def _disagreement(trainer: "DPOTrainer", sources: Sequence[TokenizedSource]) -> str | None:
+def _no_way_in(model: torch.nn.Module, takes_attention: bool) -> str | None:
+    name = type(model).__name__
+    if not takes_attention:
+        return f"{name} does not take an attention by name"
+    return None if can_pack(model) else f"{name} takes no positions, or gives logits for all tokens"
+
+
+def _disagreement(
+    trainer: "DPOTrainer", sources: Sequence[TokenizedSource], other: PreTrainedModel | None = None
+) -> str | None:
     """Send the longest rows through both forward passes; None where they agree within the noise of the dtype."""
     rows = _longest_rows(sources, trainer.args.per_device_train_batch_size)
     packed_inputs = PackingCollator(trainer.args.max_length)(rows)
-    with ready_model(trainer) as ready:
+    with ready_model(trainer, other) as ready:
         padded, packed = (
             policy_log_probs(trainer, ready, trainer._prepare_inputs(inputs)).float()
             for inputs in (trainer.padded_collator(rows), packed_inputs)
@@ -99,9 +125,10 @@ def _disagreement(trainer: "DPOTrainer", sources: Sequence[TokenizedSource]) -> 
     # Every rank has tried the same rows; one that has rounded otherwise must not go another way than the others.
     if not ranks.largest(int(not off <= allowed)):
         return None
+    name = type(other or trainer.model).__name__
     return (
-        f"the log-probs of packed and padded rows of {type(trainer.model).__name__} differ by up to {off:.3g} nats, "
-        f"which is more than rounding ({allowed:.3g})"
+        f"the log-probs of packed and padded rows of {name} differ by up to {off:.3g} nats, which is more than "
+        f"rounding ({allowed:.3g})"
     )
 
 

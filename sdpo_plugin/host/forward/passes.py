@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
 from datasets import Dataset
+from transformers import PreTrainedModel
 
 from sdpo_plugin.host.data.layout import StepData, describe_row
 from sdpo_plugin.host.data.tokenized import TokenizedSource
@@ -30,7 +30,7 @@ class Passes:
         self._trainer, self.stop = trainer, stop
 
     def step_table(
-        self, step: StepPlan, data: StepData, model: str, other: torch.nn.Module | None = None
+        self, step: StepPlan, data: StepData, model: str, other: PreTrainedModel | None = None
     ) -> LogProbTable:
         """Log-probs of D_t, in batches of the training's size: what fits into memory here also trains.
 
@@ -61,7 +61,7 @@ class Passes:
         model: str,
         what: str,
         name_row: Callable[[int], str],
-        other: torch.nn.Module | None = None,
+        other: PreTrainedModel | None = None,
     ) -> LogProbTable:
         size = self._trainer.args.per_device_train_batch_size
         return log_prob_table(
@@ -69,7 +69,7 @@ class Passes:
         )
 
     def heldout_tables(
-        self, heldout: Mapping[str, Dataset], model: str, other: torch.nn.Module | None = None
+        self, heldout: Mapping[str, Dataset], model: str, other: PreTrainedModel | None = None
     ) -> dict[str, LogProbTable]:
         """Log-probs of held-out sets, by name, in batches of the evaluation's size.
 

@@ -1,0 +1,66 @@
+"""Batches of a pass without gradients."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdpo_plugin.batches import batches
+from sdpo_plugin.rows import RowFacts
+
+
+def facts(lengths: list[int], answers: list[int]) -> RowFacts:
+    nothing = np.zeros(len(lengths), np.uint64)
+    return RowFacts(nothing, nothing, np.array(lengths, np.int64), np.array(answers, np.int64))
+
+
+def made(lengths: list[int], answers: list[int], rows: int, *, by_tokens: bool) -> list[list[int]]:
+    found = batches(facts(lengths, answers), rows, by_tokens=by_tokens)
+    return [found.rows(number).tolist() for number in range(len(found))]
+
+
+def test_by_number_longest_first() -> None:
+    assert made([3, 9, 5, 7, 5], [1] * 5, 2, by_tokens=False) == [[1, 3], [2, 4], [0]]
+
+
+def test_short_rows_share_the_room_of_the_longest() -> None:
+    """The first batch has 10 + 8 tokens and 2 × (1 + 2) places; after it 4 × 4 tokens and 4 × (1 + 1) > 6 places."""
+    assert made([4, 10, 4, 8, 4, 4], [1, 2, 1, 2, 1, 1], 2, by_tokens=True) == [[1, 3], [0, 2, 4], [5]]
+
+
+def test_tokens_bound_a_batch() -> None:
+    """As before with room for places: 18 tokens hold four rows of 4, not a fifth."""
+    assert made([4, 10, 4, 8, 4, 4, 4], [1, 9, 1, 7, 1, 1, 1], 2, by_tokens=True) == [[1, 3], [0, 2, 4, 5], [6]]
+
+
+def test_long_answers_make_no_batch_smaller_than_the_training_s() -> None:
+    assert made([10, 10, 9, 9], [1, 1, 8, 8], 2, by_tokens=True) == [[0, 1], [2, 3]]
+
+
+def test_beyond_the_last_batch_there_is_nothing() -> None:
+    found = batches(facts([1], [1]), 4, by_tokens=True)
+    assert len(found) == 1
+    assert found.rows(1).tolist() == []
+
+
+@pytest.mark.parametrize("by_tokens", [True, False])
+@given(
+    pairs=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=60), rows=st.integers(1, 9)
+)
+def test_every_row_once_and_no_batch_takes_more_room_than_it_may(
+    pairs: list[tuple[int, int]], rows: int, by_tokens: bool
+) -> None:
+    lengths, answers = [prompt + answer for prompt, answer in pairs], [answer for _, answer in pairs]
+    found = made(lengths, answers, rows, by_tokens=by_tokens)
+    assert sorted(row for batch in found for row in batch) == list(range(len(pairs)))
+    seen = [lengths[row] for batch in found for row in batch]
+    assert seen == sorted(lengths, reverse=True)
+    most_tokens = sum(sorted(lengths, reverse=True)[:rows])
+    for batch in found[:-1]:
+        assert len(batch) >= rows
+    for batch in found:
+        if len(batch) > rows:
+            assert by_tokens
+            assert sum(lengths[row] for row in batch) <= most_tokens
+            first = 1 + max(answers[row] for row in found[0][:rows])
+            assert len(batch) * (1 + max(answers[row] for row in batch)) <= rows * first

@@ -52,6 +52,14 @@ def test_nothing_is_imported_for_an_answer_that_is_known(seen: dict[str, Any]) -
     assert seen["for nothing"] == []
 
 
+def test_garbage_collections_pass_over_imports_until_training_is_done(seen: dict[str, Any]) -> None:
+    """Some million objects; at the end Python collects them, or extension modules would complain of leaks."""
+    while_it_trains, at_its_end = seen["frozen"]
+    assert while_it_trains > 100_000
+    assert at_its_end == 0
+    assert "leaked" not in seen["log"]
+
+
 def test_few_rows_start_no_process(seen: dict[str, Any]) -> None:
     """Neither to map nor to write; `datasets` says the number of processes in every progress bar that has some."""
     assert "Saving the dataset" in seen["log"]

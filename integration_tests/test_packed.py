@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from integration_tests.harness.compare import apart
 from integration_tests.harness.data import Config, base_config, write_config
 from integration_tests.harness.deaths import live
+from integration_tests.harness.env import ROOT
 from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import messages, refused
 from integration_tests.harness.models import make_model
@@ -19,7 +21,8 @@ from integration_tests.harness.sdpo import read_report, sdpo_config
 from integration_tests.harness.zero3 import write_zero3
 
 COMPARE = "integration_tests.harness.packed:compare"
-PADDED = {"bloom", "gpt_neo", "mpt", "mamba"}  # they do not take packed rows
+PADDED = {"bloom", "falcon", "gpt_neo", "lfm2", "mamba", "mpt"}  # they do not take packed rows
+EAGER = {"gpt_oss"}  # has no scaled dot-product attention
 SGD = {"optimizer": "sgd", "learning_rate": 1.0e-2, "num_epochs": 2}
 
 
@@ -47,11 +50,18 @@ def test_a_packed_batch(host: Host) -> None:
 def test_log_probs_and_gradients_are_those_of_padded_rows(host: Host, kind: str) -> None:
     """One-token answers and prompts, equal answers, rows that are cut, windows shorter than a row; and no text sees
     another one: with another answer beside it a log-prob keeps its bits."""
-    found = host.python(COMPARE, kind)
+    found = host.python(COMPARE, kind, "eager" if kind in EAGER else "sdpa")
     assert found["takes"]
     assert found["log-probs"] <= 1e-5 * found["largest"]
     assert found["gradients"] <= 1e-4
     assert found["leaks"] == 0.0
+
+
+def test_the_docs_say_which() -> None:
+    """The table of models is what is tested here."""
+    text = (ROOT / "docs" / "packed.md").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^\| `(\w+)` \| (packed|padded) \|", text, re.MULTILINE))
+    assert said == {kind: "padded" if kind in PADDED else "packed" for kind in MODELS}
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2"])
@@ -136,6 +146,20 @@ def test_auto_pads_by_name(host: Host, two_sets: list[Config], tmp_path: Path) -
     made = config(bloom, two_sets, tmp_path / "true", True, max_steps=1)
     result = host.train(write_config(tmp_path / "true.yaml", made))
     refused(result, Path(made["output_dir"]), "sdpo.packed: true, but BloomForCausalLM ", "set packed: auto")
+
+
+def test_auto_pads_where_the_log_probs_differ(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
+    """A model that computes a single row otherwise than several: `auto` says by how much, `true` refuses."""
+    said = r"the log-probs of packed and padded rows of LlamaForCausalLM differ by up to [\d.]+ nats, which is more"
+    plugins = ["sdpo_plugin.SDPOPlugin", "integration_tests.harness.faults.FaultPlugin"]
+    results = {}
+    for packed in ("auto", True):
+        made = config(model, two_sets, tmp_path / str(packed), packed, max_steps=1) | {"plugins": plugins}
+        path = write_config(tmp_path / f"{packed}.yaml", made)
+        results[packed] = host.train(path, env={"SDPO_TEST_FAULT": "single:"})
+    assert re.search(f"forward pass: padded rows, because {said}", results["auto"].check().log_text)
+    assert re.search(f"sdpo.packed: true, but {said}", "\n".join(messages(results[True])))
+    assert results[True].returncode == 1
 
 
 def test_a_half_trained_step_is_resumed_with_the_same_forward_pass(

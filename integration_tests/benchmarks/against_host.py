@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from integration_tests.benchmarks.tokens import allowed
 from integration_tests.benchmarks.workload import FILE, SHAPES, Workload, dpo_config, make_model, sdpo_config, write_set
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,6 +249,7 @@ def main() -> None:
         print("medians")
         for side, of_side in runs.items():
             print(medians(side, of_side, [] if side == "host" else runs.get("host", [])))
+        print(f"the tokens allow {allowed(work):.2f} times the pairs/s of the host's chain")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ The environment says which fault, so that the config stays that of the run that 
 - `poison:STEP:UPDATE:TOKEN`: the embedding of a token turns to NaN, on every rank.
 - `limit:BYTES`: no file may grow beyond this, as under a quota.
 - `limit-data:BYTES`: the same, from before the data are loaded.
+- `single:`: a batch of one row is computed otherwise than the same row among others.
 - `slow:SECONDS`: every forward pass takes that much longer.
 - `gate:FOLDER`: nothing, but each rank notes in a file of its own what its start gate is given.
 - `full`: the disk says that it has a megabyte left.
@@ -68,6 +69,8 @@ class FaultPlugin(BasePlugin):
         if self._kind == "slow":
             seconds = float(self._value)
             trainer.model.register_forward_pre_hook(lambda module, arguments: time.sleep(seconds))
+        if self._kind == "single":
+            trainer.model.get_input_embeddings().register_forward_hook(larger_where_alone)
         if self._kind == "gate":
             note_gate(Path(self._value) / f"rank-{_rank()}")
         if self._kind in ("pass", "worker"):
@@ -97,6 +100,11 @@ def note_gate(file: Path) -> None:
 
 def _rank() -> int:
     return int(os.environ.get("RANK") or "0")
+
+
+def larger_where_alone(module: Any, arguments: Any, embeddings: Any) -> Any:
+    """Embeddings of a batch of one row are larger than they should be."""
+    return embeddings * 1.1 if embeddings.shape[0] == 1 else embeddings
 
 
 def spoil_batch(trainer: Any, batch: int) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def train_and_watch(config: str) -> dict[str, Any]:
     original, calls = trl.trainer.utils.selective_log_softmax, []
 
     def counted(logits: Any, index: Any) -> Any:
-        calls.append(None)
+        calls.append(gc.get_freeze_count())
         return original(logits, index)
 
     trl.trainer.utils.selective_log_softmax = counted
@@ -57,7 +58,7 @@ def train_and_watch(config: str) -> dict[str, Any]:
     do_train(cfg, TrainerCliArgs())
     trainer = sys.modules["trl.trainer.dpo_trainer"]
     seen["bound"] = {name: getattr(trainer, name).__module__ for name in FUNCTIONS}
-    seen["calls"] = len(calls)
+    seen["calls"], seen["frozen"] = len(calls), [min(calls), gc.get_freeze_count()]
     seen["for nothing"] = [name for name in ("trackio", "gradio") if name in sys.modules]
     return seen
 

@@ -21,6 +21,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "olmo2": GROUPED,
     "granite": GROUPED,
     "mixtral": GROUPED | {"num_local_experts": 4},
+    "qwen3_moe": GROUPED | {"head_dim": 8, "num_experts": 4, "moe_intermediate_size": 24, "num_experts_per_tok": 2},
+    "gpt_oss": GROUPED
+    | {
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "gpt_neox": SMALL | {"max_position_embeddings": 128},
     "gpt2": {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
     "opt": {"vocab_size": 64, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -40,6 +49,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_types": [[["global"], 2]],
     },
     "mpt": {"vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 4},
+    "falcon": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "lfm2": GROUPED | {"layer_types": ["conv", "full_attention"]},
     "mamba": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2},
 }
 MAX_LENGTH = 24
@@ -76,7 +87,7 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     from sdpo_plugin.host.forward.attention import packed_attention
-    from sdpo_plugin.host.forward.packed import can_pack
+    from sdpo_plugin.host.forward.packed import no_way_in
     from sdpo_plugin.host.forward.packing import PackingCollator
 
     torch.manual_seed(0)
@@ -93,7 +104,7 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
         model.gradient_checkpointing_enable({"use_reentrant": mode.startswith("reentrant")})
         model.enable_input_require_grads()
     with packed_attention(model) as takes:
-        if not (takes and can_pack(model)):
+        if no_way_in(model, takes):
             return {"takes": False}
         padded = log_probs(model, DataCollatorForPreference(0, MAX_LENGTH)(rows()))
         by_padded = gradients(model, padded)

@@ -58,7 +58,7 @@ def early_tables(trainer: "StepwiseDPOTrainer", setup: RunSetup, layout: Layout,
     name = steps[0].reference
     model = load_reference(setup.cfg, reference, trainer)
     check_positions(trainer, setup.sources, model, f"sdpo.reference: {reference!r}")
-    pack_second_model(trainer, model, setup.sources)
+    pack_second_model(trainer, model, setup.rows)
     tables += [(step, passes.step_table(step, layout.data(step), name, model)) for step in steps]
     heldout = passes.heldout_tables(layout.heldout, name, model)
     del model

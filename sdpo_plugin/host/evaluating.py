@@ -5,19 +5,23 @@ policy, and the policy for its own reference, so that every loss is ln 2.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
+from datasets import Dataset
 
 from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.host.data.columns import row_facts
 from sdpo_plugin.host.data.loading import load_sources
 from sdpo_plugin.host.data.tokenized import tokenize_heldout
 from sdpo_plugin.host.engines.ranks import on_rank_0
 from sdpo_plugin.host.evaluated_model import Evaluated, choose
 from sdpo_plugin.host.forward.log_probs import log_prob_table
+from sdpo_plugin.host.forward.packed import forward_pass
 from sdpo_plugin.measures import gamma_stats, implicit_reward_accuracy, reference_free_accuracy
 from sdpo_plugin.plan import M_0
 from sdpo_plugin.run_dir.paths import RunDir
@@ -35,18 +39,18 @@ def evaluate(cfg: DictDefault, trainer: Any) -> dict[str, float]:
         ConfigError: no step has held-out rows.
     """
     chosen = on_rank_0(lambda: choose(cfg))
-    heldout = tokenize_heldout(trainer, load_sources(cfg, parse_block(cfg.sdpo.to_dict() if cfg.sdpo else None)))
+    block = parse_block(cfg.sdpo.to_dict() if cfg.sdpo else None)
+    heldout = tokenize_heldout(trainer, load_sources(cfg, block))
     if not heldout:
         raise ConfigError(
             "axolotl evaluate has nothing to evaluate on: no step has held-out rows; set val_set_size or test_datasets."
         )
-    size = trainer.args.per_device_eval_batch_size
+    tables = _tables(trainer, block.packed, heldout, chosen.name)
     rows: list[tuple[str, ...]] = [
         ("held-out set", "rows", "mean γ", "reference-free accuracy", "implicit reward accuracy")
     ]
     metrics: dict[str, float] = {}
-    for column, (name, dataset) in enumerate(heldout.items()):
-        table = log_prob_table(trainer, dataset, size, chosen.name, f"held-out {name}")
+    for column, (name, table) in enumerate(tables.items()):
         base = _of_base(cfg, chosen, column, table)
         found = {"gamma": gamma_stats(table).mean, "reference_free_accuracy": reference_free_accuracy(table)}
         found |= {} if base is None else {"implicit_reward_accuracy": implicit_reward_accuracy(table, base)}
@@ -56,6 +60,17 @@ def evaluate(cfg: DictDefault, trainer: Any) -> dict[str, float]:
     if is_main_process():
         LOG.info("%s on held-out rows\n%s", chosen.name, text_table(rows))
     return metrics
+
+
+def _tables(trainer: Any, packed: bool | str, heldout: Mapping[str, Dataset], model: str) -> dict[str, LogProbTable]:
+    """Log-probs of the held-out sets by name, packed where the run would pack them."""
+    size = trainer.args.per_device_eval_batch_size
+    facts = {name: row_facts(rows) for name, rows in heldout.items()}
+    with forward_pass(trainer, packed, [(rows, facts[name]) for name, rows in heldout.items()]):
+        return {
+            name: log_prob_table(trainer, rows, size, model, f"held-out {name}", facts=facts[name])
+            for name, rows in heldout.items()
+        }
 
 
 def _of_base(cfg: DictDefault, chosen: Evaluated, column: int, table: LogProbTable) -> LogProbTable | None:

@@ -59,7 +59,7 @@ class Policy:
             load_adapter(self._trainer.model, directory)
         elif not self._setup.session.is_redirected:  # policy_init: base; M_{t-1} is needed for its log-probs alone
             self.stand_in = load_reference(self._setup.cfg, str(directory), self._trainer)
-            pack_second_model(self._trainer, self.stand_in, self._setup.sources)
+            pack_second_model(self._trainer, self.stand_in, self._setup.rows)
 
     def restart(self) -> None:
         """Make it M_0 again."""

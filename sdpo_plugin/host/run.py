@@ -36,7 +36,7 @@ def run_chain(trainer: "StepwiseDPOTrainer", setup: RunSetup) -> TrainOutput:
     """
     args, start, stop = trainer.args, setup.session.start, StopRequest()
     policy = Policy(trainer, setup)
-    with stop.listening(), quick_collections(), forward_pass(trainer, setup.block.packed, setup.sources):
+    with stop.listening(), quick_collections(), forward_pass(trainer, setup.block.packed, setup.rows):
         passes = Passes(trainer, stop)
         pool = pool_tables(setup, passes)
         layout = lay_out(setup.cfg, setup.block, setup.sources, list(pool.values()))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from axolotl.common.datasets import TrainDatasetMeta
 from axolotl.utils.dict import DictDefault
+from datasets import Dataset
 
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.data.columns import concatenate
@@ -18,6 +19,7 @@ from sdpo_plugin.host.forward.positions import check_positions
 from sdpo_plugin.host.forward.vocabulary import check_vocabulary
 from sdpo_plugin.host.session import Session
 from sdpo_plugin.plan import Plan
+from sdpo_plugin.rows import RowFacts
 from sdpo_plugin.run_dir.paths import RunDir
 
 if TYPE_CHECKING:
@@ -78,6 +80,11 @@ class RunSetup:
         check_vocabulary(trainer, tokenized)
         check_positions(trainer, tokenized)
         return cls(cfg, block, session, tokenized)
+
+    @property
+    def rows(self) -> list[tuple[Dataset, RowFacts]]:
+        """The rows of all sources, with what is known of them."""
+        return [(source.train, source.facts) for source in self.sources]
 
     @property
     def run(self) -> RunDir:

@@ -20,14 +20,15 @@ def pass_over_imports() -> None:
 
     The host has imported a million objects when it knows its config, and half as many again when it loads the model;
     it collects garbage three times where it loads one, and Python by itself as imports go on. A process that has frozen
-    objects for a reason of its own keeps them.
+    objects for a reason of its own keeps them. At its end Python collects all: extension modules complain of what
+    stays.
     """
     global _is_ours  # the collector is one a process, and so is whose the frozen objects are
     if _is_ours or not gc.get_freeze_count():
         gc.freeze()
+        atexit.unregister(look_at_all_again)
+        atexit.register(look_at_all_again)
         _is_ours = True
-        atexit.unregister(gc.freeze)
-        atexit.register(gc.freeze)  # nor does Python's last collection, at its end, look at what the process gives back
 
 
 def look_at_all_again() -> None:

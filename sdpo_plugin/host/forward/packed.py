@@ -8,34 +8,38 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from sdpo_plugin import gate
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.host.data.columns import IDS
-from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import ready_model
 from sdpo_plugin.host.forward.attention import packed_attention, set_packed_attention
 from sdpo_plugin.host.forward.log_probs import policy_log_probs
 from sdpo_plugin.host.forward.packing import PackingCollator, longest_row
 from sdpo_plugin.host.forward.precision import is_half_precision
+from sdpo_plugin.rows import RowFacts
 
 if TYPE_CHECKING:
     from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
+# Of transformers' `layer_types` those whose tokens see what a mask says, and nothing else.
+ATTENTIONS = {"full_attention", "sliding_attention"}
+Rows = Sequence[tuple[Dataset, RowFacts]]  # sets of tokenized rows, with what is known of them
 
 
 @contextmanager
-def forward_pass(trainer: "DPOTrainer", packed: bool | str, sources: Sequence[TokenizedSource]) -> Iterator[None]:
+def forward_pass(trainer: "DPOTrainer", packed: bool | str, rows: Rows) -> Iterator[None]:
     """Within this context the trainer computes packed rows, or padded ones where packed rows would not be exact.
 
     Args:
         trainer: its collator is replaced.
         packed: `sdpo.packed`: "auto", True or False.
-        sources: one batch of them goes through both.
+        rows: the longest of them go through both.
 
     Raises:
         ConfigError: `packed: true`, and packed rows would not be exact.
@@ -46,7 +50,7 @@ def forward_pass(trainer: "DPOTrainer", packed: bool | str, sources: Sequence[To
     model = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
     with ExitStack() as stack:
         takes_attention = stack.enter_context(packed_attention(model))
-        reason = _obstacle(trainer, model, takes_attention) or _disagreement(trainer, sources)
+        reason = _obstacle(trainer, model, takes_attention) or _disagreement(trainer, rows)
         if reason and packed is True:
             raise ConfigError(f"sdpo.packed: true, but {reason}; set packed: auto, or false.")
         if trainer.accelerator.is_main_process:
@@ -61,27 +65,22 @@ def forward_pass(trainer: "DPOTrainer", packed: bool | str, sources: Sequence[To
             trainer.data_collator = trainer.padded_collator
 
 
-def pack_second_model(trainer: "DPOTrainer", model: PreTrainedModel, sources: Sequence[TokenizedSource]) -> None:
+def pack_second_model(trainer: "DPOTrainer", model: PreTrainedModel, rows: Rows) -> None:
     """Let a model that is loaded for its log-probs alone take packed rows, where the policy does and they are exact.
 
     Args:
         trainer: of the policy.
         model: is released with the attention that it is given here.
-        sources: as in ``forward_pass``.
+        rows: as in ``forward_pass``.
     """
     if trainer.data_collator is trainer.padded_collator:
         return
     with packed_attention(model) as takes_attention:
-        reason = _no_way_in(model, takes_attention) or _disagreement(trainer, sources, model)
+        reason = no_way_in(model, takes_attention) or _disagreement(trainer, rows, model)
     if reason is None:
         set_packed_attention(model)
     elif trainer.accelerator.is_main_process:
         LOG.info("forward pass of the model that is loaded for its log-probs: padded rows, because %s", reason)
-
-
-def can_pack(model: torch.nn.Module) -> bool:
-    """Whether the forward pass of a model can be told positions, and the places that logits are needed for."""
-    return {"position_ids", "logits_to_keep"} <= inspect.signature(model.forward).parameters.keys()
 
 
 def _obstacle(trainer: "DPOTrainer", model: torch.nn.Module, takes_attention: bool) -> str | None:
@@ -99,26 +98,35 @@ def _obstacle(trainer: "DPOTrainer", model: torch.nn.Module, takes_attention: bo
         "the adapter puts tokens of its own before each row": any(config.is_prompt_learning for config in adapters),
         "torch_compile would compile anew for every batch": args.torch_compile,
     }
-    return _no_way_in(model, takes_attention) or next((reason for reason, holds in obstacles.items() if holds), None)
+    return no_way_in(model, takes_attention) or next((reason for reason, holds in obstacles.items() if holds), None)
 
 
-def _no_way_in(model: torch.nn.Module, takes_attention: bool) -> str | None:
-    name = type(model).__name__
+def no_way_in(model: PreTrainedModel, takes_attention: bool) -> str | None:
+    """Why a model cannot be given packed rows at all; None where it can.
+
+    Args:
+        model: of the policy, or one beside it.
+        takes_attention: whether it takes an attention by name.
+    """
+    name, layers = type(model).__name__, set(getattr(model.config, "layer_types", None) or ATTENTIONS)
     if not takes_attention:
         return f"{name} does not take an attention by name"
-    return None if can_pack(model) else f"{name} takes no positions, or gives logits for all tokens"
+    if not inspect.signature(model.forward).parameters.keys() >= {"position_ids", "logits_to_keep"}:
+        return f"{name} takes no positions, or gives logits for all tokens"
+    if model._is_stateful or layers - ATTENTIONS:
+        kinds = ", ".join(sorted(layers - ATTENTIONS)) or "a state"
+        return f"{name} has layers that run on from text to text ({kinds})"
+    return None
 
 
-def _disagreement(
-    trainer: "DPOTrainer", sources: Sequence[TokenizedSource], other: PreTrainedModel | None = None
-) -> str | None:
+def _disagreement(trainer: "DPOTrainer", rows: Rows, other: PreTrainedModel | None = None) -> str | None:
     """Send the longest rows through both forward passes; None where they agree within the noise of the dtype."""
-    rows = _longest_rows(sources, trainer.args.per_device_train_batch_size)
-    packed_inputs = PackingCollator(trainer.args.max_length)(rows)
+    pairs = _longest_rows(rows, trainer.args.per_device_train_batch_size)
+    packed_inputs = PackingCollator(trainer.args.max_length)(pairs)
     with ready_model(trainer, other) as ready:
         padded, packed = (
             policy_log_probs(trainer, ready, trainer._prepare_inputs(inputs)).float()
-            for inputs in (trainer.padded_collator(rows), packed_inputs)
+            for inputs in (trainer.padded_collator(pairs), packed_inputs)
         )
     allowed = gate.tolerance_nats(is_half_precision(trainer), longest_row(packed_inputs))
     off = float((padded - packed).abs().max())
@@ -132,13 +140,13 @@ def _disagreement(
     )
 
 
-def _longest_rows(sources: Sequence[TokenizedSource], number: int) -> list[Mapping[str, Any]]:
-    """The longest rows of all sources, at least two where there are two: one pair could not see another."""
-    facts = [(int(length), s, row) for s, source in enumerate(sources) for row, length in _longest(source, number)]
-    chosen = sorted(facts, reverse=True)[: max(2, number)]
-    return [sources[s].train.select_columns(IDS)[row] for _, s, row in chosen]
+def _longest_rows(rows: Rows, number: int) -> list[Mapping[str, Any]]:
+    """The longest rows of all sets, at least two where there are two: one pair could not see another."""
+    number = max(2, number)
+    found = [(int(facts.lengths[row]), s, row) for s, (_, facts) in enumerate(rows) for row in _longest(facts, number)]
+    return [rows[s][0].select_columns(IDS)[row] for _, s, row in sorted(found, reverse=True)[:number]]
 
 
-def _longest(source: TokenizedSource, number: int) -> list[tuple[int, int]]:
-    order = np.argsort(-source.facts.lengths, kind="stable")[: max(2, number)]
-    return [(int(row), int(source.facts.lengths[row])) for row in order]
+def _longest(facts: RowFacts, number: int) -> list[int]:
+    order: list[int] = np.argsort(-facts.lengths, kind="stable")[:number].tolist()
+    return order

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from sdpo_plugin.host.data.columns import row_facts
 from sdpo_plugin.host.data.layout import StepData, describe_row
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.host.forward.log_probs import log_prob_table
 from sdpo_plugin.host.stopping import Stopped, StopRequest
 from sdpo_plugin.plan import StepPlan
+from sdpo_plugin.rows import RowFacts
 from sdpo_plugin.tables import LogProbTable
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class Passes:
 
     def __init__(self, trainer: "DPOTrainer", stop: StopRequest) -> None:
         self._trainer, self.stop = trainer, stop
+        self._heldout_facts: dict[str, RowFacts] = {}  # every model of the run is evaluated on the same rows
 
     def step_table(
         self, step: StepPlan, data: StepData, model: str, other: PreTrainedModel | None = None
@@ -77,10 +80,15 @@ class Passes:
             ReferenceTableError, Stopped: as in ``step_table``.
         """
         size = self._trainer.args.per_device_eval_batch_size
-        return {
-            name: log_prob_table(self._trainer, rows, size, model, f"held-out {name}", other, check=self._end_if_asked)
-            for name, rows in heldout.items()
-        }
+        known, tables = self._heldout_facts, {}
+        for name, rows in heldout.items():
+            if name not in known:
+                known[name] = row_facts(rows)
+            what = f"held-out {name}"
+            tables[name] = log_prob_table(
+                self._trainer, rows, size, model, what, other, known[name], check=self._end_if_asked
+            )
+        return tables
 
     def _end_if_asked(self) -> None:
         """Every rank asks, between two batches."""

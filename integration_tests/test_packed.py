@@ -73,6 +73,14 @@ def test_with_the_models_own_attention_function(host: Host, kind: str) -> None:
     assert found["leaks"] == 0.0
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt2"])
+def test_under_autocast_packed_rows_are_no_noisier(host: Host, kind: str) -> None:
+    """bfloat16, beside float32: both forward passes round, neither by more than twice the other."""
+    off = host.python("integration_tests.harness.packed:half_precision", kind)
+    assert 0.0 < off["packed"] <= 2 * off["padded"]
+    assert off["padded"] <= 2 * off["packed"]
+
+
 @pytest.mark.parametrize("mode", ["checkpointing", "reentrant checkpointing"])
 def test_with_gradient_checkpointing(host: Host, mode: str) -> None:
     """The layers are computed again in the backward pass, with the same layout."""

@@ -83,23 +83,13 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
         ``takes``: whether the model takes packed rows at all; if so, the largest differences of a log-prob and of a
         gradient, the largest log-prob, and ``leaks``: how far the log-probs of one text move with another text.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     from sdpo_plugin.host.forward.attention import packed_attention
     from sdpo_plugin.host.forward.packed import no_way_in
     from sdpo_plugin.host.forward.packing import PackingCollator
 
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **MODELS[kind])
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
-    model.train()
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    model = build(kind, attention)
     if mode:
         model.gradient_checkpointing_enable({"use_reentrant": mode.startswith("reentrant")})
         model.enable_input_require_grads()
@@ -120,6 +110,38 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
         }
     assert model.config._attn_implementation == attention, "the model has its own attention back"
     return found
+
+
+def build(kind: str, attention: str) -> Any:
+    """A model of `MODELS`, as it trains, without dropout."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **MODELS[kind])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    model.train()
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def half_precision(kind: str) -> dict[str, float]:
+    """How far log-probs under bfloat16 autocast are from those in float32, on average, by both forward passes."""
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    from sdpo_plugin.host.forward.attention import packed_attention
+    from sdpo_plugin.host.forward.packing import PackingCollator
+
+    model = build(kind, "sdpa")
+    inputs = {"padded": DataCollatorForPreference(0, MAX_LENGTH)(rows()), "packed": PackingCollator(MAX_LENGTH)(rows())}
+    with torch.no_grad(), packed_attention(model):
+        exact = log_probs(model, inputs["padded"])
+        with torch.autocast("cpu", torch.bfloat16):
+            return {how: float((log_probs(model, batch) - exact).abs().mean()) for how, batch in inputs.items()}
 
 
 def log_probs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:

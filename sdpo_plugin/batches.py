@@ -36,8 +36,8 @@ def batches(facts: RowFacts, rows: int, *, by_tokens: bool) -> Batches:
     Args:
         facts: of N rows.
         rows: pairs in a batch of the training: what fits here also trains.
-        by_tokens: batches of short rows have more pairs, while neither their tokens nor the places that logits are
-            needed for become more than those of the first batch; else ``rows`` each.
+        by_tokens: beyond ``rows``, a batch has more pairs as long as neither its tokens (prompt and longer answer) nor
+            the places that logits are needed for become more than those of the first batch; else ``rows`` each.
     """
     order = np.argsort(-facts.lengths, kind="stable")
     if not by_tokens:

@@ -59,18 +59,24 @@ def save_sealed(trainer: "StepwiseDPOTrainer", step: StepUnderWay, save: Callabl
 def _written_by_all(directory: Path) -> Files:
     """The files of a checkpoint on disk, with their digests: every rank reads its share of them, at the same time.
 
-    A rank that shares no file system with rank 0 finds nothing of its share; rank 0 reads that itself.
+    A rank that sees another file than rank 0 does, or none, leaves it: they share no file system, or not yet what was
+    written. The seal reads what is left.
     """
-    sizes = ranks.on_rank_0(lambda: [(name, (directory / name).stat().st_size) for name in names_in(directory)])
-    largest_first = sorted(sizes, key=lambda file: file[1], reverse=True)
+    seen = ranks.on_rank_0(lambda: [(name, _state(directory / name)) for name in names_in(directory)])
+    largest_first = sorted(seen, key=lambda file: file[1], reverse=True)
     rank, num_ranks = ranks.place()
-    share = [name for name, size in largest_first[rank::num_ranks] if _has(directory / name, size)]
+    share = [name for name, state in largest_first[rank::num_ranks] if _state(directory / name) == state]
     parts = ranks.on_every_rank(lambda: written(directory, share))
     return {name: facts for part in parts for name, facts in part.items()}
 
 
-def _has(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+def _state(path: Path) -> tuple[int, int]:
+    """Bytes, and the time of the last change; (-1, -1) where there is no file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def restore_callbacks(trainer: "StepwiseDPOTrainer") -> None:

@@ -73,6 +73,10 @@ def policy_log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: Mapp
         trainer.ref_model = None
 
 
+# Row numbers of a batch, their summed log-probs and completion tokens.
+Computed = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
+
+
 def log_prob_table(
     trainer: "DPOTrainer",
     dataset: Dataset,
@@ -108,10 +112,10 @@ def log_prob_table(
     packs = other is None or takes_packed_rows(other)
     collate = trainer.data_collator if packs else trainer.padded_collator
     dealt = batches(facts, batch_size, by_tokens=isinstance(collate, PackingCollator))
-    rank, num_ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    rank, num_ranks = ranks.place()
     rounds = range(0, len(dealt), num_ranks)
     bar = tqdm(rounds, desc=f"log-probs of {what} by {model}", disable=rank != 0, dynamic_ncols=True)
-    mine: list[tuple[NDArray[Any], ...]] = []
+    mine: list[Computed] = []
     with ready_model(trainer, other) as ready:
         for first in bar:
             check()
@@ -120,11 +124,16 @@ def log_prob_table(
             found = _batch(trainer, ready, collate, ids, rows if len(rows) else dealt.rows(first))
             if len(rows):
                 mine.append((rows, *found))
-    builder = TableBuilder(len(dataset))
+    return _gathered(mine, len(dataset)).finish(model, facts.digest(), what, name_row)
+
+
+def _gathered(mine: list[Computed], num_rows: int) -> TableBuilder:
+    """The batches of all ranks, on every rank; they travel as one array a column and rank."""
+    builder = TableBuilder(num_rows)
     for part in ranks.gather([tuple(np.concatenate(column, axis=-1) for column in zip(*mine, strict=True))]):
         if part:  # a rank may have had no batch
             builder.fill(*part)
-    return builder.finish(model, facts.digest(), what, name_row)
+    return builder
 
 
 def _batch(

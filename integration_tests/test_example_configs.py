@@ -18,7 +18,7 @@ from integration_tests.harness.data import WORDS
 from integration_tests.harness.env import ROOT
 from integration_tests.harness.launch import Host
 from sdpo_plugin.args import PartitionArgs, SDPOConfig, StepArgs
-from sdpo_plugin.conflicts import TRAINER_CLS
+from sdpo_plugin.recognition import TRAINER_CLS
 
 FOLDER = ROOT / "example_configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))

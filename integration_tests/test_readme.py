@@ -13,7 +13,7 @@ import yaml
 from integration_tests.harness.env import ROOT
 from integration_tests.harness.launch import Host
 from integration_tests.harness.models import make_model
-from sdpo_plugin.conflicts import TRAINER_CLS
+from sdpo_plugin.recognition import TRAINER_CLS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COPIES = 8  # of the two rows that the README shows

@@ -1,33 +1,35 @@
-"""Stepwise DPO (sDPO, arXiv 2403.19270) for Axolotl: `plugins: [sdpo_plugin.SDPOPlugin]`, `rl: sdpo`.
+"""Stepwise DPO (sDPO, arXiv 2403.19270) for Axolotl: `rl: sdpo`.
 
-The core of the package is importable without the host; ``SDPOPlugin`` is resolved on first use.
+The core of the package is importable without the host. ``SDPOPlugin`` and ``SDPOArgs`` are resolved on first use: a
+host that loads installed plugins by itself imports this package for every config.
 """
 
 from typing import TYPE_CHECKING
 
-from sdpo_plugin import crash, misspelt
-from sdpo_plugin.args import SDPOArgs
-from sdpo_plugin.errors import UnsupportedHostError
+from sdpo_plugin import crash, plugin_name
+from sdpo_plugin.versions import cannot_load
 
 if TYPE_CHECKING:
+    from sdpo_plugin.args import SDPOArgs
     from sdpo_plugin.host.plugin import SDPOPlugin
 
 __version__ = "0.1.0"
 __all__ = ["SDPOArgs", "SDPOPlugin", "__version__"]
 
-misspelt.watch_imports()
+plugin_name.watch_imports()
 
 
 def __getattr__(name: str) -> object:
+    if name == "SDPOArgs":
+        from sdpo_plugin.args import SDPOArgs
+
+        return SDPOArgs
     if name != "SDPOPlugin":
-        raise misspelt.no_such_attribute(name)
-    crash.install()
+        raise plugin_name.no_such_attribute(name)
     try:
         from sdpo_plugin.host.plugin import SDPOPlugin
     except ImportError as error:
         # Axolotl swallows an ImportError and trains on without the plugin; this must not happen.
-        raise UnsupportedHostError(
-            f"sdpo_plugin cannot load beside the installed packages: {error}. "
-            "Install a supported host: pip install 'axolotl[deepspeed]>=0.19,<0.20'."
-        ) from error
+        crash.install()
+        raise cannot_load(error) from error
     return SDPOPlugin

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.recognition import TRAINER_CLS
 
 # TRL 1.9 looks a loss up when it computes it: a typo in the last step would end the run after all steps before it.
 LOSS_TYPES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
     *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
 )
-TRAINER_CLS = "sdpo_plugin.host.trainer.StepwiseDPOTrainer"
 
 
 def _is_set(value: Any) -> bool:

@@ -1,6 +1,9 @@
-"""Tables of text."""
+"""Text: tables of it, and words that are nearly the same."""
 
+import difflib
 from collections.abc import Sequence
+
+_CLOSE = 0.75  # two letters of four exchanged, one too few, one too many
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
@@ -17,6 +20,16 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(rows[0]), "  ".join("-" * width for width in widths), *map(line, rows[1:])])
+
+
+def plain(name: str) -> str:
+    """A name as it is compared with others: small letters, underscores."""
+    return name.strip().lower().replace("-", "_")
+
+
+def is_close(name: str, wanted: str) -> bool:
+    """Whether a name is nearly the one that is wanted, or is it."""
+    return difflib.SequenceMatcher(None, name, wanted).ratio() >= _CLOSE
 
 
 def _is_number(cell: str) -> bool:

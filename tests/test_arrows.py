@@ -14,27 +14,32 @@ MOST_IMPORTS = 15  # modules of this package that one of them needs; more of the
 
 # Each module of the core, and the modules of this package that it may import.
 ALLOWED = {
-    "__init__": "args crash errors misspelt",  # and host.plugin, but not before someone asks for the plugin
+    "__init__": "crash plugin_name versions",  # and args, host.plugin, but not before someone asks for them
     "args": "names",
     "block": "args errors",
     "bounds": "errors",
-    "conflicts": "errors",
+    "__main__": "cli",
+    "cli": "crash errors host.commands report.command",  # the host's when a command needs it
+    "conflicts": "errors recognition",
     "crash": "errors scrub",
     "digests": "",
     "errors": "",
     "gate": "errors",
     "local_files": "",
     "measures": "tables",
-    "misspelt": "args crash errors",
+    "misspelt": "args errors recognition text",
     "names": "",
     "partition": "errors",
     "plan": "names schema text",
+    "plugin_name": "crash errors text",
+    "recognition": "plugin_name text",
     "rows": "",
     "batches": "rows",
     "schema": "",
     "scrub": "",
     "tables": "digests errors",
     "text": "",
+    "versions": "errors",
     "run_dir": "",
     "run_dir.checkpoints": "errors plan run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.cleanup": "plan run_dir.files run_dir.ledger run_dir.paths run_dir.sealed",
@@ -60,7 +65,7 @@ ALLOWED = {
     "run_dir.stored": "digests run_dir.files",
     "run_dir.table_files": "errors run_dir.files run_dir.ledger run_dir.paths tables",
     "report": "",
-    "report.__main__": "crash errors report.build report.render run_dir.files run_dir.paths",
+    "report.command": "errors report.build report.render run_dir.files run_dir.paths",
     "report.build": (
         "errors measures plan report.notes report.render run_dir.files run_dir.ledger run_dir.paths "
         "run_dir.table_files tables"
@@ -71,7 +76,8 @@ ALLOWED = {
 }
 
 METHOD = "plan partition batches rows tables measures gate text digests schema names errors scrub".split()
-CONFIG = "args block bounds conflicts crash local_files misspelt".split()  # what a user writes and sees
+# What a user writes and sees.
+CONFIG = "args block bounds conflicts crash local_files misspelt plugin_name recognition versions".split()
 # Each wing, and the wings that it may import; itself goes without saying.
 ARROWS = {
     "method": set(),
@@ -81,6 +87,8 @@ ARROWS = {
     "runner": {"method", "run_dir"},
     "host": {"method", "config", "run_dir", "report", "runner"},
     "__init__": {"method", "config"},
+    "cli": {"config", "method", "report", "host"},
+    "__main__": {"cli"},
 }
 
 
@@ -191,7 +199,7 @@ def test_package_imports_only_wings_that_it_may() -> None:
 
 
 def test_arrows_between_wings_go_one_way() -> None:
-    order = ["method", "config", "run_dir", "report", "runner", "host"]
+    order = ["method", "config", "run_dir", "report", "runner", "host", "cli", "__main__"]
     for wing, others in ARROWS.items():
         if wing != "__init__":
             assert others <= set(order[: order.index(wing)])

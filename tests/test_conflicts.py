@@ -7,7 +7,6 @@ import pytest
 from sdpo_plugin.conflicts import (
     CONFLICTS,
     PACKING_CONFLICTS,
-    TRAINER_CLS,
     TRAINING_CONFLICTS,
     Conflict,
     check_conflicts,
@@ -15,6 +14,7 @@ from sdpo_plugin.conflicts import (
     check_losses,
 )
 from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.recognition import TRAINER_CLS
 
 # key: a value that clashes, and what the message tells the user to do
 CLASHES: dict[str, tuple[Any, str]] = {

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 import sdpo_plugin
-from sdpo_plugin import misspelt
+from sdpo_plugin import plugin_name
 from tests.conftest import RunPython
 from tests.test_arrows import CORE, HOST_PACKAGES
 
@@ -42,7 +42,7 @@ def test_plugin_without_host_names_what_is_missing(
     assert plugin_without_axolotl.stderr == (
         "\nUnsupportedHostError\n"
         "sdpo_plugin: sdpo_plugin cannot load beside the installed packages: No module named 'axolotl'. "
-        "Install a supported host: pip install 'axolotl[deepspeed]>=0.19,<0.20'.\n"
+        "Install a supported host: pip install 'axolotl[deepspeed]>=0.19,<0.22'.\n"
     )
 
 
@@ -100,7 +100,7 @@ def test_name_that_is_nearly_the_plugins(run_python: RunPython, entry: str, prob
     assert (done.returncode, done.stdout) == (1, "")
 
 
-@pytest.mark.parametrize("module", ["sdpo_plugin.nope", "sdpo_plugin.__main__", "sdpo_plugin.host.plugin_of_mine"])
+@pytest.mark.parametrize("module", ["sdpo_plugin.nope", "sdpo_plugin.__init", "sdpo_plugin.host.plugin_of_mine"])
 def test_other_module_that_is_not_there_is_an_import_error(run_python: RunPython, module: str) -> None:
     done = run_python(LOAD_PLUGIN.format(entry=f"{module}.X"))
     assert done.stdout == f"logged and passed over: No module named {module!r}\n"
@@ -116,7 +116,7 @@ def test_package_has_no_attribute_that_is_nearly_the_plugins() -> None:
 def test_no_module_of_the_core_is_taken_for_the_plugin(module: str) -> None:
     """`from sdpo_plugin import lock` asks for the attribute first."""
     with pytest.raises(AttributeError, match=f"^module 'sdpo_plugin' has no attribute '{module.split('.')[1]}'$"):
-        raise misspelt.no_such_attribute(module.split(".")[1])
+        raise plugin_name.no_such_attribute(module.split(".")[1])
 
 
 def test_what_the_package_offers_is_frozen() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from sdpo_plugin.args import PartitionArgs, SDPOConfig
 from sdpo_plugin.errors import ConfigError
-from sdpo_plugin.misspelt import OWNERS, is_listed, require_known_keys, require_known_rl, require_plugin_name
+from sdpo_plugin.misspelt import OWNERS, require_known_keys, require_known_rl
+from sdpo_plugin.plugin_name import is_listed, require_plugin_name
 
 HOST = {"rl", "datasets", "seed", "plugins", "learning_rate", "sdpo"}
 KINDS = ["dpo", "ipo", "kto", "orpo", "simpo"]
@@ -75,8 +76,10 @@ def test_long_value_is_cut() -> None:
         {"seed": 7, "learning_rate": 1e-6},
         {"name": "my run", "notes": {"unit": "row"}},
         {"sdpa": True, "std": 1.0, "steppes": 3, 7: "seven", None: 1, "": 2},
+        {"fsdp": None},  # the host's own commands set it, also where its schema has no such key any more
+        {"fsdp": ["full_shard", "auto_wrap"]},
     ],
-    ids=["block", "host", "own-notes", "no-near-miss"],
+    ids=["block", "host", "own-notes", "no-near-miss", "no-fsdp", "fsdp"],
 )
 def test_keys_that_pass(cfg: dict[Any, Any]) -> None:
     require_known_keys(cfg, HOST)

@@ -1,4 +1,4 @@
-"""`python -m sdpo_plugin.report`: what it prints, writes, and says where there is nothing to report."""
+"""`python -m sdpo_plugin report`: what it prints, writes, and says where there is nothing to report."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sdpo_plugin
-from sdpo_plugin.report.__main__ import main
+from sdpo_plugin.cli import sdpo
 from sdpo_plugin.report.build import build_report
 from sdpo_plugin.report.render import markdown
 from sdpo_plugin.run_dir.ledger import Ledger
@@ -27,11 +27,18 @@ def finished(run_dir: RunDir) -> RunDir:
     return run_dir
 
 
+def main(arguments: list[str]) -> int:
+    """The command within this process; its exit code."""
+    with pytest.raises(SystemExit) as caught:
+        sdpo(["report", *arguments], prog_name="python -m sdpo_plugin")
+    return int(caught.value.code or 0)
+
+
 def command(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     """The command as a user types it."""
     package_root = str(Path(sdpo_plugin.__file__).parents[1])
     return subprocess.run(
-        [sys.executable, "-m", "sdpo_plugin.report", *arguments],
+        [sys.executable, "-m", "sdpo_plugin", "report", *arguments],
         env={**os.environ, "PYTHONPATH": package_root, "PYTHONIOENCODING": "utf-8", **options},  # type: ignore[dict-item]
         capture_output=True,
         text=True,
@@ -60,26 +67,24 @@ def test_report_of_a_run_that_lost_a_table_is_made_and_says_so(finished: RunDir)
 def test_help_is_help() -> None:
     done = command("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: python -m sdpo_plugin.report [-h] output_dir\n")
+    assert done.stdout.startswith("Usage: python -m sdpo_plugin report [OPTIONS] OUTPUT_DIR\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ([], "the following arguments are required: output_dir"),
-        (["a", "b"], "unrecognized arguments: b"),
-        (["--colour"], "the following arguments are required: output_dir"),
+        ([], "Missing argument 'OUTPUT_DIR'."),
+        (["a", "b"], "Got unexpected extra argument (b)"),
+        (["--colour"], "No such option"),
     ],
     ids=["none", "two", "option"],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert capsys.readouterr() == (
-        "",
-        f"usage: python -m sdpo_plugin.report [-h] output_dir\npython -m sdpo_plugin.report: error: {why}\n",
-    )
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("Usage: python -m sdpo_plugin report [OPTIONS] OUTPUT_DIR\n")
+    assert f"Error: {why}" in said.err.splitlines()[-1]
 
 
 def nothing(run_dir: RunDir) -> None:
@@ -172,7 +177,7 @@ def test_reader_that_has_seen_enough_is_no_error(finished: RunDir) -> None:
     package_root = str(Path(sdpo_plugin.__file__).parents[1])
     with os.fdopen(write, "wb") as closed:
         done = subprocess.run(
-            [sys.executable, "-m", "sdpo_plugin.report", str(finished.root)],
+            [sys.executable, "-m", "sdpo_plugin", "report", str(finished.root)],
             env={**os.environ, "PYTHONPATH": package_root},
             stdout=closed,
             stderr=subprocess.PIPE,

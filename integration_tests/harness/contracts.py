@@ -25,8 +25,9 @@ def installed_host() -> str | None:
 
 
 def broken_symbols() -> list[dict[str, Any]]:
-    """For each symbol relied on: the refusal when it is missing, when it takes one parameter more, and afterwards."""
-    from sdpo_plugin.host import compat
+    """For each function relied on: the refusal when it is missing, when it takes one parameter more, and afterwards."""
+    from sdpo_plugin.host import compat, relied_on
+    from sdpo_plugin.host.contracts import Takes
 
     def check() -> str | None:
         return _refusal(compat.require_supported_host) or _refusal(compat.require_supported_trainer)
@@ -34,15 +35,20 @@ def broken_symbols() -> list[dict[str, Any]]:
     def other(self: Any, surprise: Any) -> None: ...
 
     found = []
-    for owner, name, parameters in (*compat.RELIED_ON, *compat.relied_on_by_trainer()):
-        # An inherited method is found on its base class too; only a class's own can be taken away.
-        holder = next((cls for cls in getattr(owner, "__mro__", ()) if name in vars(cls)), owner)
-        original = vars(holder)[name]
-        delattr(holder, name)
+    for contract in (*relied_on.AT_REGISTRATION, *relied_on.of_the_trainers_classes()):
+        if not isinstance(contract, Takes):
+            continue
+        owner, name, parameters = contract.owner, contract.name, contract.parameters
+        # A method that is overridden is found on its base classes too.
+        holders = [cls for cls in getattr(owner, "__mro__", (owner,)) if name in vars(cls)]
+        originals = [vars(holder)[name] for holder in holders]
+        for holder in holders:
+            delattr(holder, name)
         missing = check()
-        setattr(holder, name, other)
+        setattr(holders[0], name, other)
         changed = check()
-        setattr(holder, name, original)
+        for holder, original in zip(holders, originals, strict=True):
+            setattr(holder, name, original)
         where = getattr(owner, "__qualname__", owner.__name__)
         entry = {"where": f"{where}.{name}", "parameters": list(parameters)}
         found.append(entry | {"missing": missing, "changed": changed, "restored": check()})
@@ -106,8 +112,8 @@ def what_patches_do() -> dict[str, bool]:
     import axolotl.train
     from axolotl.utils.dict import DictDefault
 
-    from sdpo_plugin.conflicts import TRAINER_CLS
     from sdpo_plugin.host import patches
+    from sdpo_plugin.recognition import TRAINER_CLS
 
     saved: list[Any] = []
     axolotl.train.save_trained_model = lambda cfg, trainer, model: saved.append(model)

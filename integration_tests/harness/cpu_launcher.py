@@ -26,6 +26,7 @@ def answer_for_cpu_ranks() -> None:
 
     PartialState._prepare_backend = prepare
     place_on_cpu()
+    ask_no_gpu_for_its_peers()
 
 
 def place_on_cpu() -> None:
@@ -41,6 +42,17 @@ def place_on_cpu() -> None:
             self.model_kwargs["device_map"] = "cpu"
 
     ModelLoader._set_device_map_config = place
+
+
+def ask_no_gpu_for_its_peers() -> None:
+    """With a PyTorch that is built for GPUs, and none in the machine, the host's question ends the run."""
+    import torch
+
+    def answer(*args: Any) -> bool:
+        raise AssertionError("there is no GPU")  # what a PyTorch without CUDA raises, and the host catches
+
+    if not torch.cuda.is_available():
+        torch.cuda.can_device_access_peer = answer
 
 
 def main() -> None:

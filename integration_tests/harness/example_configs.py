@@ -190,7 +190,7 @@ def load(config: str, hub: str, processes: int) -> dict[str, Any]:
         assert manager.load_datasets(cfg, preprocess=True) is not None
     keys = ("rl", "trainer_cls", "sdpo", "datasets", "test_datasets")
     validated = {key: cfg[key].to_dict() if isinstance(cfg[key], Mapping) else cfg[key] for key in keys}
-    sources = manager.plugins["sdpo_plugin.SDPOPlugin"]._sources  # what the hook has just loaded
+    sources = manager.plugins["sdpo_plugin.SDPOPlugin"]._hooks._sources  # what the hook has just loaded
     columns = ("prompt", "chosen", "rejected")
     rows = [{column: source.train[0][column] for column in columns} for source in sources]
     return validated | {"known": _known_keys(), "plan": _plan(cfg, sources), "rows": rows}

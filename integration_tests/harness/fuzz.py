@@ -149,7 +149,8 @@ def _inside(value: Any) -> set[str]:
 
 def _names(message: str, key: str) -> bool:
     pattern = rf"(?<![A-Za-z0-9_]){re.escape(key)}(?![A-Za-z0-9_])"
-    return bool(re.search(pattern, message)) or repr(key) in message
+    dotted = message.replace(".", "_")  # Axolotl 0.21 has some keys in blocks: context_parallel.size
+    return bool(re.search(pattern, message) or re.search(pattern, dotted)) or repr(key) in message
 
 
 def _check_valid(cfg: DictDefault) -> None:

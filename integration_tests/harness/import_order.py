@@ -49,9 +49,9 @@ def train_and_watch(config: str) -> dict[str, Any]:
     seen["after register"] = loaded()
     original, calls = trl.trainer.utils.selective_log_softmax, []
 
-    def counted(logits: Any, index: Any) -> Any:
+    def counted(*args: Any, **kwargs: Any) -> Any:
         calls.append(gc.get_freeze_count())
-        return original(logits, index)
+        return original(*args, **kwargs)
 
     trl.trainer.utils.selective_log_softmax = counted
     watch_loader(seen)

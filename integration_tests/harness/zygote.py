@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.metadata
 import json
 import os
 import select
@@ -20,6 +21,8 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +54,34 @@ LIGHT = (
     "trackio",  # the model card asks for it; it takes as long as the rest of a run
 )
 UNDER_TEST = "sdpo_plugin"
+PLUGINS = "axolotl.plugins"
+
+
+@contextmanager
+def no_plugins_found() -> Iterator[None]:
+    """Keep the host from loading installed plugins, as Axolotl 0.21 does while it is imported; a child finds them."""
+    original = importlib.metadata.entry_points
+    importlib.metadata.entry_points = lambda **asked: () if asked.get("group") == PLUGINS else original(**asked)
+    try:
+        yield
+    finally:
+        importlib.metadata.entry_points = original
+        base = sys.modules.get("axolotl.integrations.base")
+        if base is not None and "entry_points" in vars(base):  # it reads them anew when this is another function
+            base.entry_points = original
 
 
 def import_host() -> float:
     """Import what every run needs; return the seconds it took."""
     start = time.monotonic()
-    for name in HEAVY:
-        importlib.import_module(name)
-    for name in LIGHT:
-        try:
+    with no_plugins_found():
+        for name in HEAVY:
             importlib.import_module(name)
-        except ImportError:  # another version of the host, or an optional part: a child may do without
-            continue
+        for name in LIGHT:
+            try:
+                importlib.import_module(name)
+            except ImportError:  # another version of the host, or an optional part: a child may do without
+                continue
     if UNDER_TEST in sys.modules:
         raise RuntimeError(
             f"{UNDER_TEST} was imported before any run asked for it: a change of its source would not be seen"

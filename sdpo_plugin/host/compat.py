@@ -1,159 +1,108 @@
-"""The versions of the host that are supported, and a contract for each private symbol that is relied on.
+"""The versions of the host that are supported, and the check that it is what this package relies on.
 
-A host upgrade that breaks something fails here, by name: versions and most symbols before anything is loaded, those of
-the DPO trainer before the model's weights are read. Not earlier: when ``trl.trainer.dpo_trainer`` is imported it binds
-two functions that the host replaces by Triton kernels, and the host does so when it is about to load a model.
+A host upgrade that breaks something fails here, by name. Code that depends on a version stands here and nowhere else,
+each branch with its reason and the release that lets it go. All contracts hold alike on 0.19, 0.20 and 0.21.
 """
 
 import importlib
-import inspect
+import logging
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from types import ModuleType
 from typing import Any
 
-import axolotl.evaluate
-import axolotl.train
-from axolotl.utils.data import rl, shared
-from axolotl.utils.dict import DictDefault
-from packaging.specifiers import SpecifierSet
-from transformers import PreTrainedModel, Trainer
+from packaging.version import Version
 
-from sdpo_plugin.conflicts import TRAINER_CLS
 from sdpo_plugin.errors import UnsupportedHostError
+from sdpo_plugin.host import relied_on
+from sdpo_plugin.host.contracts import Contract
 from sdpo_plugin.host.engines.memory import pass_over_imports
+from sdpo_plugin.recognition import TRAINER_CLS
+from sdpo_plugin.versions import TESTED, cannot_load, requirement
 
-SUPPORTED = {"axolotl": SpecifierSet(">=0.19,<0.20"), "trl": SpecifierSet(">=1.9,<1.10")}
-
-Contract = tuple[Any, str, tuple[str, ...]]
-REFERENCE_MODEL: Contract = (axolotl.train, "setup_reference_model", ("cfg", "tokenizer", "processor"))
-FINAL_SAVE: Contract = (axolotl.train, "save_trained_model", ("cfg", "trainer", "model"))
-EVALUATED_MODEL: Contract = (axolotl.evaluate, "setup_model_and_tokenizer", ("cfg",))
-EVALUATED_ROWS: Contract = (
-    *(axolotl.evaluate, "evaluate_dataset"),
-    ("trainer", "dataset", "dataset_type", "flash_optimum"),
-)
-# Not public, relied on: owner, name, parameters. Each is used where a public way does not exist.
-RELIED_ON: tuple[Contract, ...] = (
-    REFERENCE_MODEL,
-    FINAL_SAVE,
-    EVALUATED_MODEL,
-    EVALUATED_ROWS,
-    (shared, "generate_dataset_hash_from_config", ("cfg", "cfg_datasets", "tokenizer_name")),
-    (shared, "get_prepared_dataset_path", ("cfg", "dataset_hash")),
-    (shared, "load_dataset_with_config", ("dataset_config", "use_auth_token", "streaming")),
-    (rl, "load_dataset_with_config", ("dataset_config", "use_auth_token", "streaming")),
-    (rl, "save_preprocessed_dataset", ("cfg", "dataset", "dataset_hash", "split")),
-    (rl, "load_dpo", ("strategy", "cfg", "module_base", "kwargs")),
-    (rl, "_drop_long_sequences", ("sample", "rl", "tokenizer", "sequence_len")),
-    (rl, "_raise_on_long_sequences", ("sample", "rl", "tokenizer", "sequence_len")),
-    (shared, "datasets_with_name_generator", ("dataset_configs",)),
-    (PreTrainedModel, "_can_set_attn_implementation", ()),
-    (PreTrainedModel, "set_attn_implementation", ("self", "attn_implementation", "allow_all_kernels")),
-    (Trainer, "_save_checkpoint", ("self", "model", "trial")),
-    (Trainer, "_load_callback_state", ("self",)),
-    (Trainer, "_load_rng_state", ("self", "checkpoint")),
-    (Trainer, "prediction_step", ("self", "model", "inputs", "prediction_loss_only", "ignore_keys")),
-    (Trainer, "_evaluate", ("self", "trial", "ignore_keys_for_eval", "skip_scheduler")),
-    (Trainer, "_determine_best_metric", ("self", "metrics", "trial")),
-    (Trainer, "_finalize_training", ("self", "trial", "num_train_samples", "start_time")),
-    (
-        Trainer,
-        "_maybe_log_save_evaluate",
-        (
-            *("self", "tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time"),
-            "learning_rate",
-        ),
-    ),
-    (
-        Trainer,
-        "_run_epoch",
-        (
-            *("self", "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
-            *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
-            "steps_trained_in_current_epoch",
-        ),
-    ),
-)
-
-
-def relied_on_by_trainer() -> tuple[Contract, ...]:
-    """Contracts with modules that may be imported only when the host has made its patches."""
-    from axolotl.core.builders.base import TrainerBuilderBase
-    from axolotl.core.trainers.dpo import DPOStrategy
-    from trl import DPOTrainer
-    from trl.trainer import base_trainer
-
-    return (
-        (TrainerBuilderBase, "_configure_warmup_and_logging", ("self", "total_num_steps", "training_args_kwargs")),
-        (TrainerBuilderBase, "_configure_save_and_eval_strategy", ("self", "training_args_kwargs")),
-        (TrainerBuilderBase, "_configure_scheduler", ("self", "training_args_kwargs")),
-        (DPOStrategy, "set_training_args_kwargs", ("cfg",)),
-        (DPOTrainer, "_precompute_ref_logps", ("self", "dataset", "name", "batch_size")),
-        (DPOTrainer, "_prepare_dataset", ("self", "dataset", "processing_class", "args", "dataset_name")),
-        (DPOTrainer, "compute_ref_log_probs", ("self", "model", "inputs")),
-        (DPOTrainer, "save_model", ("self", "output_dir", "_internal_call")),
-        (base_trainer, "get_trackio_space_url", ()),
-    )
+LOG = logging.getLogger("axolotl.sdpo_plugin")
 
 
 def require_supported_host() -> None:
-    """Check the versions and every symbol of ``RELIED_ON``.
+    """Check the versions, and the contracts with modules. A host that is newer than the tests is tried.
 
     Raises:
-        UnsupportedHostError: a version is out of range, or a symbol is missing or takes other parameters.
+        UnsupportedHostError: a version is too old, or a contract is broken.
     """
-    for package, supported in SUPPORTED.items():
-        found = version(package)
-        if not supported.contains(found, prereleases=True):
-            raise UnsupportedHostError(
-                f"{package} {found} is installed, and this version of sdpo_plugin supports {package}{supported}; "
-                f"run: pip install '{package}{supported}'."
+    for refusal in older_than_supported():
+        raise UnsupportedHostError(refusal)
+    require_all(relied_on.AT_REGISTRATION)
+    for package in newer_than_tested():
+        LOG.warning(
+            "%s %s is newer than what this version of sdpo_plugin is tested with (%s). What it relies on is checked "
+            "as the run goes on; if a result looks wrong, run: pip install '%s'.",
+            *(package, version(package), requirement(package), requirement(package)),
+        )
+
+
+def older_than_supported() -> Iterator[str]:
+    """The refusal of each package that is too old."""
+    for package, (oldest, _) in TESTED.items():
+        if Version(version(package)) < Version(oldest):
+            yield (
+                f"{package} {version(package)} is installed, and this version of sdpo_plugin supports "
+                f"{requirement(package)}; run: pip install '{requirement(package)}'."
             )
-    for contract in RELIED_ON:
-        require_signature(*contract)
+
+
+def newer_than_tested() -> list[str]:
+    """The packages whose installed version the tests have not seen."""
+    return [
+        package
+        for package, (_, first_unseen) in TESTED.items()
+        if Version(version(package)) >= Version(f"{first_unseen}.dev0")
+    ]
+
+
+def loads_installed_plugins() -> bool:
+    """Whether the host asks for plugins by entry point. Axolotl 0.19 and 0.20 do not; goes when both are given up."""
+    return Version(version("axolotl")) >= Version("0.21.dev0")
 
 
 def require_supported_trainer() -> None:
     """Import the trainer, and check what it relies on. The host has patched what it will patch, and read no weights.
 
     Raises:
-        UnsupportedHostError: the trainer cannot be imported, or a symbol is missing or takes other parameters.
+        UnsupportedHostError: the trainer cannot be imported, or a contract is broken.
     """
     try:
         importlib.import_module(TRAINER_CLS.rpartition(".")[0])
-        contracts = relied_on_by_trainer()
+        contracts = relied_on.of_the_trainers_classes()
     except ImportError as error:
-        raise UnsupportedHostError(
-            f"sdpo_plugin's trainer cannot load beside the installed packages: {error}; install the versions named in "
-            "its pyproject.toml."
-        ) from error
-    for contract in contracts:
-        require_signature(*contract)
+        raise cannot_load(error) from error
+    require_all(contracts)
     pass_over_imports()
 
 
-def is_sdpo(cfg: DictDefault) -> bool:
-    """Whether this config, after ``register``, is one of ours. The plugin manager keeps the plugins of earlier ones."""
-    return bool(cfg.get("trainer_cls") == TRAINER_CLS and cfg.get("rl") == "dpo")
-
-
-def require_signature(owner: Any, name: str, parameters: tuple[str, ...]) -> None:
-    """Check one contract.
+def require_trainer_as_built(trainer: Any) -> None:
+    """Check the trainer that the host has built, before anything is computed.
 
     Raises:
-        UnsupportedHostError: the symbol is missing, or takes other parameters.
+        UnsupportedHostError: a contract is broken.
     """
-    where = owner.__name__ if isinstance(owner, ModuleType) else f"{owner.__module__}.{owner.__qualname__}"
-    found = inspect.getattr_static(owner, name, None)
-    function = found.__func__ if isinstance(found, classmethod) else getattr(owner, name, None)
-    if function is None:
-        seen = "it is missing"
-    else:
-        names = tuple(p for p in inspect.signature(function, follow_wrapped=True).parameters if p != "cls")
-        if names == parameters:
-            return
-        seen = f"it takes {', '.join(names)}"
-    raise UnsupportedHostError(
-        f"sdpo_plugin relies on {where}.{name}({', '.join(parameters)}), and in axolotl {version('axolotl')} with "
-        f"trl {version('trl')} {seen}; install the versions named in its pyproject.toml."
-    )
+    require_all(relied_on.of_the_trainer(trainer))
+
+
+def require_all(contracts: Iterable[Contract]) -> None:
+    """Check contracts.
+
+    Raises:
+        UnsupportedHostError: the first that is broken, by name, and what is found instead.
+    """
+    for refusal in broken(contracts):
+        raise UnsupportedHostError(refusal)
+
+
+def broken(contracts: Iterable[Contract]) -> Iterator[str]:
+    """The refusal of each contract that is broken."""
+    for contract in contracts:
+        found = contract.broken()
+        if found is not None:
+            yield (
+                f"sdpo_plugin relies on {contract.what}, and in axolotl {version('axolotl')} with trl {version('trl')} "
+                f"{found}; run: pip install '{requirement('axolotl')}' '{requirement('trl')}'."
+            )

@@ -15,16 +15,10 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 from transformers.utils import CONFIG_NAME
 
-from sdpo_plugin.conflicts import TRAINER_CLS
-from sdpo_plugin.host.compat import (
-    EVALUATED_MODEL,
-    EVALUATED_ROWS,
-    FINAL_SAVE,
-    REFERENCE_MODEL,
-    is_sdpo,
-    require_signature,
-)
+from sdpo_plugin.host.compat import require_all
 from sdpo_plugin.host.data.small_sets import written_here
+from sdpo_plugin.host.relied_on import EVALUATED_MODEL, EVALUATED_ROWS, FINAL_SAVE, REFERENCE_MODEL
+from sdpo_plugin.recognition import TRAINER_CLS, is_sdpo
 
 
 @contextmanager
@@ -33,8 +27,8 @@ def loading_through(load: Callable[..., Any]) -> Iterator[None]:
     starting processes, for as long as the context lasts.
 
     Reasons: the host and `datasets` find what they have cached by path and time of a file, and offer no key, hook or
-    subclass to find it by content; small_sets.py has the other. Range: axolotl 0.19. Remove when the host's hash of a
-    data set covers the content of local files, and when it writes small sets in its own process.
+    subclass to find it by content; small_sets.py has the other. Range: axolotl 0.19 to 0.21. Remove when the host's
+    hash of a data set covers the content of local files, and when it writes small sets in its own process.
     """
     originals = rl.load_dataset_with_config, rl.save_preprocessed_dataset
     rl.load_dataset_with_config, rl.save_preprocessed_dataset = load, written_here(originals[1])
@@ -53,23 +47,22 @@ def patch_host() -> None:
     Raises:
         UnsupportedHostError: a function is missing or takes other parameters; neither is patched.
     """
-    for contract in PATCHES:
-        require_signature(*contract)
-    for (owner, name, _), patched in PATCHES.items():
-        original = getattr(owner, name)
+    require_all(PATCHES)
+    for target, patched in PATCHES.items():
+        original = getattr(target.owner, target.name)
         if not _is_ours(original):
             replacement = functools.wraps(original)(patched(original))
             replacement.__module__ = __name__
-            setattr(owner, name, replacement)
+            setattr(target.owner, target.name, replacement)
 
 
 def undo_patches() -> None:
     """Put the host's own functions back. Idempotent."""
     _evaluated.clear()
-    for owner, name, _ in PATCHES:
-        current = getattr(owner, name)
+    for target in PATCHES:
+        current = getattr(target.owner, target.name)
         if _is_ours(current):
-            setattr(owner, name, inspect.unwrap(current))
+            setattr(target.owner, target.name, inspect.unwrap(current))
 
 
 def _without_reference_model(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,7 +70,7 @@ def _without_reference_model(original: Callable[..., Any]) -> Callable[..., Any]
 
     Reason: ``axolotl.train.setup_reference_model`` loads a whole second model under `rl: dpo` without an adapter,
     also with `precompute_ref_log_probs`, and offers no key, hook or subclass to prevent it.
-    Range: axolotl 0.19. Remove when the host skips the load under `precompute_ref_log_probs: true`
+    Range: axolotl 0.19 to 0.21. Remove when the host skips the load under `precompute_ref_log_probs: true`
     (https://github.com/axolotl-ai-cloud/axolotl, axolotl/train.py).
     """
 
@@ -95,7 +88,7 @@ def _adapter_only(original: Callable[..., Any]) -> Callable[..., Any]:
     own (`….base_layer.weight`). With the base's `config.json`, which the host writes before it trains, transformers
     takes the directory for a whole model, draws those layers at random and says so in a warning. The host passes the
     model by a local variable: no key, hook or subclass reaches it. Here it is the adapter that is saved twice.
-    Range: axolotl 0.19. Remove when the host saves ``trainer.model`` alone (axolotl/train.py).
+    Range: axolotl 0.19 to 0.21. Remove when the host saves ``trainer.model`` alone (axolotl/train.py).
     """
 
     def save_trained_model(cfg: DictDefault, trainer: Any, model: Any) -> Any:
@@ -113,8 +106,8 @@ def _model_of_the_run(original: Callable[..., Any]) -> Callable[..., Any]:
     """`axolotl evaluate` loads M_T.
 
     Reason: the host evaluates `base_model`, which in the file of a run is M_0, and under preference training without
-    its adapter; `axolotl evaluate` has no hook before the model. Range: axolotl 0.19. Remove when the host asks plugins
-    for what is evaluated.
+    its adapter; `axolotl evaluate` has no hook before the model. Range: axolotl 0.19 to 0.21. Remove when the host asks
+    plugins for what is evaluated.
     """
 
     def setup_model_and_tokenizer(cfg: DictDefault) -> Any:
@@ -133,8 +126,8 @@ def _rows_of_the_run(original: Callable[..., Any]) -> Callable[..., Any]:
     """`axolotl evaluate` evaluates on the held-out sets of every step.
 
     Reason: the host does not ask plugins for data there, merges all entries of `datasets:`, and reports losses of rows
-    that were trained on. Range: axolotl 0.19. Remove when the host calls a plugin's ``load_datasets`` in `axolotl
-    evaluate`, as it does in `axolotl train`.
+    that were trained on. Range: axolotl 0.19 to 0.21. Remove when the host calls a plugin's ``load_datasets`` in
+    `axolotl evaluate`, as it does in `axolotl train`.
     """
 
     def evaluate_dataset(trainer: Any, dataset: Any, dataset_type: str, *args: Any, **kwargs: Any) -> Any:

@@ -1,139 +1,93 @@
-"""The hooks of the host, each a few lines, each first asking whether this config is ours."""
+"""The plugin as the host sees it, which costs a config that is not ours nothing.
 
-import logging
-from functools import partial
-from pathlib import Path
-from typing import Any
+Where the host loads installed plugins by itself (entry points, Axolotl 0.21) it asks this class about every config of
+its environment. What a run of ours needs is imported when the first such config is registered.
+"""
 
-from axolotl.common.datasets import TrainDatasetMeta
+from typing import TYPE_CHECKING, Any
+
 from axolotl.integrations.base import BasePlugin
-from axolotl.utils.dict import DictDefault
-from axolotl.utils.distributed import is_main_process
-from axolotl.utils.logging import get_logger
+from axolotl.utils.schemas.enums import RLType
 
 from sdpo_plugin import crash
-from sdpo_plugin.args import SDPOConfig
-from sdpo_plugin.block import parse_block
-from sdpo_plugin.errors import ConfigError
-from sdpo_plugin.host import compat, patches, registration
-from sdpo_plugin.host.best_model import keep_best_model
-from sdpo_plugin.host.data.loading import LoadedSource, flatten_steps
-from sdpo_plugin.host.data.read_errors import source_name
-from sdpo_plugin.host.launcher import launchers
-from sdpo_plugin.host.session import Session, describe
-from sdpo_plugin.host.setup import RunSetup, for_host, load
+from sdpo_plugin.plugin_name import PACKAGE
+from sdpo_plugin.recognition import concerns_us
+from sdpo_plugin.versions import cannot_load
 
-# Named below "axolotl", whose level and handlers the host sets.
-LOG: logging.LoggerAdapter[Any] = get_logger("axolotl.sdpo_plugin")
+if TYPE_CHECKING:
+    from axolotl.common.datasets import TrainDatasetMeta
+    from axolotl.utils.dict import DictDefault
+
+    from sdpo_plugin.host.hooks import Hooks
+
+RL_OF_THE_HOST = {kind.value for kind in RLType}
 
 
 class SDPOPlugin(BasePlugin):  # type: ignore[misc]  # the host ships no types
-    """Stepwise DPO for Axolotl: `plugins: [sdpo_plugin.SDPOPlugin]`, `rl: sdpo`."""
+    """Stepwise DPO for Axolotl: `rl: sdpo`, and `plugins: [sdpo_plugin.SDPOPlugin]` where the host needs the line."""
 
     def __init__(self) -> None:
         super().__init__()
-        crash.install()  # the class may have been asked for by its module
-        compat.require_supported_host()
-        launchers()  # as they are now; one that goes while data are read is missed later
-        self._sources: list[LoadedSource] = []
-        self._session: Session | None = None
+        self._is_concerned = True  # nothing is registered yet: whoever asks for the schema gets all of it
+        self._hooks: Hooks | None = None
 
-    def get_input_args(self) -> str:
-        """The schema of the `sdpo:` block."""
-        return "sdpo_plugin.args.SDPOArgs"
+    def get_input_args(self) -> str | None:
+        """The schema of the `sdpo:` block; None for a config that does not concern us."""
+        return f"{PACKAGE}.args.SDPOArgs" if self._is_concerned else None
 
-    def register(self, cfg: DictDefault) -> None:
+    def register(self, cfg: "DictDefault") -> None:
         """Turn `rl: sdpo` into the host's `rl: dpo` with our trainer, or refuse the config.
 
         Raises:
             ConfigError: a conflict or a wrong `sdpo:` block; nothing is loaded yet.
+            UnsupportedHostError: the config is ours, and the installed host is not one that this package runs on.
         """
-        patches.undo_patches()  # of an earlier config in this process
-        if not registration.is_listed(cfg):
-            return
-        if compat.is_sdpo(cfg):  # registered before: the config has its edits, this process may lack the patch
-            patches.patch_host()
-            return
-        registration.require_spelling(cfg)
-        inference = cfg.get("inference") and cfg.get("rl") is None  # `axolotl inference` takes `rl` out
-        if cfg.get("rl") != "sdpo" and not inference:
-            if cfg.get("sdpo") is not None:
-                raise ConfigError(
-                    f"an sdpo: block is set, but rl is {cfg.get('rl')!r}; set rl: sdpo, or remove the sdpo: block."
-                )
-            return
-        block = registration.check_config(cfg)
-        registration.check_output(cfg, block)
-        flatten_steps(cfg, block)
-        if not inference:
-            registration.become_dpo(cfg)
-            patches.patch_host()
-        cfg["sdpo"] = block.model_dump(exclude_none=True)
+        self._is_concerned = concerns_us(cfg, RL_OF_THE_HOST)
+        if self._is_concerned:
+            self._hooks = self._hooks or _load_hooks()
+            self._hooks.register(cfg)
+        elif self._hooks is not None:
+            self._hooks.stand_aside()
 
-    def on_config_validation_error(self, cfg: DictDefault) -> None:
-        """The host refused the config: leave no patch behind."""
-        patches.undo_patches()
+    def on_config_validation_error(self, cfg: "DictDefault") -> None:
+        """The host refused the config."""
+        if self._hooks is not None:
+            self._hooks.stand_aside()
 
-    def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> TrainDatasetMeta | None:
+    def load_datasets(self, cfg: "DictDefault", preprocess: bool = False) -> "TrainDatasetMeta | None":
         """Load every source; in `axolotl preprocess` print the plan."""
-        if not compat.is_sdpo(cfg):
-            return None
-        registration.require_trainable(cfg)
-        block = _block(cfg)
-        if self._session is not None:  # of an earlier config in this process, which failed
-            self._session.release()
-        session = Session(cfg, block)
-        if not preprocess:
-            session.check()
-        self._sources, plan = load(cfg, block)
-        if is_main_process():
-            LOG.info("stepwise DPO (sDPO), %d steps\n%s", len(plan.steps), plan.table())
-        if not preprocess:
-            session.open(self._sources)
-            if session.start.ledger is not None and is_main_process():
-                LOG.info(describe(session.start))
-            self._session = session
-        return for_host(self._sources)
+        return self._hooks.load_datasets(cfg, preprocess) if self._hooks is not None else None
 
-    def pre_model_load(self, cfg: DictDefault) -> None:
-        """The host has made its patches and read no weights: time to import the trainer and check what it relies on.
+    def pre_model_load(self, cfg: "DictDefault") -> None:
+        """Check what the trainer relies on."""
+        if self._hooks is not None:
+            self._hooks.pre_model_load(cfg)
 
-        Raises:
-            UnsupportedHostError: it relies on what the installed host does not have.
-        """
-        if compat.is_sdpo(cfg):
-            compat.require_supported_trainer()
+    def post_model_load(self, cfg: "DictDefault", model: Any) -> None:
+        """Put the config of a run that is resumed back."""
+        if self._hooks is not None:
+            self._hooks.post_model_load(cfg, model)
 
-    def post_model_load(self, cfg: DictDefault, model: Any) -> None:
-        """A run that is resumed has loaded its own model in place of the base model."""
-        if compat.is_sdpo(cfg) and self._session is not None:
-            self._session.model_is_loaded()
-
-    def post_trainer_create(self, cfg: DictDefault, trainer: Any) -> None:
+    def post_trainer_create(self, cfg: "DictDefault", trainer: Any) -> None:
         """Hand the chain to the trainer."""
-        if not compat.is_sdpo(cfg):
-            return
-        from sdpo_plugin.host.run import run_chain  # not at the top: compat.py says why
-        from sdpo_plugin.host.trainer import StepwiseDPOTrainer
+        if self._hooks is not None:
+            self._hooks.post_trainer_create(cfg, trainer)
 
-        if not isinstance(trainer, StepwiseDPOTrainer):
-            raise registration.foreign_trainer(cfg, type(trainer))
-        keep_best_model(cfg, trainer, self._sources)
-        trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
-        assert self._session is not None, "the host loads the data before it builds the trainer"
-        trainer.attach(
-            partial(run_chain, trainer, RunSetup.of(trainer, cfg, _block(cfg), self._session, self._sources))
-        )
+    def post_train(self, cfg: "DictDefault", model: Any) -> None:
+        """Training is done, or all is written."""
+        if self._hooks is not None:
+            self._hooks.post_train(cfg)
 
-    def post_train_unload(self, cfg: DictDefault) -> None:
-        """Training is done: leave no patch and no data behind."""
-        if compat.is_sdpo(cfg):
-            patches.undo_patches()
-            self._sources = []
-            if self._session is not None:
-                self._session.close()
-                self._session = None
+    def post_train_unload(self, cfg: "DictDefault") -> None:
+        """The run is over."""
+        if self._hooks is not None:
+            self._hooks.post_train_unload(cfg)
 
 
-def _block(cfg: DictDefault) -> SDPOConfig:
-    return parse_block(cfg.sdpo.to_dict() if cfg.sdpo else None)
+def _load_hooks() -> "Hooks":
+    crash.install()
+    try:
+        from sdpo_plugin.host.hooks import Hooks
+    except ImportError as error:
+        raise cannot_load(error) from error
+    return Hooks()

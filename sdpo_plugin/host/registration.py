@@ -22,12 +22,13 @@ from sdpo_plugin.bounds import check_bounds
 from sdpo_plugin.conflicts import (
     CONFLICTS,
     PACKING_CONFLICTS,
-    TRAINER_CLS,
     TRAINING_CONFLICTS,
     check_conflicts,
     check_data_sources,
 )
 from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.plugin_name import require_plugin_name
+from sdpo_plugin.recognition import TRAINER_CLS
 from sdpo_plugin.run_dir.checkpoints import require_exists
 from sdpo_plugin.run_dir.fresh import require_fresh, require_writable
 from sdpo_plugin.run_dir.inputs import names_in_place, require_inputs_kept, written_names
@@ -53,7 +54,7 @@ def require_spelling(cfg: DictDefault) -> None:
     Raises:
         ConfigError: with what was meant.
     """
-    misspelt.require_plugin_name(cfg["plugins"])
+    require_plugin_name(cfg.get("plugins") or [])
     misspelt.require_known_rl(cfg.get("rl"), [kind.value for kind in RLType])
 
 
@@ -104,11 +105,6 @@ def _check_start(run: RunDir, cfg: DictDefault, block: SDPOConfig) -> None:
             require_exists(Path(str(asked)))
     elif not cfg.get("auto_resume_from_checkpoints") or not run.ledger.exists():
         require_fresh(run, names_in_place(run, block))
-
-
-def is_listed(cfg: DictDefault) -> bool:
-    """Whether the config asks for this plugin; the host keeps the plugins of earlier configs."""
-    return misspelt.is_listed(cfg.get("plugins"))
 
 
 def become_dpo(cfg: DictDefault) -> None:

@@ -45,6 +45,7 @@ class Session:
         self._cfg, self._block = cfg, block
         self._lock: RunLock | None = None
         self._base: tuple[str, str] | None = None
+        self._is_trained = False
 
     def check(self) -> None:
         """Refuse what can be refused before data are loaded. Takes the lock if its file exists; writes nothing else.
@@ -102,12 +103,12 @@ class Session:
         if self._base is not None and self._cfg.base_model != self._base[0]:
             self._cfg.base_model, self._cfg.base_model_config = self._base
 
-    def close(self) -> None:
-        """The host has written the final model."""
-        if self._lock is not None:  # rank 0; the process group is gone
+    def has_come_further(self) -> None:
+        """First: the chain is run. Then: the host has written the final model, and the run is closed."""
+        if self._is_trained and self._lock is not None:  # rank 0; the process group is gone
             close_run(self.run, keep_last=self._block.export_steps == "all")
             report_run(self.run)
-        self.release()
+        self._is_trained = True
 
     def release(self) -> None:
         """Give the directory back."""

@@ -23,7 +23,7 @@ from sdpo_plugin.host.data.bos import with_one_bos
 from sdpo_plugin.host.data.columns import IDS, with_reference
 from sdpo_plugin.host.data.small_sets import workers
 from sdpo_plugin.host.engines.dropout import disable_functional_dropout
-from sdpo_plugin.host.engines.engine import require_usable_deepspeed
+from sdpo_plugin.host.engines.engine import require_shared_gradients, require_usable_deepspeed
 from sdpo_plugin.host.forward.finite import require_finite_loss
 from sdpo_plugin.host.forward.log_probs import log_prob_table, taking
 from sdpo_plugin.host.initial_state import InitialState
@@ -152,6 +152,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
             loss = result[0] if return_outputs else result
             require_finite_loss(self, model, loss, inputs, self.step.training.reference, self.step.name_row)
             if self.step.first_loss is None:
+                require_shared_gradients(self, model)
                 pass_gate(self, self.step, loss, inputs)
         return result
 

@@ -3,13 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from importlib.metadata import version
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
-from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.errors import ConfigError, UnsupportedHostError
 
+PREPARED = "_is_accelerate_prepared"
 # DeepSpeed reads both; the host's own ZeRO-3 configs use the second.
 GATHER_KEYS = ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save")
 
@@ -49,10 +53,28 @@ def release(trainer: Trainer) -> None:
     trainer.accelerator.free_memory()
     trainer.model = trainer.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
     trainer.model_wrapped = trainer.model
+    # accelerate 1.15 marks a model that it has prepared, also for a pass alone, and gives it back as it is when it is
+    # asked again: without the wrapper of DDP, under which ranks share their gradients.
+    vars(trainer.model).pop(PREPARED, None)
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
     if trainer.is_deepspeed_enabled:
         trainer.deepspeed = None
+
+
+def require_shared_gradients(trainer: Trainer, model: torch.nn.Module) -> None:
+    """Refuse to train ranks that would go ways of their own.
+
+    Raises:
+        UnsupportedHostError: there are several ranks, and the model is in no wrapper that adds up their gradients.
+    """
+    num_ranks = PartialState().num_processes
+    if num_ranks > 1 and not trainer.is_deepspeed_enabled and not isinstance(model, DistributedDataParallel):
+        raise UnsupportedHostError(
+            f"{num_ranks} ranks train, and accelerate {version('accelerate')} gave {type(model).__name__} back without "
+            "a wrapper that shares their gradients: each would train a model of its own. Install an accelerate that "
+            "your axolotl asks for."
+        )
 
 
 def require_engine(trainer: Trainer) -> None:

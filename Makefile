@@ -1,6 +1,7 @@
 # make demo   the quickstart: environment, a small base model and data made on the spot, stepwise DPO, a table of steps
 # make test   all tests, with the real host; `make test-core` only those that need no host, in a minute
 # make lint   ruff and mypy
+# make matrix  the tests that tell hosts apart, on every supported host, each in an environment of its own in .matrix
 #
 # Everything is installed into .venv, which is made here. `make demo VENV=/path/to/venv` uses an environment that has
 # the host already, and installs nothing into it.
@@ -25,7 +26,7 @@ TIMES := outputs/demo-times.txt
 stage = @printf '\n==> %s: about %s\n\n' '$(1)' '$(2)'; mkdir -p $(dir $(TIMES)); began=$$(date +%s); $(3) && \
 	printf '%6d s  %s\n' $$(($$(date +%s) - began)) '$(1)' >> $(TIMES)
 
-.PHONY: demo test test-core lint clean environment-of-others begin-demo
+.PHONY: demo test test-core lint matrix matrix-newest clean environment-of-others begin-demo
 
 $(VENV)/installed-%:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -61,5 +62,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+matrix: $(READY)
+	$(BIN)/python -m integration_tests.matrix
+
+matrix-newest: $(READY)
+	$(BIN)/python -m integration_tests.matrix --newest
+
 clean:
-	rm -rf .venv outputs $(QUICKSTART)/build
+	rm -rf .venv .matrix outputs $(QUICKSTART)/build

@@ -331,15 +331,6 @@ def test_unsupported_host(bench: Bench, tmp_path: Path) -> None:
     assert "UnsupportedHostError" in result.log_text
 
 
-def test_sdpo_without_the_plugin(bench: Bench, tmp_path: Path) -> None:
-    """The host refuses `rl: sdpo` by itself: plain DPO is not what would be trained."""
-    result = bench.host.train(bench.config(tmp_path, plugins=None))
-    assert result.returncode != 0
-    assert "rl\n  Input should be 'dpo'" in result.log_text
-    assert "input_value='sdpo'" in result.log_text
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("what", ["config", "data", "gather", "optimizer", "scheduler"])
 def test_two_ranks_end_together_and_say_it_once(bench: Bench, tmp_path: Path, what: str) -> None:
     """No rank waits for another, and one of them speaks."""

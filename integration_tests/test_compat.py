@@ -41,6 +41,21 @@ def test_versions_out_of_range(host: Host) -> None:
         assert f"pip install '{package}" in message
 
 
+@pytest.mark.parametrize(("package", "number"), [("axolotl", "0.22.0"), ("axolotl", "1.0.dev1"), ("trl", "1.15.0")])
+def test_newer_host_is_tried(host: Host, package: str, number: str) -> None:
+    """With a warning where all contracts hold; one that breaks a contract is refused, naming it."""
+    tried = host.python(f"{CONTRACTS}:newer_version", package, number, False)
+    assert tried["refusal"] is None
+    (warning,) = tried["warnings"]
+    assert warning.startswith(
+        f"{package} {number} is newer than what this version of sdpo_plugin is tested with ({package}>="
+    )
+    refused = host.python(f"{CONTRACTS}:newer_version", package, number, True)
+    assert "relies on axolotl.train.save_trained_model(cfg, trainer, model)" in refused["refusal"]
+    assert f"{package} {number}" in refused["refusal"]
+    assert "it is missing" in refused["refusal"]
+
+
 @pytest.mark.parametrize(
     ("module", "name", "parameters"),
     [

@@ -25,6 +25,20 @@ def _more_than_one(value: Any) -> bool:
         return True
 
 
+def _saves_in_parts(config: Any) -> bool:
+    if not isinstance(config, Mapping):
+        return bool(config)  # the host stumbles over what is no block
+    if not config:
+        return False
+    keys = ("final_state_dict_type", "state_dict_type")
+    types = (config.get(f"{prefix}{key}") for key in keys for prefix in ("", "fsdp_"))
+    return next(filter(None, types), None) != "FULL_STATE_DICT"
+
+
+def _is_fsdp1(value: Any) -> bool:
+    return bool(value) and str(value) != "2"
+
+
 @dataclass(frozen=True)
 class Conflict:
     """A host key with the values of it that cannot go with `rl: sdpo`, why, and what to set instead."""
@@ -78,10 +92,16 @@ CONFLICTS = (
         "its noise makes policy and reference differ where a step begins",
         "use it in the SFT stage, and remove it here",
     ),
-    Conflict("fsdp", "the reference pass is not made for FSDP yet", "use deepspeed: (ZeRO-3) and remove fsdp"),
     Conflict(
-        "fsdp_config", "the reference pass is not made for FSDP yet", "use deepspeed: (ZeRO-3) and remove fsdp_config"
+        "fsdp", "the reference pass is not made for FSDP1", "use fsdp_version: 2 with fsdp_config, and remove fsdp"
     ),
+    Conflict(
+        "fsdp_config",
+        "the weights would be saved in parts, which are no model to load",
+        "set fsdp_config.final_state_dict_type: FULL_STATE_DICT",
+        _saves_in_parts,
+    ),
+    Conflict("fsdp_version", "the reference pass is not made for FSDP1", "set fsdp_version: 2", _is_fsdp1),
     Conflict("use_ray", "the chain is not made for Ray yet", "remove use_ray and launch with torchrun or accelerate"),
     Conflict(
         "context_parallel_size",

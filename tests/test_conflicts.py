@@ -30,8 +30,9 @@ CLASHES: dict[str, tuple[Any, str]] = {
     "pretraining_dataset": ([{"path": "c4"}], "use datasets: with preference data"),
     "fix_untrained_tokens": ([7], "run it in the SFT stage that makes the base model, and remove it here"),
     "neftune_noise_alpha": (5.0, "use it in the SFT stage, and remove it here"),
-    "fsdp": (["full_shard"], "use deepspeed: (ZeRO-3) and remove fsdp"),
-    "fsdp_config": ({"fsdp_version": 2}, "use deepspeed: (ZeRO-3) and remove fsdp_config"),
+    "fsdp": (["full_shard"], "use fsdp_version: 2 with fsdp_config, and remove fsdp"),
+    "fsdp_config": ({"fsdp_version": 2}, "set fsdp_config.final_state_dict_type: FULL_STATE_DICT"),
+    "fsdp_version": (1, "set fsdp_version: 2"),
     "use_ray": (True, "remove use_ray and launch with torchrun or accelerate"),
     "context_parallel_size": (2, "set context_parallel_size: 1"),
     "tensor_parallel_size": (4, "set tensor_parallel_size: 1"),
@@ -143,6 +144,26 @@ def test_still_reference_of_the_host_passes(trl: dict[str, Any] | None) -> None:
 )
 def test_data_sources_that_pass(datasets: list[dict[str, Any]] | None, has_steps: bool, cuts_rows: bool) -> None:
     check_data_sources({"datasets": datasets}, has_steps, cuts_rows)
+
+
+@pytest.mark.parametrize(
+    ("config", "clashes"),
+    [
+        ({"state_dict_type": "FULL_STATE_DICT"}, False),
+        ({"fsdp_state_dict_type": "FULL_STATE_DICT"}, False),
+        ({"state_dict_type": "SHARDED_STATE_DICT", "final_state_dict_type": "FULL_STATE_DICT"}, False),
+        ({"state_dict_type": "FULL_STATE_DICT", "final_state_dict_type": "SHARDED_STATE_DICT"}, True),
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, True),
+        ({"reshard_after_forward": True}, True),
+        ("full", True),
+    ],
+    ids=repr,
+)
+def test_fsdp_has_to_write_whole_models(config: Any, clashes: bool) -> None:
+    if clashes:
+        assert "saved in parts" in refusal({"fsdp_config": config})
+    else:
+        check_conflicts({"fsdp_config": config, "fsdp_version": 2})
 
 
 def test_nothing_cannot_be_cut_by_rows() -> None:

@@ -71,6 +71,23 @@ def other_versions(versions: dict[str, list[str]]) -> dict[str, str | None]:
     return refusals
 
 
+def newer_version(package: str, number: str, broken: bool) -> dict[str, Any]:
+    """What is said where one package is newer than the tests, and, if `broken`, lacks what is relied on."""
+    import logging
+    from unittest.mock import patch
+
+    from sdpo_plugin.host import compat, relied_on
+
+    real, said = compat.version, []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    compat.LOG.addHandler(handler)
+    if broken:
+        del relied_on.FINAL_SAVE.owner.save_trained_model
+    with patch.object(compat, "version", lambda name: number if name == package else real(name)):
+        return {"refusal": _refusal(compat.require_supported_host), "warnings": said}
+
+
 def patch_and_undo(module: str, name: str) -> dict[str, Any]:
     """Apply and undo the patches in every order, and watch one function of a module."""
     import importlib

@@ -1,7 +1,8 @@
 """Ranks on CPUs, which the host's stack otherwise takes for single processes.
 
 `accelerate` answers "no distribution" when there is no accelerator, whatever torchrun has set, and DeepSpeed then stops
-at a batch size that does not fit. Axolotl places the model of rank n on GPU n. Usable as a script too:
+at a batch size that does not fit. FSDP it has for GPUs alone, although PyTorch shards on a CPU too. Axolotl places the
+model of rank n on GPU n. Usable as a script too:
 `torchrun --nproc_per_node 2 integration_tests/harness/cpu_launcher.py train config.yaml`.
 """
 
@@ -21,12 +22,41 @@ def answer_for_cpu_ranks() -> None:
 
     def prepare(self: PartialState, *args: Any, **kwargs: Any) -> Any:
         if "LOCAL_RANK" in os.environ and not torch.cuda.is_available():
-            return "gloo", DistributedType.MULTI_CPU
+            if os.environ.get("ACCELERATE_USE_FSDP") != "true":
+                return "gloo", DistributedType.MULTI_CPU
+            self.device = torch.device("cpu")  # else it would be the GPU of this rank
+            return "gloo", DistributedType.MULTI_GPU  # of which `AcceleratorState` makes FSDP
         return original(self, *args, **kwargs)
 
     PartialState._prepare_backend = prepare
     place_on_cpu()
     ask_no_gpu_for_its_peers()
+    lay_ranks_out_on_cpu()
+    gather_into_views()
+
+
+def gather_into_views() -> None:
+    """Below ZeRO-3 DeepSpeed gathers into views of its weights, which gloo takes only where nothing is differentiated.
+
+    It is the end of an update, and nothing is. With NCCL it works as it stands.
+    """
+    import deepspeed.runtime.zero.stage_1_and_2 as below_3
+    import torch
+
+    below_3.all_gather_dp_groups = torch.no_grad()(below_3.all_gather_dp_groups)
+
+
+def lay_ranks_out_on_cpu() -> None:
+    """Axolotl lays out the ranks of FSDP as GPUs."""
+    import torch
+    from accelerate.parallelism_config import ParallelismConfig
+
+    original = ParallelismConfig.build_device_mesh
+
+    def build(self: ParallelismConfig, device_type: str) -> Any:
+        return original(self, device_type if torch.cuda.is_available() else "cpu")
+
+    ParallelismConfig.build_device_mesh = build
 
 
 def place_on_cpu() -> None:

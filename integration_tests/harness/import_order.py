@@ -57,7 +57,7 @@ def train_and_watch(config: str) -> dict[str, Any]:
     watch_loader(seen)
     do_train(cfg, TrainerCliArgs())
     trainer = sys.modules["trl.trainer.dpo_trainer"]
-    seen["bound"] = {name: getattr(trainer, name).__module__ for name in FUNCTIONS}
+    seen["bound"] = {name: vars(trainer)[name].__module__ for name in FUNCTIONS if name in vars(trainer)}
     seen["calls"], seen["frozen"] = len(calls), [min(calls), gc.get_freeze_count()]
     seen["for nothing"] = [name for name in ("trackio", "gradio") if name in sys.modules]
     return seen

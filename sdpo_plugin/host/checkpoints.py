@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 
 from sdpo_plugin.host.engines import ranks
+from sdpo_plugin.host.engines.weights import load_adapter
 from sdpo_plugin.host.forward.finite import require_finite_weights
 from sdpo_plugin.host.step_under_way import EvaluationLeft, StepUnderWay
 from sdpo_plugin.host.stopping import Stopped
@@ -90,6 +93,16 @@ def restore_callbacks(trainer: "StepwiseDPOTrainer") -> None:
     if trainer.state.best_model_checkpoint:  # the output directory may have been moved
         best = Path(trainer.args.output_dir) / Path(trainer.state.best_model_checkpoint).name
         trainer.state.best_model_checkpoint = str(best)
+
+
+def load_whole_adapter(trainer: "StepwiseDPOTrainer", directory: Path) -> None:
+    """Read an adapter that FSDP2 has sharded from the file of its own that a checkpoint holds, where it is gathered.
+
+    Beside that file accelerate 1.13 keeps rank 0's shard alone, and gives it to rank 0 alone.
+    """
+    model = trainer.model
+    if trainer.is_fsdp_enabled and isinstance(model, PeftModel) and (directory / SAFETENSORS_WEIGHTS_NAME).exists():
+        load_adapter(model, directory)
 
 
 def leave_evaluation(

@@ -17,6 +17,7 @@ from transformers.utils import CONFIG_NAME
 
 from sdpo_plugin.host.compat import require_all
 from sdpo_plugin.host.data.small_sets import written_here
+from sdpo_plugin.host.engines.fsdp import saving_whole
 from sdpo_plugin.host.relied_on import EVALUATED_MODEL, EVALUATED_ROWS, FINAL_SAVE, REFERENCE_MODEL
 from sdpo_plugin.recognition import TRAINER_CLS, is_sdpo
 
@@ -88,13 +89,19 @@ def _adapter_only(original: Callable[..., Any]) -> Callable[..., Any]:
     own (`….base_layer.weight`). With the base's `config.json`, which the host writes before it trains, transformers
     takes the directory for a whole model, draws those layers at random and says so in a warning. The host passes the
     model by a local variable: no key, hook or subclass reaches it. Here it is the adapter that is saved twice.
+    Under FSDP it saves, by a function of its own, what has "lora_" in its name, with the names that activation
+    checkpointing gives it. Here the trainer saves the adapter, as it does after every step.
     Range: axolotl 0.19 to 0.21. Remove when the host saves ``trainer.model`` alone (axolotl/train.py).
     """
 
     def save_trained_model(cfg: DictDefault, trainer: Any, model: Any) -> Any:
         if not (is_sdpo(cfg) and cfg.adapter):
             return original(cfg, trainer, model)
-        result = original(cfg, trainer, trainer.model)
+        if trainer.is_fsdp_enabled:
+            with saving_whole(trainer):
+                result = trainer.save_model(cfg.output_dir)
+        else:
+            result = original(cfg, trainer, trainer.model)
         if is_main_process():
             (Path(cfg.output_dir) / CONFIG_NAME).unlink(missing_ok=True)
         return result

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from sdpo_plugin.host.engines import engine, ranks
 from sdpo_plugin.host.engines.external import load_reference
+from sdpo_plugin.host.engines.fsdp import saving_whole, shard
 from sdpo_plugin.host.engines.memory import free_memory
-from sdpo_plugin.host.engines.weights import Snapshot, gathered, load_adapter
+from sdpo_plugin.host.engines.weights import Snapshot, load_adapter, save_adapter
 from sdpo_plugin.host.forward.finite import require_finite_weights
 from sdpo_plugin.host.forward.packed import pack_second_model
 from sdpo_plugin.host.setup import RunSetup
@@ -35,6 +36,7 @@ class Policy:
     """
 
     def __init__(self, trainer: "StepwiseDPOTrainer", setup: RunSetup) -> None:
+        shard(trainer, trainer.model)
         self._trainer, self._setup = trainer, setup
         self.stand_in: PreTrainedModel | None = None
         self._base: Snapshot | None = None
@@ -75,8 +77,10 @@ class Policy:
         if not self._setup.cfg.adapter:
             return False
         model = self._trainer.model
-        with gathered(model), explaining_host_errors(directory):
-            ranks.on_rank_0(lambda: model.save_pretrained(str(directory)))
+        with explaining_host_errors(directory):
+            save_adapter(
+                model, lambda weights: ranks.on_rank_0(lambda: model.save_pretrained(directory, state_dict=weights))
+            )
         return True
 
     def export(self, name: str, directory: Path) -> None:
@@ -87,7 +91,7 @@ class Policy:
             OutputError: they could not be written.
         """
         require_finite_weights(self._trainer, name)
-        with explaining_host_errors(directory):
+        with explaining_host_errors(directory), saving_whole(self._trainer):
             # internal: no push to the hub for every step
             self._trainer.save_model(str(directory), _internal_call=True)
             ranks.wait_for_all()

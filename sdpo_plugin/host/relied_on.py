@@ -64,6 +64,8 @@ IN_TRANSFORMERS_TRAINER: tuple[Contract, ...] = (
     Takes(Trainer, "get_eval_dataloader", ("self", "eval_dataset")),
     Takes(Trainer, "_save_checkpoint", ("self", "model", "trial")),
     Takes(Trainer, "_load_callback_state", ("self",)),
+    Takes(Trainer, "_load_from_checkpoint", ("self", "resume_from_checkpoint", "model")),
+    Takes(Trainer, "_load_best_model", ("self",)),
     Takes(Trainer, "prediction_step", ("self", "model", "inputs", "prediction_loss_only", "ignore_keys")),
     Takes(Trainer, "_finalize_training", ("self", "trial", "num_train_samples", "start_time")),
     Takes(
@@ -91,10 +93,12 @@ OF_THE_TRAINER = {
     "": (
         *("_metrics", "_total_train_tokens", "beta", "label_smoothing", "loss_types", "loss_weights", "use_weighting"),
         *("aux_loss_enabled", "ref_model", "dataset_tags", "data_collator", "processing_class", "train_dataset"),
-        *("eval_dataset", "model", "model_wrapped", "optimizer", "lr_scheduler", "is_deepspeed_enabled", "args"),
-        *("state", "control", "accelerator", "callback_handler", "add_callback"),
+        *("eval_dataset", "model", "model_wrapped", "optimizer", "lr_scheduler", "is_deepspeed_enabled"),
+        *("is_fsdp_enabled", "args", "state", "control", "accelerator", "callback_handler", "add_callback"),
     ),
-    "accelerator": ("free_memory", "gather", "is_main_process", "prepare_model", "scaler", "state", "unwrap_model"),
+    "accelerator": (
+        *("free_memory", "gather", "is_main_process", "prepare", "prepare_model", "scaler", "state", "unwrap_model"),
+    ),
     "callback_handler": ("callbacks", "lr_scheduler", "on_save", "on_train_end", "optimizer"),
     "control": ("should_save", "should_training_stop"),
     "state": (
@@ -104,8 +108,8 @@ OF_THE_TRAINER = {
         *("beta", "label_smoothing", "loss_type", "loss_weights", "eval_on_start", "seed", "disable_dropout"),
         *("bf16", "fp16", "tf32", "max_length", "optim", "output_dir", "dataset_num_proc", "should_save"),
         *("per_device_eval_batch_size", "per_device_train_batch_size", "save_only_model", "save_strategy"),
-        *("save_total_limit", "warmup_steps", "max_steps", "num_train_epochs", "learning_rate", "weight_decay"),
-        *("eval_strategy", "do_eval", "lr_scheduler_type", "alternate_lr_scheduler_type"),
+        *("save_total_limit", "torch_compile", "warmup_steps", "max_steps", "num_train_epochs", "learning_rate"),
+        *("weight_decay", "eval_strategy", "do_eval", "lr_scheduler_type", "alternate_lr_scheduler_type"),
     ),
 }
 
@@ -158,6 +162,10 @@ def of_the_trainer(trainer: Any) -> tuple[Contract, ...]:
     contracts: list[Contract] = [Has(owner, name) for path, owner in owners.items() for name in OF_THE_TRAINER[path]]
     if trainer.is_deepspeed_enabled:
         contracts += _of_deepspeed(trainer)
+    if trainer.is_fsdp_enabled:
+        plugin = trainer.accelerator.state.fsdp_plugin
+        names = ("fsdp_version", "activation_checkpointing", "state_dict_type", "set_state_dict_type")
+        contracts += [Has(plugin, name) for name in names]
     return tuple(contracts)
 
 

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
+from transformers.utils import CONFIG_NAME
 
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import OutputError
@@ -149,7 +150,10 @@ class Session:
 
         With an adapter the base model is needed; so it is with `policy_init: base`, while there are steps to train.
         """
-        source = self.start.checkpoint or self.start.model_dir
+        checkpoint = self.start.checkpoint
+        if checkpoint is not None and not (checkpoint / CONFIG_NAME).exists():
+            return  # FSDP2 has saved it in parts, which the host loads into whatever model it has
+        source = checkpoint or self.start.model_dir
         trains = self.start.action.kind in ("prepare", "reference", "train")
         if source is None or self._cfg.adapter or (trains and self._block.policy_init == "base"):
             return

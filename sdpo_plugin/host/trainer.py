@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from sdpo_plugin.host.checkpoints import (
     StopAtUpdate,
     leave_evaluation,
+    load_whole_adapter,
     make_owed_evaluation,
     restore_callbacks,
     save_sealed,
@@ -23,7 +25,7 @@ from sdpo_plugin.host.data.bos import with_one_bos
 from sdpo_plugin.host.data.columns import IDS, with_reference
 from sdpo_plugin.host.data.small_sets import workers
 from sdpo_plugin.host.engines.dropout import disable_functional_dropout
-from sdpo_plugin.host.engines.engine import require_shared_gradients, require_usable_deepspeed
+from sdpo_plugin.host.engines.engine import require_shared_gradients, require_usable_engine
 from sdpo_plugin.host.forward.finite import require_finite_loss
 from sdpo_plugin.host.forward.log_probs import log_prob_table, taking
 from sdpo_plugin.host.initial_state import InitialState
@@ -62,9 +64,9 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         """Hand over the chain that ``train()`` runs.
 
         Raises:
-            ConfigError: a DeepSpeed config under which M_t could not be written.
+            ConfigError: a config of DeepSpeed or FSDP under which M_t could not be written.
         """
-        require_usable_deepspeed(self)
+        require_usable_engine(self)
         self._initial_state = InitialState(self)
         self.chain = chain
 
@@ -178,6 +180,16 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
             save()
         else:
             save_sealed(self, self.step, save)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The host's, and the whole of an adapter that FSDP2 has sharded."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_whole_adapter(self, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        """The host's, likewise."""
+        super()._load_best_model()
+        load_whole_adapter(self, Path(self.state.best_model_checkpoint))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's."""

@@ -33,7 +33,9 @@ STEP_KEYS = frozenset(
 )
 STEP_PREFIXES = ("dpo_", "lr_scheduler", "cosine_", "warmup_", "adam_", "eval_", "loraplus_", "optim_")
 # How a batch is shared out: a half-trained step cannot be resumed with another way, every other step can.
-PARALLEL_KEYS = frozenset("micro_batch_size gradient_accumulation_steps world_size deepspeed packed".split())
+PARALLEL_KEYS = frozenset(
+    "micro_batch_size gradient_accumulation_steps world_size deepspeed fsdp_config fsdp_version packed".split()
+)
 # A tokenizer's bos_token, … are none.
 NO_SECRET = "".join(f"(?<!{name}_)" for name in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"))
 SECRET = re.compile(rf"(^|_)({NO_SECRET}token|api_?key|secret|password|passwd|credentials?)$", re.IGNORECASE)

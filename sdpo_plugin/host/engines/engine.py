@@ -1,4 +1,7 @@
-"""Engines: DeepSpeed's and accelerate's wrappers around a model, made for a pass and undone between the steps."""
+"""Engines: DeepSpeed's and accelerate's wrappers around a model, made for a pass and undone between the steps.
+
+FSDP2 wraps nothing: it shards a model where it is, once, and what the host's ``train()`` prepares is that model again.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,24 +11,33 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
 from sdpo_plugin.errors import ConfigError, UnsupportedHostError
+from sdpo_plugin.host.engines.fsdp import require_usable_fsdp, reshard, shard
 
 PREPARED = "_is_accelerate_prepared"
+SHARING = (DistributedDataParallel, FSDPModule)
 # DeepSpeed reads both; the host's own ZeRO-3 configs use the second.
 GATHER_KEYS = ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save")
 
 
-def require_usable_deepspeed(trainer: Trainer) -> None:
-    """Refuse a DeepSpeed config that a chain cannot be run under, before hours are spent.
+def require_usable_engine(trainer: Trainer) -> None:
+    """Refuse a config of DeepSpeed or FSDP that a chain cannot be run under, before hours are spent.
 
     Raises:
-        ConfigError: an optimizer or scheduler of its own, or ZeRO-3 without gathering the weights for a save.
+        ConfigError: an optimizer or scheduler of its own; ZeRO-3 without gathering the weights for a save; FSDP1, or
+            FSDP with torch_compile.
     """
-    if not trainer.is_deepspeed_enabled:
-        return
+    if trainer.is_deepspeed_enabled:
+        _require_usable_deepspeed(trainer)
+    if trainer.is_fsdp_enabled:
+        require_usable_fsdp(trainer)
+
+
+def _require_usable_deepspeed(trainer: Trainer) -> None:
     plugin = trainer.accelerator.state.deepspeed_plugin
     for section, keys in (("optimizer", "optimizer:, learning_rate:"), ("scheduler", "lr_scheduler:, warmup_steps:")):
         if section in plugin.deepspeed_config:
@@ -47,12 +59,14 @@ def release(trainer: Trainer) -> None:
     """Undo what the host's ``train()`` wrapped around the model, so that the next ``train()`` starts afresh.
 
     Destroys the DeepSpeed engine with its hooks (a live one would partition the parameters a second time), takes
-    mixed-precision wrappers off ``forward`` (each ``prepare`` adds another), and drops optimizer and schedule.
+    mixed-precision wrappers off ``forward`` (each ``prepare`` adds another), and drops optimizer and schedule. What
+    FSDP2 has sharded stays so.
     """
     wrapped = trainer.model_wrapped
     trainer.accelerator.free_memory()
     trainer.model = trainer.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
     trainer.model_wrapped = trainer.model
+    reshard(trainer.model)
     # accelerate 1.15 marks a model that it has prepared, also for a pass alone, and gives it back as it is when it is
     # asked again: without the wrapper of DDP, under which ranks share their gradients.
     vars(trainer.model).pop(PREPARED, None)
@@ -69,7 +83,7 @@ def require_shared_gradients(trainer: Trainer, model: torch.nn.Module) -> None:
         UnsupportedHostError: there are several ranks, and the model is in no wrapper that adds up their gradients.
     """
     num_ranks = PartialState().num_processes
-    if num_ranks > 1 and not trainer.is_deepspeed_enabled and not isinstance(model, DistributedDataParallel):
+    if num_ranks > 1 and not trainer.is_deepspeed_enabled and not isinstance(model, SHARING):
         raise UnsupportedHostError(
             f"{num_ranks} ranks train, and accelerate {version('accelerate')} gave {type(model).__name__} back without "
             "a wrapper that shares their gradients: each would train a model of its own. Install an accelerate that "
@@ -99,6 +113,7 @@ def ready_model(trainer: Trainer, other: torch.nn.Module | None = None) -> Itera
         model = _inference_engine(trainer, other or trainer.model)
     else:
         release(trainer)
+        shard(trainer, other or trainer.model)
         model = trainer.accelerator.prepare_model(other or trainer.model, evaluation_mode=True)
     model.eval()
     try:

@@ -1,6 +1,6 @@
 """The weights that training changes: kept in memory for `policy_init: base`, read back from an export on resume."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +9,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sdpo_plugin.errors import OutputError
 
@@ -16,8 +18,8 @@ from sdpo_plugin.errors import OutputError
 class Snapshot:
     """A copy of the trainable parameters in main memory: all weights in full fine-tuning, the adapter with LoRA.
 
-    One copy over all ranks: a parameter that every rank holds whole is kept by rank 0 alone; one that ZeRO-3 has
-    sharded is kept by every rank as far as it owns it.
+    One copy over all ranks: a parameter that every rank holds whole is kept by rank 0 alone; one that ZeRO-3 or FSDP2
+    has sharded is kept by every rank as far as it owns it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -48,7 +50,7 @@ class Snapshot:
 
 def _write_shard(parameter: nn.Parameter, kept: torch.Tensor) -> None:
     owned(parameter).copy_(kept)
-    if parameter.numel() == parameter.ds_numel:
+    if not isinstance(parameter, DTensor) and parameter.numel() == parameter.ds_numel:
         parameter.partition()  # a whole copy was gathered here, and would hide the shard just written
 
 
@@ -77,12 +79,18 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:
+    return _is_partitioned(parameter) or isinstance(parameter, DTensor)  # which FSDP2 makes of a parameter
+
+
+def _is_partitioned(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "ds_tensor")  # what DeepSpeed's ZeRO-3 adds to a parameter that it partitions
 
 
 def owned(parameter: nn.Parameter) -> torch.Tensor:
-    """The values that this rank keeps: its shard under ZeRO-3, else all."""
-    shard: torch.Tensor = parameter.ds_tensor if _is_sharded(parameter) else parameter.data
+    """The values that this rank keeps: its shard under ZeRO-3 and FSDP2, else all."""
+    if isinstance(parameter, DTensor):
+        return parameter.detach().to_local()
+    shard: torch.Tensor = parameter.ds_tensor if _is_partitioned(parameter) else parameter.data
     return shard
 
 
@@ -92,7 +100,7 @@ def load_adapter(model: PeftModel, directory: Path) -> None:
     Raises:
         OutputError: they do not fit the adapter.
     """
-    weights = load_peft_weights(str(directory), device="cpu")
+    weights = _as_in(model, load_peft_weights(str(directory), device="cpu"))
     with gathered(model, changes=True):  # a pass before may have had ZeRO-3 shard the adapter
         result = set_peft_model_state_dict(model, weights)
     missing = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
@@ -104,20 +112,47 @@ def load_adapter(model: PeftModel, directory: Path) -> None:
         )
 
 
+def _as_in(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights that every rank has read, sharded where FSDP2 has sharded what they are copied to."""
+    sharded = [parameter for _, parameter in trainable(model) if isinstance(parameter, DTensor)]
+    if not sharded:
+        return weights
+    mesh, placements = sharded[0].device_mesh, sharded[0].placements  # the same for all: the whole adapter trains
+    return {
+        name: distribute_tensor(tensor.to(mesh.device_type), mesh, placements, src_data_rank=None)
+        for name, tensor in weights.items()
+    }
+
+
+def save_adapter(model: PeftModel, save: Callable[[dict[str, torch.Tensor] | None], None]) -> None:
+    """Call ``save`` while the weights of an adapter are whole: on every rank, of which one may write.
+
+    Args:
+        model: the policy.
+        save: takes the weights by name, or None where the model holds them.
+    """
+    if any(isinstance(parameter, DTensor) for _, parameter in trainable(model)):
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        save(get_model_state_dict(model, options=options))
+        return
+    with gathered(model):
+        save(None)
+
+
 def whole_size(parameter: nn.Parameter) -> tuple[int, ...]:
-    """The shape of a parameter, also where ZeRO-3 has left this rank a shard of it."""
-    return tuple(parameter.ds_shape if _is_sharded(parameter) else parameter.shape)
+    """The shape of a parameter, also where ZeRO-3 or FSDP2 has left this rank a shard of it."""
+    return tuple(parameter.ds_shape if _is_partitioned(parameter) else parameter.shape)
 
 
 @contextmanager
 def gathered(model: nn.Module, *, changes: bool = False) -> Iterator[None]:
-    """Within this context every rank holds the whole of what training changes.
+    """Within this context every rank holds the whole of what training changes, where ZeRO-3 has sharded it.
 
     Args:
         model: the policy.
         changes: what rank 0 writes there is kept, by every rank.
     """
-    sharded = [parameter for _, parameter in trainable(model) if _is_sharded(parameter)]
+    sharded = [parameter for _, parameter in trainable(model) if _is_partitioned(parameter)]
     if not sharded:
         yield
         return

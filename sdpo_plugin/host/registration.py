@@ -4,6 +4,7 @@ Nothing here writes a file. The commands of the host share one config file, and 
 is about the output directory asks first which command this is.
 """
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -103,8 +104,13 @@ def _check_start(run: RunDir, cfg: DictDefault, block: SDPOConfig) -> None:
     if asked:
         if Path(str(asked)) != run.root:  # which means the newest checkpoint of the run there
             require_exists(Path(str(asked)))
-    elif not cfg.get("auto_resume_from_checkpoints") or not run.ledger.exists():
+    elif not cfg.get("auto_resume_from_checkpoints") or (not run.ledger.exists() and _is_first_machine()):
         require_fresh(run, names_in_place(run, block))
+
+
+def _is_first_machine() -> bool:
+    """Another one may share no file system with it: what a rank has left there is no run, and rank 0 knows of one."""
+    return os.environ.get("GROUP_RANK", "0") == "0"
 
 
 def become_dpo(cfg: DictDefault) -> None:

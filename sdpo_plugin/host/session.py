@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.host.data.loading import LoadedSource
-from sdpo_plugin.host.engines.ranks import gather, on_rank_0
+from sdpo_plugin.host.engines.ranks import first_unseen, on_rank_0
 from sdpo_plugin.host.identity import identity_of, require_same
 from sdpo_plugin.report.build import report_run
 from sdpo_plugin.run_dir.checkpoints import TO_RESUME
@@ -26,7 +26,6 @@ from sdpo_plugin.run_dir.journal import close_run
 from sdpo_plugin.run_dir.lock import RunLock
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.resume import FRESH, Start, find_start
-from sdpo_plugin.run_dir.sealed import names_in
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
 
@@ -156,15 +155,14 @@ class Session:
         source = self.start.checkpoint or self.start.model_dir
         if source is None:
             return
-        names = on_rank_0(lambda: names_in(source))
-        missing = gather([[name for name in names if not (source / name).is_file()]])
-        for rank, gone in enumerate(missing):
-            if gone:
-                raise OutputError(
-                    f"rank {rank} does not see {source / gone[0]}, which the run is resumed from: the machines do not "
-                    f"share output_dir: {str(self.run.root)!r}. Put it on a file system that all of them see, or copy "
-                    "it from the first machine to the others, and run the same command."
-                )
+        unseen = first_unseen(source)
+        if unseen is not None:
+            rank, path = unseen
+            raise OutputError(
+                f"rank {rank} does not see {path}, which the run is resumed from: the machines do not share "
+                f"output_dir: {str(self.run.root)!r}. Put it on a file system that all of them see, or copy it from "
+                "the first machine to the others, and run the same command."
+            )
 
     def _redirect(self) -> None:
         """Let the host load M_{t-1}, or the checkpoint, in place of a base model that would be overwritten at once.

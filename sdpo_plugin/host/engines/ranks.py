@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from sdpo_plugin.errors import RankZeroError, SDPOError
+from sdpo_plugin.run_dir.sealed import names_in
 
 T = TypeVar("T")
 
@@ -86,6 +88,13 @@ def gather(mine: list[T]) -> list[T]:
     parts: list[list[T]] = [[] for _ in range(PartialState().num_processes)]
     dist.all_gather_object(parts, mine, group=group)
     return [item for part in parts for item in part]
+
+
+def first_unseen(directory: Path) -> tuple[int, Path] | None:
+    """A rank that does not see a file that rank 0 sees below ``directory``, and the file: they share no file system."""
+    names = on_rank_0(lambda: names_in(directory))
+    missing = gather([[directory / name for name in names if not (directory / name).is_file()]])
+    return next(((rank, paths[0]) for rank, paths in enumerate(missing) if paths), None)
 
 
 def place() -> tuple[int, int]:

@@ -1,6 +1,7 @@
 # make demo   the quickstart: environment, a small base model and data made on the spot, stepwise DPO, a table of steps
 # make test   all tests, with the real host; `make test-core` only those that need no host, in a minute
 # make lint   ruff and mypy
+# make test-gpu  what only a machine with a GPU can show; elsewhere each test is skipped by name
 # make matrix  the tests that tell hosts apart, on every supported host, each in an environment of its own in .matrix
 #
 # Everything is installed into .venv, which is made here. `make demo VENV=/path/to/venv` uses an environment that has
@@ -26,7 +27,7 @@ TIMES := outputs/demo-times.txt
 stage = @printf '\n==> %s: about %s\n\n' '$(1)' '$(2)'; mkdir -p $(dir $(TIMES)); began=$$(date +%s); $(3) && \
 	printf '%6d s  %s\n' $$(($$(date +%s) - began)) '$(1)' >> $(TIMES)
 
-.PHONY: demo test test-core lint matrix matrix-newest clean environment-of-others begin-demo
+.PHONY: demo test test-core test-gpu lint matrix matrix-newest clean environment-of-others begin-demo
 
 $(VENV)/installed-%:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -56,6 +57,9 @@ test: $(READY)
 
 test-core: $(READY)
 	$(BIN)/python -m pytest tests
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest integration_tests/test_gpu.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

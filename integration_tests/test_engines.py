@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from integration_tests.harness.compare import apart, at_once
-from integration_tests.harness.data import Config, base_config, lora_config
+from integration_tests.harness.data import Config, base_config, lora_config, write_config
 from integration_tests.harness.launch import Host
+from integration_tests.harness.messages import messages
 from integration_tests.harness.models import make_model
-from integration_tests.harness.sdpo import read_report, run_sdpo
+from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
 from integration_tests.harness.zero3 import write_zero3
 
 MAKE = {"full": base_config, "lora": lora_config, "qlora": partial(lora_config, adapter="qlora", load_in_4bit=True)}
@@ -27,6 +28,9 @@ OF_ZERO_3 = (
     *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters"),
     *("stage3_max_reuse_distance", "stage3_gather_16bit_weights_on_model_save", "sub_group_size"),
 )
+
+
+PLUGINS = ["sdpo_plugin.SDPOPlugin", "integration_tests.harness.faults.FaultPlugin"]
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +72,16 @@ def test_equals_one_process(
     assert apart(host, out / "step-1", out) > 1e-3
     noise = 5e-5 if kind != "qlora" else 5e-3  # of half precision
     assert [step["first_loss"] for step in read_report(out)["steps"]] == pytest.approx([0.6931, 0.6931], abs=noise)
+
+
+def test_ranks_that_would_train_alone_are_refused(
+    host: Host, wide: Path, two_sets: list[Config], tmp_path: Path
+) -> None:
+    """As with accelerate 1.15, which gives a model that it has prepared for a pass back as it is."""
+    config = sdpo_config(base_config(wide, two_sets, tmp_path, **SGD, micro_batch_size=2), plugins=PLUGINS)
+    made = write_config(tmp_path / "config.yaml", config)
+    result = host.train(made, ranks=2, env={"SDPO_TEST_FAULT": "alone:"})
+    assert (result.returncode, result.timed_out) == (1, False)
+    (said,) = messages(result)
+    assert said.startswith("2 ranks train, and accelerate ")
+    assert "gave LlamaForCausalLM back without a wrapper that shares their gradients" in said

@@ -15,6 +15,7 @@ The environment says which fault, so that the config stays that of the run that 
 - `limit:BYTES`: no file may grow beyond this, as under a quota.
 - `limit-data:BYTES`: the same, from before the data are loaded.
 - `single:`: a batch of one row is computed otherwise than the same row among others.
+- `alone:`: accelerate gives every model back as it is, without the wrapper by which ranks share their gradients.
 - `slow:SECONDS`: every forward pass takes that much longer.
 - `gate:FOLDER`: nothing, but each rank notes in a file of its own what its start gate is given.
 - `full`: the disk says that it has a megabyte left.
@@ -71,6 +72,8 @@ class FaultPlugin(BasePlugin):
             trainer.model.register_forward_pre_hook(lambda module, arguments: time.sleep(seconds))
         if self._kind == "single":
             trainer.model.get_input_embeddings().register_forward_hook(larger_where_alone)
+        if self._kind == "alone":
+            trainer.accelerator.prepare_model = lambda model, *arguments, **options: model
         if self._kind == "gate":
             note_gate(Path(self._value) / f"rank-{_rank()}")
         if self._kind in ("pass", "worker"):

@@ -102,7 +102,11 @@ CONFLICTS = (
         _saves_in_parts,
     ),
     Conflict("fsdp_version", "the reference pass is not made for FSDP1", "set fsdp_version: 2", _is_fsdp1),
-    Conflict("use_ray", "the chain is not made for Ray yet", "remove use_ray and launch with torchrun or accelerate"),
+    Conflict(
+        "use_ray",
+        "the host gives each of Ray's workers a GPU, and the chain has not been tested there",
+        "remove use_ray and launch with torchrun or accelerate, also on several machines",
+    ),
     Conflict(
         "context_parallel_size",
         "the reference pass is not made for split sequences yet",

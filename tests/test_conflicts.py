@@ -33,7 +33,7 @@ CLASHES: dict[str, tuple[Any, str]] = {
     "fsdp": (["full_shard"], "use fsdp_version: 2 with fsdp_config, and remove fsdp"),
     "fsdp_config": ({"fsdp_version": 2}, "set fsdp_config.final_state_dict_type: FULL_STATE_DICT"),
     "fsdp_version": (1, "set fsdp_version: 2"),
-    "use_ray": (True, "remove use_ray and launch with torchrun or accelerate"),
+    "use_ray": (True, "remove use_ray and launch with torchrun or accelerate, also on several machines"),
     "context_parallel_size": (2, "set context_parallel_size: 1"),
     "tensor_parallel_size": (4, "set tensor_parallel_size: 1"),
     "dpo_padding_free": (True, "remove dpo_padding_free"),

@@ -28,7 +28,7 @@ def run_chain(
     for index, dataset in enumerate(datasets):
         folder = out / f"chain-{index + 1}"
         step = {
-            **config,
+            **{key: value for key, value in config.items() if key != "sdpo"},
             **(steps[index] if index < len(steps) else {}),
             "base_model": str(model),
             "datasets": [dict(dataset)],

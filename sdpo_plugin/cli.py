@@ -12,6 +12,7 @@ import click
 
 from sdpo_plugin import crash
 from sdpo_plugin.errors import SDPOError
+from sdpo_plugin.versions import cannot_load
 
 
 @contextmanager
@@ -20,8 +21,13 @@ def _errors_in_words() -> Iterator[None]:
     try:
         yield
     except SDPOError as error:
-        print(crash.lines(str(error)), file=sys.stderr)
-        raise SystemExit(1) from None
+        known: SDPOError = error
+    except ImportError as error:  # of the host, which is not there, or is another one
+        known = cannot_load(error)
+    else:
+        return
+    print(crash.lines(str(known)), file=sys.stderr)
+    raise SystemExit(1)
 
 
 @click.group()

@@ -19,7 +19,7 @@ ALLOWED = {
     "block": "args errors",
     "bounds": "errors",
     "__main__": "cli",
-    "cli": "crash errors host.commands report.command",  # the host's when a command needs it
+    "cli": "crash errors host.commands report.command versions",  # the host's when a command needs it
     "conflicts": "errors recognition",
     "crash": "errors scrub",
     "digests": "",

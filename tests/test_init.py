@@ -1,11 +1,14 @@
 """The package without its host: the core imports alone, and the plugin says what is missing."""
 
 import subprocess
+import tomllib
+from pathlib import Path
 
 import pytest
 
 import sdpo_plugin
 from sdpo_plugin import plugin_name
+from sdpo_plugin.versions import requirement
 from tests.conftest import RunPython
 from tests.test_arrows import CORE, HOST_PACKAGES
 
@@ -48,6 +51,23 @@ def test_plugin_without_host_names_what_is_missing(
 
 def test_plugin_without_host_ends_the_process(plugin_without_axolotl: subprocess.CompletedProcess[str]) -> None:
     assert plugin_without_axolotl.returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["plan", "config.yaml"]])
+def test_command_without_host_names_what_is_missing(run_python: RunPython, arguments: list[str]) -> None:
+    """And no traceback; `report` needs no host."""
+    done = run_python(WITHOUT_AXOLOTL + f"from sdpo_plugin.cli import sdpo\nsdpo({arguments!r})")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "sdpo_plugin: sdpo_plugin cannot load beside the installed packages: No module named 'axolotl'. "
+        "Install a supported host: pip install 'axolotl[deepspeed]>=0.19,<0.22'.\n"
+    )
+
+
+def test_supported_versions_are_those_of_pyproject() -> None:
+    asked = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    wanted = {requirement("axolotl").replace("axolotl", "axolotl[deepspeed]"), requirement("trl")}
+    assert {line for line in asked if line.startswith(("axolotl", "trl"))} == wanted
 
 
 def test_missing_host_is_a_runtime_error(run_python: RunPython) -> None:

@@ -41,8 +41,20 @@ class Contract(ABC):
         return found.__func__ if isinstance(found, classmethod) else getattr(self.owner, self.name, None)
 
 
+class OfFunction(Contract):
+    """A function or class, by its parameters or its code."""
+
+    def broken(self) -> str | None:
+        function = self._function()
+        return "it is missing" if function is None else self._wrong(function)
+
+    @abstractmethod
+    def _wrong(self, function: Any) -> str | None:
+        """What is found of the function that is there; None where the contract holds."""
+
+
 @dataclass(frozen=True)
-class Takes(Contract):
+class Takes(OfFunction):
     """A function or method that takes exactly these ``parameters``."""
 
     parameters: tuple[str, ...]
@@ -51,10 +63,7 @@ class Takes(Contract):
     def what(self) -> str:
         return f"{self._place}({', '.join(self.parameters)})"
 
-    def broken(self) -> str | None:
-        function = self._function()
-        if function is None:
-            return "it is missing"
+    def _wrong(self, function: Any) -> str | None:
         names = tuple(p for p in inspect.signature(function, follow_wrapped=True).parameters if p != "cls")
         return None if names == self.parameters else f"it takes {', '.join(names)}"
 
@@ -68,7 +77,7 @@ class Has(Contract):
 
 
 @dataclass(frozen=True)
-class Names(Contract):
+class Names(OfFunction):
     """A function or class whose code has each of these ``words``: keys of a dict, attributes that it sets."""
 
     words: tuple[str, ...]
@@ -77,17 +86,14 @@ class Names(Contract):
     def what(self) -> str:
         return f"{self._place} (with {', '.join(self.words)})"
 
-    def broken(self) -> str | None:
-        function = self._function()
-        if function is None:
-            return "it is missing"
+    def _wrong(self, function: Any) -> str | None:
         seen = _words_of(function)
         gone = [word for word in self.words if word not in seen]
         return f"its code has no {', '.join(gone)}" if gone else None
 
 
 @dataclass(frozen=True)
-class ReadsOnly(Contract):
+class ReadsOnly(OfFunction):
     """A method that reads no attributes of ``self`` but these, so that something else can stand in for it."""
 
     attributes: tuple[str, ...]
@@ -96,10 +102,7 @@ class ReadsOnly(Contract):
     def what(self) -> str:
         return f"{self._place} (of self only {', '.join(self.attributes)})"
 
-    def broken(self) -> str | None:
-        function = self._function()
-        if function is None:
-            return "it is missing"
+    def _wrong(self, function: Any) -> str | None:
         read = {
             node.attr
             for node in ast.walk(_tree(function))

@@ -31,7 +31,7 @@ from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.plugin_name import require_plugin_name
 from sdpo_plugin.recognition import TRAINER_CLS
 from sdpo_plugin.run_dir.checkpoints import require_exists
-from sdpo_plugin.run_dir.fresh import require_fresh, require_writable
+from sdpo_plugin.run_dir.fresh import require_fresh, require_no_foreign_model, require_writable
 from sdpo_plugin.run_dir.inputs import names_in_place, require_inputs_kept, written_names
 from sdpo_plugin.run_dir.lock import require_free
 from sdpo_plugin.run_dir.paths import RunDir
@@ -104,8 +104,13 @@ def _check_start(run: RunDir, cfg: DictDefault, block: SDPOConfig) -> None:
     if asked:
         if Path(str(asked)) != run.root:  # which means the newest checkpoint of the run there
             require_exists(Path(str(asked)))
-    elif not cfg.get("auto_resume_from_checkpoints") or (not run.ledger.exists() and _is_first_machine()):
+    elif not cfg.get("auto_resume_from_checkpoints"):
         require_fresh(run, names_in_place(run, block))
+    elif not run.ledger.exists():
+        if _is_first_machine():
+            require_fresh(run, names_in_place(run, block))
+        else:
+            require_no_foreign_model(run, configs_tell=False)
 
 
 def _is_first_machine() -> bool:

@@ -65,18 +65,24 @@ def require_fresh(run: RunDir, names: Sequence[str]) -> None:
         )
 
 
-def require_no_foreign_model(run: RunDir) -> None:
+def require_no_foreign_model(run: RunDir, *, configs_tell: bool = True) -> None:
     """Refuse an output directory that holds the model of a run of another kind, such as `rl: dpo`.
 
     The host writes configs into the directory of a run that has begun, and weights when it is done; so beside a
     directory `sdpo` it is weights that tell, and a ledger says whose they are.
+
+    Args:
+        run: the directory.
+        configs_tell: whether a config alone is a model too; not on another machine, where the host has written one
+            for a run whose records are elsewhere.
 
     Raises:
         OutputError: it names what was found.
     """
     if run.ledger.exists():
         return
-    patterns = (*FOREIGN, CHECKPOINTS) if run.folder.exists() else (*FOREIGN, CHECKPOINTS, *MARKERS)
+    by_configs = configs_tell and not run.folder.exists()
+    patterns = (*FOREIGN, CHECKPOINTS, *MARKERS) if by_configs else (*FOREIGN, CHECKPOINTS)
     found = sorted({path.name for pattern in patterns for path in run.root.glob(pattern)})
     if found:
         shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")

@@ -112,10 +112,10 @@ def test_evaluate_reports_the_held_out_sets_under_the_final_adapter(session: Ses
     found = {name: float(value) for name, training, value in (line.split(",") for line in lines) if training == ""}
     report = read_report(session.out)
     expected = {}
-    for column, name in enumerate(report["eval_sets"]):
-        expected[f"{name}_gamma"] = report["eval_gamma"][2][column]
-        expected[f"{name}_reference_free_accuracy"] = report["eval_reference_free_accuracy"][2][column]
-        expected[f"{name}_implicit_reward_accuracy"] = report["eval_implicit_reward_accuracy"][2][column]
+    for column, name in enumerate(report["heldout"]["sets"]):
+        expected[f"{name}_gamma"] = report["heldout"]["gamma"][2][column]
+        expected[f"{name}_reference_free_accuracy"] = report["heldout"]["reference_free_accuracy"][2][column]
+        expected[f"{name}_implicit_reward_accuracy"] = report["heldout"]["implicit_reward_accuracy"][2][column]
     assert len(found) == len(lines) == 6
     assert found == pytest.approx(expected, abs=1e-4)
 

@@ -49,15 +49,15 @@ def expected(host: Host, model: Path, heldout: list[Config], out: Path) -> list[
 def test_report_equals_an_independent_program(out: Path, expected: list[list[Pairs]]) -> None:
     """A row a model, a column a set."""
     report = read_report(out)
-    assert report["eval_sets"] == ["easy", "hard"]
+    assert report["heldout"]["sets"] == ["easy", "hard"]
     gammas = [[table[:, 0] - table[:, 1] for table in row] for row in expected]
     accuracies = [[float((gamma > 0).mean()) for gamma in row] for row in gammas]
     means = [[float(gamma.mean()) for gamma in row] for row in gammas]
     # A row with γ within rounding of 0 could fall on either side; here none is.
     assert min(float(np.abs(gamma).min()) for row in gammas for gamma in row) > 1e-3
-    assert report["eval_reference_free_accuracy"] == accuracies
-    assert np.array(report["eval_gamma"]) == pytest.approx(np.array(means), abs=1e-4)  # measured: 6e-6
-    assert len({tuple(row) for row in report["eval_gamma"]}) == 3
+    assert report["heldout"]["reference_free_accuracy"] == accuracies
+    assert np.array(report["heldout"]["gamma"]) == pytest.approx(np.array(means), abs=1e-4)  # measured: 6e-6
+    assert len({tuple(row) for row in report["heldout"]["gamma"]}) == 3
 
 
 def test_markdown_shows_both_sets(out: Path) -> None:
@@ -77,9 +77,9 @@ def test_evaluate_takes_the_final_model_or_the_one_it_is_given(host: Host, out: 
     _, *lines = (out / "eval_summary.csv").read_text(encoding="utf-8").splitlines()
     found = {name: float(value) for name, _, value in (line.split(",") for line in lines)}
     report = read_report(out)
-    for column, name in enumerate(report["eval_sets"]):
-        assert found[f"{name}_gamma"] == pytest.approx(report["eval_gamma"][row][column], abs=1e-4)
-        assert found[f"{name}_reference_free_accuracy"] == report["eval_reference_free_accuracy"][row][column]
+    for column, name in enumerate(report["heldout"]["sets"]):
+        assert found[f"{name}_gamma"] == pytest.approx(report["heldout"]["gamma"][row][column], abs=1e-4)
+        assert found[f"{name}_reference_free_accuracy"] == report["heldout"]["reference_free_accuracy"][row][column]
     assert "loss" not in found
 
 
@@ -110,7 +110,7 @@ def test_sets_of_one_name_are_two(named: tuple[Path, list[str]], host: Host, mod
     out, names = named
     sets = ["orca", "orca-2"] if names[0] == "orca" else ["orca-2", "orca"]
     report = read_report(out)
-    assert report["eval_sets"] == sets
+    assert report["heldout"]["sets"] == sets
     plan = json.loads((out / "sdpo/plan.json").read_text(encoding="utf-8"))
     held = {step["name"]: (step["num_rows"], step["num_heldout"]) for step in plan["steps"]}
     assert held == {"orca": (3 * SPLIT, SPLIT), "other": (12, ROWS[0])}
@@ -119,6 +119,6 @@ def test_sets_of_one_name_are_two(named: tuple[Path, list[str]], host: Host, mod
     file = expect_texts(host, texts({"path": str(out.parent / "orca.jsonl")}), *models)
     tables = {"orca": split, "orca-2": file}
     gammas = [[float(np.subtract(*tables[name][row].T).mean()) for name in sets] for row in range(len(models))]
-    assert np.array(report["eval_gamma"]) == pytest.approx(np.array(gammas), abs=1e-4)
+    assert np.array(report["heldout"]["gamma"]) == pytest.approx(np.array(gammas), abs=1e-4)
     for column, name in enumerate(sets, 1):
         assert len(load_file(out / f"sdpo/heldout/M_0-{column}.safetensors")["chosen"]) == len(tables[name][0])

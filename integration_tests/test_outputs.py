@@ -98,7 +98,7 @@ def test_report(rich: Trained) -> None:
         assert step["first_loss"] == pytest.approx(0.6931, abs=1e-3)
         assert step["final_loss"] < step["first_loss"]
         assert min(step["log_probs_seconds"], step["train_seconds"], step["export_seconds"]) > 0
-    assert [[value is not None for value in row] for row in report["gamma"]] == [
+    assert [[value is not None for value in row] for row in report["train"]["gamma"]] == [
         [True, False],
         [False, True],
         [False, False],

@@ -124,7 +124,7 @@ def test_one_pass_of_m_0_serves_three_uses(
 ) -> None:
     """The order, the table of step 1, the M_0 row of the γ matrix: one pass, as if D_1 had been computed by itself."""
     report = read_report(runs["by source"])
-    assert None not in report["gamma"][0]
+    assert None not in report["train"]["gamma"][0]
     log = (runs["by source"] / "debug.log").read_text(encoding="utf-8", errors="replace")
     assert "of D_1 by M_0" not in log
     assert "of D_2 by M_1" in log
@@ -170,5 +170,5 @@ def test_held_out_rows_enter_no_step(host: Host, model: Path, two_sets: list[Con
     block = {"partition": {"strategy": "random", "num_steps": 2}}
     report = read_report(run_sdpo(host, sdpo_config(config, sdpo=block)))
     assert [sum(rows) for rows in zip(*(step["source_rows"] for step in report["steps"]), strict=True)] == [18, 24]
-    assert report["eval_sets"] == ["step-1", "step-2"]
+    assert report["heldout"]["sets"] == ["step-1", "step-2"]
     assert report["overlaps"] == []

@@ -61,4 +61,4 @@ def test_it_trains(host: Host, config: Path) -> None:
     report = json.loads((out / "sdpo" / "report.json").read_text(encoding="utf-8"))
     assert report["finished"]
     assert [step["num_rows"] for step in report["steps"]] == [2 * COPIES - 1] * 2
-    assert len(report["eval_reference_free_accuracy"][-1]) == 2
+    assert len(report["heldout"]["reference_free_accuracy"][-1]) == 2

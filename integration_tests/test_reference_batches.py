@@ -52,7 +52,7 @@ def test_report_agrees_with_the_tables(out: Path) -> None:
     for number in (1, 2):
         table = read_table(out, f"step-{number}")
         gamma = table[:, 0] - table[:, 1]
-        assert report["gamma"][number - 1][number - 1] == pytest.approx(gamma.mean())
-        assert report["reference_free_accuracy"][number - 1][number - 1] == pytest.approx((gamma > 0).mean())
+        assert report["train"]["gamma"][number - 1][number - 1] == pytest.approx(gamma.mean())
+        assert report["train"]["reference_free_accuracy"][number - 1][number - 1] == pytest.approx((gamma > 0).mean())
         assert report["steps"][number - 1]["gamma_ref"]["mean"] == pytest.approx(gamma.mean())
-    assert report["gamma"][0][1] is report["gamma"][1][0] is report["gamma"][2][0] is None
+    assert report["train"]["gamma"][0][1] is report["train"]["gamma"][1][0] is report["train"]["gamma"][2][0] is None

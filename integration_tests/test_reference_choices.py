@@ -173,7 +173,7 @@ def test_reference_base_fills_the_row_of_m_0(runs: dict[str, Path]) -> None:
     """γ of every D_t under M_0; an external reference has no row, and its γ stands with its step."""
     assert None not in read_report(runs["base"])["gamma"][0]
     report = read_report(runs["other"])
-    assert report["gamma"] == [[None, None]] * 3
+    assert report["train"]["gamma"] == [[None, None]] * 3
     assert all(isinstance(step["gamma_ref"]["mean"], float) for step in report["steps"])
 
 

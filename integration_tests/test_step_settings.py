@@ -92,8 +92,8 @@ def test_every_model_is_evaluated_on_the_held_out_rows_of_each_step(everything: 
     """A quarter of 24 and of 32 rows; what the cells hold is compared in test_heldout.py."""
     report, plan = read_report(everything.out), read_json(everything.out / "sdpo" / "plan.json")
     assert [(step["num_rows"], step["num_heldout"]) for step in plan["steps"]] == [(18, 6), (24, 8)]
-    assert report["eval_sets"] == ["step-1", "step-2"]
-    for matrix in (report["eval_gamma"], report["eval_reference_free_accuracy"]):
+    assert report["heldout"]["sets"] == ["step-1", "step-2"]
+    for matrix in (report["heldout"]["gamma"], report["heldout"]["reference_free_accuracy"]):
         assert [len(row) for row in matrix] == [2, 2, 2]
         assert all(isinstance(value, float) for row in matrix for value in row)
 

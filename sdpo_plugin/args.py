@@ -160,6 +160,20 @@ class PartitionArgs(BaseModel):
         return [1 / self.num_steps] * self.num_steps
 
 
+class DiagnosticsArgs(BaseModel):
+    """`sdpo.diagnostics`: what is computed for the report alone."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    matrix: bool = Field(
+        True, description="Log-probs of every D_j under every M_t, for the matrices of the report; extra passes."
+    )
+    max_rows: Annotated[int, Field(gt=0)] = Field(
+        512, description="Rows of each D_j in these passes at most; the same ones under every model."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(42, description="Seed by which these rows are drawn.")
+
+
 class SDPOConfig(BaseModel):
     """The `sdpo:` block. Empty, each entry of the host's `datasets:` is one step, in order."""
 
@@ -189,6 +203,7 @@ class SDPOConfig(BaseModel):
     export_steps: Literal["all", "last"] = Field(
         "all", description="all = keep every M_t as a loadable model directory; last = only the final model."
     )
+    diagnostics: DiagnosticsArgs = Field(DiagnosticsArgs(), description="What is computed for the report alone.")
 
     @field_validator("reference")
     @classmethod

@@ -5,7 +5,6 @@ partition is one array of row numbers per step; every row of the pool is in exac
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,23 +102,6 @@ def easy_to_hard_rows(gammas: NDArray[np.floating], fractions: Sequence[float]) 
     """
     order = np.argsort(-gammas, kind="stable").astype(np.int64)
     return tuple(np.sort(rows) for rows in _cut(order, step_sizes(len(gammas), fractions)))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A proportion with its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def wilson(successes: int, trials: int, z: float = 1.959964) -> Interval:
-    """Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927); z = 1.96 for 95 %."""
-    share = successes / trials
-    spread = z * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    return Interval(share, float(max(centre - spread, 0.0)), float(min(centre + spread, 1.0)))
 
 
 def rows_by_source(part: Rows, source_sizes: Sequence[int]) -> list[Rows]:

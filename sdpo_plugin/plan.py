@@ -104,6 +104,7 @@ class Plan:
         partition: `sdpo.partition` as it was applied; empty where an entry or `sdpo.steps` makes a step.
         ordering: sources easy to hard, with partition easy_to_hard by source.
         overlaps: where prompts of a step stand elsewhere too.
+        diagnostics: `max_rows` and `seed` of the rows on which every model is compared; empty: none is.
     """
 
     __pydantic_config__ = STRICT
@@ -115,6 +116,7 @@ class Plan:
     partition: dict[str, Any] = field(default_factory=dict)
     ordering: tuple[OrderedSource, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
+    diagnostics: dict[str, Count] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         indices = [step.index for step in self.steps]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
-from sdpo_plugin.run_dir.journal import Journal, Ranks, Tables
+from sdpo_plugin.run_dir.journal import Journal, Ranks, Samples, Tables
 from sdpo_plugin.run_dir.resume import FRESH, Start
 from sdpo_plugin.tables import LogProbTable
 
@@ -52,12 +52,13 @@ class Training:
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """The result of training one step: losses in nats, updates made, seconds spent on it before it was resumed."""
+    """The result of training one step: losses in nats, updates made, seconds spent on it before it was resumed, β."""
 
     first_loss: float
     final_loss: float
     num_optimizer_steps: int
     earlier_seconds: float = 0.0
+    beta: float | None = None
 
 
 class StepHost(Ranks, Protocol):
@@ -71,6 +72,9 @@ class StepHost(Ranks, Protocol):
 
     def heldout_tables(self, model: str) -> Tables:
         """Log-probs of each held-out set under the policy as it stands, by name of the set."""
+
+    def sampled_tables(self, model: str, steps: Sequence[StepPlan]) -> Samples:
+        """Log-probs of sampled rows of these D_j under the policy as it stands, by j; one that fails is left out."""
 
     def restart_policy(self) -> None:
         """Make the policy M_0 again: the base weights, or the adapter as it was initialised."""
@@ -131,13 +135,15 @@ def prepare(plan: Plan, host: StepHost, journal: Journal) -> None:
 
 
 def make_reference(step: StepPlan, host: StepHost, journal: Journal) -> None:
-    """Fill the reference table of D_t, unless that was done before step 1, and the held-out tables, by M_{t-1}."""
+    """Fill the reference table of D_t, unless that was done before step 1, and the tables that tell of M_{t-1}."""
     if journal.is_referenced(step):
         return
     clock = _Clock()
     table = None if journal.has_table(step) else host.reference_table(step)
-    heldout = host.heldout_tables(model_name(step.index - 1))
-    journal.record_reference(step, table, heldout, clock.lap())
+    model = model_name(step.index - 1)
+    heldout, seconds = host.heldout_tables(model), clock.lap()
+    sampled = host.sampled_tables(model, journal.to_sample(model, referenced=step))
+    journal.record_reference(step, table, heldout, seconds, sampled, clock.lap())
 
 
 def train(step: StepPlan, host: StepHost, journal: Journal, checkpoint: Path | None) -> None:
@@ -160,6 +166,7 @@ def train(step: StepPlan, host: StepHost, journal: Journal, checkpoint: Path | N
         first_loss=outcome.first_loss,
         final_loss=outcome.final_loss,
         num_optimizer_steps=outcome.num_optimizer_steps,
+        beta=outcome.beta,
     )
 
 
@@ -175,10 +182,13 @@ def export(step: StepPlan, host: StepHost, journal: Journal) -> None:
 
 
 def finish(plan: Plan, host: StepHost, journal: Journal) -> None:
-    """Compute the held-out log-probs of M_T."""
+    """Fill the tables that tell of M_T."""
     if journal.is_finished:
         return
-    journal.record_end(host.heldout_tables(model_name(len(plan.steps))))
+    model = model_name(len(plan.steps))
+    heldout, clock = host.heldout_tables(model), _Clock()
+    sampled = host.sampled_tables(model, journal.to_sample(model))
+    journal.record_end(heldout, sampled, clock.lap())
     host.report()
 
 

@@ -22,6 +22,7 @@ from sdpo_plugin.run_dir.journal import Journal, Tables
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome, run_steps
+from sdpo_plugin.sampling import sample
 from sdpo_plugin.tables import LogProbTable
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ T = TypeVar("T")
 D_1, D_2 = (1.0, 2.0, 3.0), (1.0, -1.0, 2.0, 6.0)
 HELDOUT = {"val": (1.0, 2.0, -1.0, 2.0), "test": (-4.0,)}
 EXTERNAL = "org/reference"
+DIAGNOSTICS = {"max_rows": 3, "seed": 42}  # of a plan with diagnostics
 THETA_0, THETA_EXTERNAL = -1.0, 0.5
 WEIGHTS = "weights.json"
 IDENTITY = {"base_model": {"content of the model": "b" * 64}}
@@ -83,6 +85,7 @@ class FakeHost:
     ) -> None:
         self.rows, self.rank, self.dies_in, self.early, self.adapter = rows, rank, dies_in, early, adapter
         self.theta, self.model = THETA_0, model_name(0)
+        self.diagnostics = DIAGNOSTICS
         self.calls: list[str] = []
         self.answers: list[Any] = []  # of rank 0, in order: what the other ranks get
         self._told = iter(rank_0.answers if rank_0 is not None else [])
@@ -114,6 +117,17 @@ class FakeHost:
         self._called(f"held-out tables by {self.model}, called {model}")
         return {name: table_of(rows, self.theta, self.model) for name, rows in HELDOUT.items()}
 
+    def sampled_tables(self, model: str, steps: Sequence[StepPlan]) -> dict[int, LogProbTable]:
+        if not steps:
+            return {}
+        self._called(f"samples of {', '.join(f'D_{step.index}' for step in steps)} by {self.model}, called {model}")
+        tables = {}
+        for step in steps:
+            drawn, rows = sample(step, **self.diagnostics), self.rows[step.index - 1]
+            table = table_of([rows[row] for row in drawn.rows], self.theta, self.model)
+            tables[step.index] = dataclasses.replace(table, rows_digest=drawn.digest)
+        return tables
+
     def restart_policy(self) -> None:
         self._called(f"restart from {self.model}")
         self.theta, self.model = THETA_0, model_name(0)
@@ -141,7 +155,7 @@ class FakeHost:
         self.theta, self.model = self.theta + 2.0, model_name(step.index)
         # One update fewer than planned, as with early stopping: what was made differs from what was planned.
         earlier = 0.0 if training.checkpoint is None else 1000.0
-        return TrainOutcome(math.log(2), 0.7 - 0.1 * step.index, step.num_optimizer_steps - 1, earlier)
+        return TrainOutcome(math.log(2), 0.7 - 0.1 * step.index, step.num_optimizer_steps - 1, earlier, 0.1)
 
     def export_base_adapter(self, directory: Path) -> bool:
         self._called("export the start")
@@ -216,6 +230,7 @@ def make_plan(
     export_steps: str = "all",
     reference: str = "previous",
     policy_init: str = "previous",
+    diagnostics: Mapping[str, int] | None = None,
 ) -> Plan:
     """The plan that fits ``FakeHost``: batches of one row, one epoch."""
     steps = tuple(
@@ -233,7 +248,8 @@ def make_plan(
         )
         for index, values in enumerate(rows, 1)
     )
-    return Plan("base/model", steps, tuple(HELDOUT if heldout is None else heldout), export_steps)
+    sets = tuple(HELDOUT if heldout is None else heldout)
+    return Plan("base/model", steps, sets, export_steps, diagnostics=dict(diagnostics or {}))
 
 
 def of_other_rows(plan: Plan, **changes: object) -> Plan:

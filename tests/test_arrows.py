@@ -26,7 +26,8 @@ ALLOWED = {
     "errors": "",
     "gate": "errors",
     "local_files": "",
-    "measures": "tables",
+    "estimates": "",
+    "measures": "estimates tables",
     "misspelt": "args errors recognition text",
     "names": "",
     "partition": "errors",
@@ -35,6 +36,7 @@ ALLOWED = {
     "recognition": "plugin_name text",
     "rows": "",
     "batches": "rows",
+    "sampling": "digests plan",
     "schema": "",
     "scrub": "",
     "tables": "digests errors",
@@ -67,15 +69,20 @@ ALLOWED = {
     "report": "",
     "report.command": "errors report.build report.render run_dir.files run_dir.paths",
     "report.build": (
-        "errors measures plan report.notes report.render run_dir.files run_dir.ledger run_dir.paths "
-        "run_dir.table_files tables"
+        "errors measures plan report.cells report.matrices report.notes report.render report.verdicts run_dir.files "
+        "run_dir.ledger run_dir.paths run_dir.table_files tables"
     ),
-    "report.notes": "measures plan tables",
+    "report.cells": "plan run_dir.ledger run_dir.paths run_dir.table_files sampling tables",
+    "report.matrices": "measures report.cells",
+    "report.notes": "plan",
+    "report.verdicts": "estimates measures plan report.cells tables",
     "report.render": "text",
     "runner": "plan run_dir.journal run_dir.next_action run_dir.resume tables",
 }
 
-METHOD = "plan partition batches rows tables measures gate text digests schema names errors scrub".split()
+METHOD = (
+    "plan sampling estimates partition batches rows tables measures gate text digests schema names errors scrub".split()
+)
 # What a user writes and sees.
 CONFIG = "args block bounds conflicts crash local_files misspelt plugin_name recognition versions".split()
 # Each wing, and the wings that it may import; itself goes without saying.

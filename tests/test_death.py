@@ -26,8 +26,8 @@ from tests.dying_host import EPOCHS, EVERY, ROWS, Variant, advance
 from tests.fakes import EXTERNAL, IDENTITY
 from tests.faults import Counter, FullDisk, before_each_operation, die, end_of, fork
 
-SECONDS = ("log_probs_seconds", "train_seconds", "export_seconds")
-REPORTED_SECONDS = ("log_probs_seconds", "train_seconds", "export_seconds")
+SECONDS = ("log_probs_seconds", "diagnostics_seconds", "train_seconds", "export_seconds")
+REPORTED_SECONDS = ("log_probs_seconds", "diagnostics_seconds", "train_seconds", "export_seconds")
 DEFAULT = Variant()
 # Every reference, every start, and both ways to keep models.
 OTHERS = [

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sdpo_plugin.args import PartitionArgs, SDPOConfig, StepArgs
+from sdpo_plugin.args import DiagnosticsArgs, PartitionArgs, SDPOConfig, StepArgs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "example_configs" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -17,6 +17,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "## `sdpo`": SDPOConfig,
     "## `sdpo.steps`": StepArgs,
     "## `sdpo.partition`": PartitionArgs,
+    "## `sdpo.diagnostics`": DiagnosticsArgs,
 }
 SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
@@ -38,6 +39,8 @@ def default_of(field: FieldInfo) -> str:
     """The default as the table shows it: the value, or what the description says in place of None."""
     if field.is_required():
         return "required"
+    if isinstance(field.default, BaseModel):
+        return "its defaults"
     if field.default is not None:
         return f"`{as_yaml(field.default)}`"
     said = re.search(r"Default: (.*?)\.?$", field.description or "")

@@ -18,7 +18,9 @@ FACTS: dict[str, Any] = {
     "first_loss": 0.6931471805599453,
     "final_loss": 0.1 + 0.2,
     "num_optimizer_steps": 7,
+    "beta": 0.1,
     "log_probs_seconds": 1.5,
+    "diagnostics_seconds": 0.5,
     "train_seconds": 2.5,
     "export_seconds": 3.5,
     "settings": {"learning_rate": 1e-06, "optimizer": "adamw_é"},
@@ -59,7 +61,7 @@ def test_ledger_begins_with_nothing_done() -> None:
     assert (ledger.plan, ledger.identity) == (plan, IDENTITY)
     assert (ledger.prepared, ledger.finished, ledger.saved, ledger.final) == (False, False, False, None)
     assert (ledger.tables, ledger.exports) == ({}, {})
-    nothing = ("planned", None, None, None, None, None, None, {}, True)
+    nothing = ("planned", None, None, None, None, None, None, None, None, {}, True)
     assert [dataclasses.astuple(record) for record in ledger.records] == [nothing, nothing]
 
 

@@ -33,7 +33,13 @@ def test_layout(path: Any, expected: str) -> None:
 
 def test_tables_lie_in_the_folders_that_hold_tables(run_dir: RunDir) -> None:
     step = make_plan().steps[0]
-    paths = (run_dir.pool(1), run_dir.reference(step), run_dir.log_probs("M_0", step), run_dir.heldout("M_0", 0))
+    paths = (
+        run_dir.pool(1),
+        run_dir.reference(step),
+        run_dir.log_probs("M_0", step),
+        run_dir.heldout("M_0", 0),
+        run_dir.sample("M_0", step),
+    )
     assert tuple(path.parent for path in paths) == run_dir.tables
 
 

@@ -94,6 +94,7 @@ def test_keys_of_the_plan_are_frozen(path: Path) -> None:
         "partition",
         "ordering",
         "overlaps",
+        "diagnostics",
     ]
     assert written["ordering"] == [{"source": "a", "num_rows": 10, "accuracy": 0.8, "low": 0.49, "high": 0.94}]
     assert written["overlaps"] == [{"step": "step-1", "other": "held-out val", "num_rows": 3}]

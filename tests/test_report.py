@@ -19,7 +19,7 @@ from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.table_files import save_table
 from tests.dead_runs import resume, save_ledger, with_step
-from tests.fakes import D_1, EXTERNAL, FakeHost, HostDiedError, make_plan, run, table_of
+from tests.fakes import EXTERNAL, FakeHost, HostDiedError, make_plan, run, table_of
 
 
 def finish(run_dir: RunDir, plan: Plan | None = None, host: FakeHost | None = None) -> dict[str, Any]:
@@ -55,17 +55,16 @@ def test_keys_of_the_report_are_frozen(report: dict[str, Any]) -> None:
         "finished",
         "base_model",
         "models",
+        "versions",
         "partition",
         "ordering",
         "overlaps",
         "warnings",
+        "verdicts",
         "steps",
-        "gamma",
-        "reference_free_accuracy",
-        "eval_sets",
-        "eval_gamma",
-        "eval_reference_free_accuracy",
-        "eval_implicit_reward_accuracy",
+        "train",
+        "heldout",
+        "changes",
     ]
 
 
@@ -86,7 +85,9 @@ def test_keys_of_a_step_are_frozen(report: dict[str, Any]) -> None:
             "gamma_ref",
             "first_loss",
             "final_loss",
+            "beta",
             "log_probs_seconds",
+            "diagnostics_seconds",
             "train_seconds",
             "export_seconds",
         ]
@@ -94,16 +95,23 @@ def test_keys_of_a_step_are_frozen(report: dict[str, Any]) -> None:
 
 
 def test_keys_of_gamma_ref_are_frozen(report: dict[str, Any]) -> None:
-    assert list(report["steps"][0]["gamma_ref"]) == ["mean", "median", "q05", "q95", "per_token_mean"]
+    assert list(report["steps"][0]["gamma_ref"]) == [
+        "mean",
+        "median",
+        "q05",
+        "q25",
+        "q75",
+        "q95",
+        "per_token_mean",
+    ]
 
 
 def test_what_the_run_was(report: dict[str, Any]) -> None:
-    assert {key: report[key] for key in ("schema_version", "finished", "base_model", "models", "eval_sets")} == {
-        "schema_version": 2,
+    assert {key: report[key] for key in ("schema_version", "finished", "base_model", "models")} == {
+        "schema_version": 3,
         "finished": True,
         "base_model": "base/model",
         "models": ["M_0", "M_1", "M_2"],
-        "eval_sets": ["val", "test"],
     }
 
 
@@ -123,6 +131,7 @@ def test_what_a_step_was(report: dict[str, Any]) -> None:
         "source_rows": [],
         "first_loss": math.log(2),
         "final_loss": 0.7 - 0.1 * 2,
+        "beta": 0.1,
     }
 
 
@@ -130,10 +139,11 @@ def test_what_a_step_was(report: dict[str, Any]) -> None:
     ("key", "of_ledger"),
     [
         ("log_probs_seconds", "log_probs_seconds"),
+        ("diagnostics_seconds", "diagnostics_seconds"),
         ("train_seconds", "train_seconds"),
         ("export_seconds", "export_seconds"),
     ],
-    ids=["log-probs", "train", "export"],
+    ids=["log-probs", "diagnostics", "train", "export"],
 )
 def test_times_are_those_of_the_ledger(finished: tuple[RunDir, dict[str, Any]], key: str, of_ledger: str) -> None:
     run_dir, report = finished
@@ -159,38 +169,43 @@ def test_gamma_ref(report: dict[str, Any], name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "matrix"),
+    ("kind", "name", "matrix"),
     [
         # rows M_0, M_1, M_2 with θ = −1, 1, 3; γ = 2θx
         # D_1 = 1, 2, 3 under M_0: mean −4, none above 0;  D_2 = 1, −1, 2, 6 under M_1: mean 4, three of four
-        pytest.param("gamma", [[-4.0, None], [None, 4.0], [None, None]], id="gamma"),
+        pytest.param("train", "gamma", [[-4.0, None], [None, 4.0], [None, None]], id="gamma"),
         pytest.param(
-            "reference_free_accuracy", [[0.0, None], [None, 0.75], [None, None]], id="reference_free_accuracy"
+            "train", "reference_free_accuracy", [[0.0, None], [None, 0.75], [None, None]], id="reference_free_accuracy"
         ),
         # val = 1, 2, −1, 2: mean 1, so 2θ; above 0 is −1 alone under M_0, the other three after
         # test = −4: −8θ
-        pytest.param("eval_gamma", [[-2.0, 8.0], [2.0, -8.0], [6.0, -24.0]], id="eval_gamma"),
+        pytest.param("heldout", "gamma", [[-2.0, 8.0], [2.0, -8.0], [6.0, -24.0]], id="heldout_gamma"),
         pytest.param(
-            "eval_reference_free_accuracy", [[0.25, 1.0], [0.75, 0.0], [0.75, 0.0]], id="eval_reference_free_accuracy"
+            "heldout",
+            "reference_free_accuracy",
+            [[0.25, 1.0], [0.75, 0.0], [0.75, 0.0]],
+            id="heldout_reference_free_accuracy",
         ),
         # 2θx above −2x wherever x is positive; against itself M_0 has none
         pytest.param(
-            "eval_implicit_reward_accuracy",
+            "heldout",
+            "implicit_reward_accuracy",
             [[None, None], [0.75, 0.0], [0.75, 0.0]],
-            id="eval_implicit_reward_accuracy",
+            id="heldout_implicit_reward_accuracy",
         ),
     ],
 )
-def test_matrices_of_a_finished_run(report: dict[str, Any], name: str, matrix: list[list[float | None]]) -> None:
-    assert report[name] == matrix
+def test_matrices_of_a_finished_run(
+    report: dict[str, Any], kind: str, name: str, matrix: list[list[float | None]]
+) -> None:
+    assert report[kind][name] == matrix
 
 
 def test_matrices_without_held_out_sets_have_rows_and_no_columns(run_dir: RunDir) -> None:
     report = finish(run_dir, make_plan(heldout={}))
-    assert report["eval_sets"] == []
-    assert [report[key] for key in ("eval_gamma", "eval_reference_free_accuracy", "eval_implicit_reward_accuracy")] == [
-        [[]] * 3
-    ] * 3
+    assert report["heldout"]["sets"] == []
+    keys = ("gamma", "reference_free_accuracy", "implicit_reward_accuracy")
+    assert [report["heldout"][key] for key in keys] == [[[]] * 3] * 3
 
 
 def test_step_whose_model_is_not_kept_has_no_directory(run_dir: RunDir) -> None:
@@ -209,10 +224,10 @@ def test_step_whose_model_is_not_kept_has_no_directory(run_dir: RunDir) -> None:
 def test_dead_in_training_keeps_the_log_probs(run_dir: RunDir) -> None:
     report = die(run_dir, "train M_0 on D_1")
     assert report["finished"] is False
-    assert report["gamma"] == [[-4.0, None], [None, None], [None, None]]
-    assert report["reference_free_accuracy"] == [[0.0, None], [None, None], [None, None]]
-    assert report["eval_gamma"] == [[-2.0, 8.0], [None, None], [None, None]]
-    assert report["eval_reference_free_accuracy"] == [[0.25, 1.0], [None, None], [None, None]]
+    assert report["train"]["gamma"] == [[-4.0, None], [None, None], [None, None]]
+    assert report["train"]["reference_free_accuracy"] == [[0.0, None], [None, None], [None, None]]
+    assert report["heldout"]["gamma"] == [[-2.0, 8.0], [None, None], [None, None]]
+    assert report["heldout"]["reference_free_accuracy"] == [[0.25, 1.0], [None, None], [None, None]]
 
 
 def test_dead_in_training_has_no_outcome(run_dir: RunDir) -> None:
@@ -253,8 +268,8 @@ def test_dead_run_reports_as_far_as_it_came(
     run_dir: RunDir, call: str, gamma: list[list[float | None]], eval_rows: int
 ) -> None:
     report = die(run_dir, call)
-    assert report["gamma"] == gamma
-    assert [None not in row for row in report["eval_gamma"]] == [index < eval_rows for index in range(3)]
+    assert report["train"]["gamma"] == gamma
+    assert [None not in row for row in report["heldout"]["gamma"]] == [index < eval_rows for index in range(3)]
 
 
 def test_trained_step_that_was_not_exported_has_its_losses(run_dir: RunDir) -> None:
@@ -277,33 +292,33 @@ def test_updates_are_those_made_and_not_those_planned(run_dir: RunDir, call: str
 def test_tables_that_ordered_the_data_fill_the_row_of_the_base_model(run_dir: RunDir) -> None:
     report = finish(run_dir, host=FakeHost(early=["M_0"]))
     # D_2 = 1, −1, 2, 6 under M_0, γ = −2x: mean −4, above 0 for −1 alone
-    assert report["gamma"] == [[-4.0, -4.0], [None, 4.0], [None, None]]
-    assert report["reference_free_accuracy"] == [[0.0, 0.25], [None, 0.75], [None, None]]
+    assert report["train"]["gamma"] == [[-4.0, -4.0], [None, 4.0], [None, None]]
+    assert report["train"]["reference_free_accuracy"] == [[0.0, 0.25], [None, 0.75], [None, None]]
     assert [step["gamma_ref"]["mean"] for step in report["steps"]] == [-4.0, 4.0]
 
 
 def test_tables_of_a_run_that_died_fill_the_row_too(run_dir: RunDir) -> None:
     with pytest.raises(HostDiedError):
         finish(run_dir, host=FakeHost(early=["M_0"], dies_in="train M_0 on D_1"))
-    assert build_report(run_dir)["gamma"] == [[-4.0, -4.0], [None, None], [None, None]]
+    assert build_report(run_dir)["train"]["gamma"] == [[-4.0, -4.0], [None, None], [None, None]]
 
 
 def test_fixed_base_reference_fills_the_row_of_the_base_model(run_dir: RunDir) -> None:
     report = finish(run_dir, make_plan(reference="base"), FakeHost(early=["M_0"]))
-    assert report["gamma"] == [[-4.0, -4.0], [None, None], [None, None]]
+    assert report["train"]["gamma"] == [[-4.0, -4.0], [None, None], [None, None]]
     assert [step["reference"] for step in report["steps"]] == ["M_0", "M_0"]
 
 
 def test_external_reference_has_no_row_and_its_gamma_stands_with_the_steps(run_dir: RunDir) -> None:
     report = finish(run_dir, make_plan(reference=EXTERNAL), FakeHost(early=[EXTERNAL]))
     assert report["models"] == ["M_0", "M_1", "M_2"]
-    assert report["gamma"] == [[None, None]] * 3
+    assert report["train"]["gamma"] == [[None, None]] * 3
     assert [(step["reference"], step["gamma_ref"]["mean"]) for step in report["steps"]] == [(EXTERNAL, 2.0)] * 2
 
 
 def test_tables_of_the_base_model_stand_beside_an_external_reference(run_dir: RunDir) -> None:
     report = finish(run_dir, make_plan(reference=EXTERNAL), FakeHost(early=["M_0", EXTERNAL]))
-    assert report["gamma"] == [[-4.0, -4.0], [None, None], [None, None]]
+    assert report["train"]["gamma"] == [[-4.0, -4.0], [None, None], [None, None]]
     assert [step["gamma_ref"]["mean"] for step in report["steps"]] == [2.0, 2.0]
 
 
@@ -313,7 +328,7 @@ def test_tables_of_other_rows_are_not_reported(run_dir: RunDir) -> None:
     with pytest.raises(HostDiedError):
         finish(run_dir, make_plan(other), FakeHost(other, early=["M_0"], dies_in="train M_0 on D_1"))
     assert run_dir.log_probs("M_0", make_plan().steps[1]).exists()
-    assert finish(run_dir)["gamma"] == [[-4.0, None], [None, 4.0], [None, None]]
+    assert finish(run_dir)["train"]["gamma"] == [[-4.0, None], [None, 4.0], [None, None]]
 
 
 def test_damaged_table_leaves_its_cell_empty_and_is_named_by_its_path(run_dir: RunDir) -> None:
@@ -321,13 +336,13 @@ def test_damaged_table_leaves_its_cell_empty_and_is_named_by_its_path(run_dir: R
     path = run_dir.log_probs("M_0", make_plan().steps[1])
     path.write_bytes(path.read_bytes()[:-1])
     damaged = build_report(run_dir)
-    assert damaged["gamma"] == [[-4.0, None], [None, 4.0], [None, None]]
-    assert damaged["reference_free_accuracy"] == [[0.0, None], [None, 0.75], [None, None]]
+    assert damaged["train"]["gamma"] == [[-4.0, None], [None, 4.0], [None, None]]
+    assert damaged["train"]["reference_free_accuracy"] == [[0.0, None], [None, 0.75], [None, None]]
     (warning,) = damaged["warnings"]
     assert warning.startswith(
         missed("sdpo/log-probs/M_0-step-2.safetensors") + f"cannot read the reference table {path}: "
     )
-    changed = ("gamma", "reference_free_accuracy", "warnings")
+    changed = ("train", "changes", "warnings")
     assert {key: value for key, value in damaged.items() if key not in changed} == {
         key: value for key, value in report.items() if key not in changed
     }
@@ -381,30 +396,6 @@ def test_order_is_judged_between_neighbours(run_dir: RunDir) -> None:
     ordering = tuple(OrderedSource(name, 100, *numbers) for name, *numbers in ranks)
     told = warnings_of(run_dir, ordering=ordering)
     assert [warning.split(" (")[0] for warning in told] == ["the order of b"]
-
-
-def test_reference_that_has_probably_seen_the_data_is_reported_with_the_paper_s_numbers(run_dir: RunDir) -> None:
-    # γ = x: D_1 = 1, 2, 3 is above 0 in all rows, D_2 = 1, −1, 2, 6 in three of four
-    report = finish(run_dir, make_plan(reference=EXTERNAL), FakeHost(early=[EXTERNAL]))
-    assert report["warnings"] == [
-        "the reference org/reference prefers the chosen answer in 100.0% of the rows of step step-1 "
-        "(mean γ_ref +2.00): it has probably been trained on them. In the paper mean γ_ref was -38.60 under the base "
-        "model and +84.35 under the model trained on that data (arXiv 2403.19270, Fig. 2)"
-    ]
-
-
-@pytest.mark.parametrize(("wrong", "warns"), [(0, True), (1, True), (2, False)], ids=["10", "9", "8"])
-def test_reference_is_suspected_from_nine_rows_of_ten(run_dir: RunDir, wrong: int, warns: bool) -> None:
-    rows = [[1.0] * (10 - wrong) + [-1.0] * wrong]
-    report = finish(run_dir, make_plan(rows, reference=EXTERNAL), FakeHost(rows, early=[EXTERNAL]))
-    assert bool(report["warnings"]) is warns
-
-
-def test_own_model_is_not_suspected(run_dir: RunDir) -> None:
-    """M_{t-1} may well rank D_t rightly: that is what stepwise DPO is for."""
-    rows = [D_1, D_1]
-    report = finish(run_dir, make_plan(rows), FakeHost(rows))
-    assert (report["reference_free_accuracy"][1][1], report["warnings"]) == (1.0, [])
 
 
 def test_overlaps_are_reported(run_dir: RunDir) -> None:
@@ -471,10 +462,10 @@ def test_reference_table_that_cannot_be_used_is_reported_and_leaves_its_numbers_
     damage(path)
     report = build_report(run_dir)
     assert [step["gamma_ref"] is None for step in report["steps"]] == [False, True]
-    assert report["gamma"] == [[-4.0, None], [None, None], [None, None]]
+    assert report["train"]["gamma"] == [[-4.0, None], [None, None], [None, None]]
     (warning,) = report["warnings"]
     assert warning.startswith(missed("sdpo/reference/step-2.safetensors") + why.format(path=path))
-    assert f"Note: {warning}." in markdown(report)
+    assert f"- {warning}." in markdown(report)
     assert "–" in summary_table(report).splitlines()[-1]
 
 
@@ -487,7 +478,7 @@ def test_held_out_tables_of_other_rows_are_not_held_against_each_other(run_dir: 
     tables = {**ledger.tables, run_dir.key(path): other.digest()}
     save_ledger(run_dir, dataclasses.replace(ledger, tables=tables))
     report = build_report(run_dir)
-    assert report["eval_implicit_reward_accuracy"] == [[None, None], [None, 0.0], [0.75, 0.0]]
+    assert report["heldout"]["implicit_reward_accuracy"] == [[None, None], [None, 0.0], [0.75, 0.0]]
     assert report["warnings"] == [missed("sdpo/heldout/M_1-1.safetensors") + f"{path} is of other rows"]
 
 
@@ -505,10 +496,10 @@ def test_held_out_table_that_was_deleted_leaves_its_cell_empty(
     finish(run_dir)
     run_dir.heldout(model, column).unlink()
     report = build_report(run_dir)
-    assert (report["eval_gamma"], report["eval_implicit_reward_accuracy"]) == (gamma, accuracy)
+    assert (report["heldout"]["gamma"], report["heldout"]["implicit_reward_accuracy"]) == (gamma, accuracy)
     (warning,) = report["warnings"]
     assert warning.startswith(missed(f"sdpo/heldout/{model}-{column + 1}.safetensors"))
-    assert [[cell is None for cell in row] for row in report["eval_reference_free_accuracy"]] == [
+    assert [[cell is None for cell in row] for row in report["heldout"]["reference_free_accuracy"]] == [
         [cell is None for cell in row] for row in gamma
     ]
 
@@ -569,25 +560,46 @@ def test_markdown_says_whether_the_run_finished(run_dir: RunDir, call: str, stat
     assert f"Base model: `base/model`. {state}\n" in markdown(report)
 
 
-def test_markdown_shows_held_out_gamma_of_every_model(report: dict[str, Any]) -> None:
-    block = markdown(report).split("```")[3].strip().splitlines()
-    assert [line.split() for line in block[2:]] == [
-        ["M_0", "-2.00", "+8.00"],
-        ["M_1", "+2.00", "-8.00"],
-        ["M_2", "+6.00", "-24.00"],
-    ]
+def tables(text: str) -> dict[str, list[list[str]]]:
+    """The tables of a report by the first words of their headings, and their lines as words."""
+    found = {}
+    for block in text.split("```")[1::2]:
+        heading, _, *lines = block.strip().splitlines()
+        found[heading.split("  ")[0]] = [line.split() for line in lines]
+    return found
 
 
-def test_markdown_shows_the_implicit_reward_accuracy_of_every_model(report: dict[str, Any]) -> None:
-    block = markdown(report).split("```")[5].strip().splitlines()
-    assert [line.split() for line in block[2:]] == [
-        ["M_0", "–", "–"],
-        ["M_1", "0.750", "0.000"],
-        ["M_2", "0.750", "0.000"],
-    ]
+@pytest.mark.parametrize(
+    ("heading", "lines"),
+    [
+        ("reference-free accuracy", [["M_0", "0.250", "1.000"], ["M_1", "0.750", "0.000"], ["M_2", "0.750", "0.000"]]),
+        ("implicit reward accuracy", [["M_0", "–", "–"], ["M_1", "0.750", "0.000"], ["M_2", "0.750", "0.000"]]),
+        ("mean γ", [["M_0", "-2.00", "+8.00"], ["M_1", "+2.00", "-8.00"], ["M_2", "+6.00", "-24.00"]]),
+        # γ = 2θx of x = 1, 2, −1, 2 in order: −4, −4, −2, 2; −2, 2, 4, 4; −6, 6, 12, 12: a quarter of 3 is 0.75
+        ("lower quartile of γ", [["M_0", "-4.00", "+8.00"], ["M_1", "+1.00", "-8.00"], ["M_2", "+3.00", "-24.00"]]),
+        # θ + 1 = 2, 4 times x, of which the mean is 1, and −4 in test; over two tokens; ½ · mean((θ + 1)² x²),
+        # x² being 2.5 on average, and 16 in test
+        (
+            "against M_0, in nats",
+            [
+                ["M_1", "val", "+4.00", "+2.00", "-2.00", "-4.500", "5.00"],
+                ["M_2", "val", "+8.00", "+4.00", "-4.00", "-3.500", "20.00"],
+                ["M_1", "test", "-16.00", "-8.00", "+8.00", "-7.000", "32.00"],
+                ["M_2", "test", "-32.00", "-16.00", "+16.00", "-11.000", "128.00"],
+            ],
+        ),
+    ],
+    ids=["accuracy", "implicit", "gamma", "quartile", "drift"],
+)
+def test_markdown_shows_the_models_on_what_is_held_out(
+    report: dict[str, Any], heading: str, lines: list[list[str]]
+) -> None:
+    text = markdown(report)
+    held_out = text[text.index("## Models on held out") : text.index("## Models on training rows")]
+    assert tables(held_out)[heading] == lines
 
 
-def test_markdown_shows_sources_easy_to_hard_and_notes(run_dir: RunDir) -> None:
+def test_markdown_shows_sources_easy_to_hard_and_doubts(run_dir: RunDir) -> None:
     ordering = (OrderedSource("orca", 12859, 0.7, 0.6, 0.78), OrderedSource("ultrafeedback", 25, 0.5, 0.31, 0.69))
     plan = dataclasses.replace(make_plan(), ordering=ordering, overlaps=(Overlap("step-1", "held-out val", 3),))
     text = markdown(finish(run_dir, plan))
@@ -597,16 +609,17 @@ def test_markdown_shows_sources_easy_to_hard_and_notes(run_dir: RunDir) -> None:
         "orca           12,859                           0.700  0.600 to 0.780",
         "ultrafeedback      25                           0.500  0.310 to 0.690",
     ]
-    assert [line for line in text.splitlines() if line.startswith("Note: ")] == [
-        "Note: the order of orca (0.700, 95 % 0.600 to 0.780) before ultrafeedback (0.500, 0.310 to 0.690) "
+    assert [line for line in text.splitlines() if line.startswith("- ")] == [
+        "- The order of orca (0.700, 95 % 0.600 to 0.780) before ultrafeedback (0.500, 0.310 to 0.690) "
         "lies within noise.",
-        "Note: 3 rows of step step-1 have a prompt that stands in held-out val too.",
+        "- 3 rows of step step-1 have a prompt that stands in held-out val too.",
     ]
 
 
-def test_markdown_of_an_ordinary_run_has_no_notes(report: dict[str, Any]) -> None:
-    assert "Note: " not in markdown(report)
+def test_markdown_of_an_ordinary_run_has_nothing_to_remark(report: dict[str, Any]) -> None:
+    assert "\n## Remarks\n\nNothing to remark.\n" in markdown(report)
 
 
-def test_markdown_without_held_out_sets_has_one_table(run_dir: RunDir) -> None:
-    assert markdown(finish(run_dir, make_plan(heldout={}))).count("```") == 2
+def test_markdown_without_held_out_sets_shows_steps_training_rows_and_times(run_dir: RunDir) -> None:
+    text = markdown(finish(run_dir, make_plan(heldout={})))
+    assert list(tables(text)) == ["step", "reference-free accuracy", "mean γ", "lower quartile of γ", "seconds"]

@@ -60,7 +60,7 @@ def test_report_of_a_run_that_lost_a_table_is_made_and_says_so(finished: RunDir)
     finished.reference(make_plan().steps[0]).unlink()
     done = command(str(finished.root))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Note: sdpo/reference/step-1.safetensors cannot be used, so its numbers are missing here: " in done.stdout
+    assert "- sdpo/reference/step-1.safetensors cannot be used, so its numbers are missing here: " in done.stdout
     assert json.loads(finished.report.read_text())["steps"][0]["gamma_ref"] is None
 
 

@@ -259,8 +259,8 @@ def test_table_that_no_step_needs_any_more_ends_no_run(
     assert seen
     for report in seen:
         assert report["steps"][0]["gamma_ref"] is None
-        assert report["gamma"][0] == [None, None]
-        assert report["eval_gamma"][0][0] is None
+        assert report["train"]["gamma"][0] == [None, None]
+        assert report["heldout"]["gamma"][0][0] is None
         assert [warning.split(" cannot be used")[0] for warning in report["warnings"]] == [
             run_dir.key(path) for path in (spare[0], spare[2], spare[1])
         ]

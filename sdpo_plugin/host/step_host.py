@@ -1,6 +1,6 @@
 """The ``StepHost`` of a run under Axolotl: what the runner asks, carried out by trainer, policy and passes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -67,6 +67,10 @@ class AxolotlStepHost:
     def heldout_tables(self, model: str) -> Tables:
         """By the policy, or by M_{t-1} that stands in for it."""
         return self._passes.heldout_tables(self._layout.heldout, model, self._policy.stand_in)
+
+    def sampled_tables(self, model: str, steps: Sequence[StepPlan]) -> dict[int, LogProbTable]:
+        """Likewise, of the rows that the plan's diagnostics draw."""
+        return self._passes.sampled_tables(self._layout, steps, model, self._policy.stand_in)
 
     def restart_policy(self) -> None:
         """From the copy in main memory."""

@@ -74,4 +74,4 @@ def _outcome(trainer: "StepwiseDPOTrainer", step: StepUnderWay, output: TrainOut
             f"step {step.plan.name} ended with loss {final_loss}; its model is not exported. Set a lower "
             "learning_rate, or train in bf16 or fp32 instead of fp16."
         )
-    return TrainOutcome(step.first_loss, final_loss, trainer.state.global_step, step.earlier_seconds)
+    return TrainOutcome(step.first_loss, final_loss, trainer.state.global_step, step.earlier_seconds, trainer.beta)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
@@ -22,6 +23,10 @@ from sdpo_plugin.tables import LogProbTable
 T = TypeVar("T")
 Tables = Mapping[str, LogProbTable]
 """Log-probs of the held-out sets under one model, by name of the set."""
+
+Samples = Mapping[int, LogProbTable]
+"""Log-probs of sampled rows of D_j under one model, by j."""
+NONE: Samples = MappingProxyType({})
 
 PLAN_SCHEMA_VERSION = 1
 EXTERNAL = "reference"  # owner of the held-out tables of an external reference
@@ -121,6 +126,10 @@ class Journal:
     def _heldout_files(self, owner: str, tables: Tables) -> dict[Path, LogProbTable]:
         return {self._run.heldout(owner, column): tables[name] for column, name in enumerate(self._plan.heldout)}
 
+    def _sampled_files(self, model: str, sampled: Samples) -> dict[Path, LogProbTable]:
+        steps = self._plan.steps
+        return {self._run.sample(model, steps[index - 1]): table for index, table in sampled.items()}
+
     def record_prepared(self, tables: Sequence[tuple[StepPlan, LogProbTable]], heldout: Mapping[str, Tables]) -> None:
         """Record what was computed before step 1.
 
@@ -137,14 +146,38 @@ class Journal:
         self._save(files)
         self._set(prepared=True)
 
-    def record_reference(self, step: StepPlan, table: LogProbTable | None, heldout: Tables, seconds: float) -> None:
+    def to_sample(self, model: str, *, referenced: StepPlan | None = None) -> list[StepPlan]:
+        """The steps whose rows are still to be looked at under a model, for the report; none without diagnostics.
+
+        Args:
+            model: "M_0" … "M_T".
+            referenced: a step whose reference table is there, and not recorded yet.
+        """
+
+        def is_known(step: StepPlan) -> bool:
+            whole = step.reference == model and (step == referenced or self.has_table(step))
+            return whole or self._run.key(self._run.log_probs(model, step)) in self.ledger.tables
+
+        return [step for step in self._plan.steps if self._plan.diagnostics and not is_known(step)]
+
+    def record_reference(
+        self,
+        step: StepPlan,
+        table: LogProbTable | None,
+        heldout: Tables,
+        seconds: float,
+        sampled: Samples = NONE,
+        diagnostics_seconds: float = 0.0,
+    ) -> None:
         """Record that a step can be trained.
 
         Args:
             step: the step.
             table: its reference table; None: it was made before step 1.
             heldout: log-probs of the held-out sets under M_{t-1}.
-            seconds: that this took.
+            seconds: that table and held-out tables took.
+            sampled: log-probs of rows of D_j under M_{t-1}, for the report.
+            diagnostics_seconds: that the samples took.
 
         Raises:
             ReferenceTableError: the table is of other rows.
@@ -153,8 +186,9 @@ class Journal:
         if table is not None:
             _require_rows(step, table)
             files[self._run.reference(step)] = table
-        self._save(files | self._heldout_files(model_name(step.index - 1), heldout))
-        self.record(step, state="referenced", log_probs_seconds=seconds)
+        model = model_name(step.index - 1)
+        self._save(files | self._heldout_files(model, heldout) | self._sampled_files(model, sampled))
+        self.record(step, state="referenced", log_probs_seconds=seconds, diagnostics_seconds=diagnostics_seconds)
 
     def record(self, step: StepPlan, **facts: Any) -> None:
         """Record facts of a step (see ``StepRecord``)."""
@@ -183,9 +217,15 @@ class Journal:
         self.record(step, state="exported", export_seconds=seconds)
         self._drop_superseded()
 
-    def record_end(self, heldout: Tables) -> None:
-        """Record the end of the chain: log-probs of the held-out sets under M_T."""
-        self._save(self._heldout_files(self.ledger.last_model, heldout))
+    def record_end(self, heldout: Tables, sampled: Samples = NONE, diagnostics_seconds: float = 0.0) -> None:
+        """Record the end of the chain: log-probs under M_T of the held-out sets, and of rows of every D_j.
+
+        The seconds of both samples, that before and that after it, are the last step's.
+        """
+        model, last = self.ledger.last_model, self.ledger.records[-1]
+        self._save(self._heldout_files(model, heldout) | self._sampled_files(model, sampled))
+        seconds = (last.diagnostics_seconds or 0.0) + diagnostics_seconds
+        self.ledger = self.ledger.record(len(self.ledger.records), diagnostics_seconds=seconds)
         self._set(finished=True)
 
     def _publish(self, model: str, target: Path) -> None:

@@ -27,7 +27,8 @@ class StepRecord:
         first_loss: mean loss of the first batch, before the first update.
         final_loss: the last training loss that the host logged.
         num_optimizer_steps: updates made.
-        log_probs_seconds, train_seconds, export_seconds: wall time, without what a dead run lost.
+        beta: β of its loss.
+        log_probs_seconds, diagnostics_seconds, train_seconds, export_seconds: wall time, without what a dead run lost.
         settings: the hyper-parameters that the step began to train with.
         kept: whether M_t is still there; `export_steps: last` keeps only the model that resume may need.
     """
@@ -38,7 +39,9 @@ class StepRecord:
     first_loss: float | None = None
     final_loss: float | None = None
     num_optimizer_steps: Count | None = None
+    beta: float | None = None
     log_probs_seconds: float | None = None
+    diagnostics_seconds: float | None = None
     train_seconds: float | None = None
     export_seconds: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)

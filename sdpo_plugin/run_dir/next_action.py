@@ -12,8 +12,8 @@ class Action:
     """The first action of the loop over the steps, and the model that it needs.
 
     Attributes:
-        kind: prepare: compute what is computed before step 1. reference: the reference table of D_t and the held-out
-            log-probs, by M_{t-1}. train: train step t and export M_t. finish: the held-out log-probs of M_T. save: let
+        kind: prepare: compute what is computed before step 1. reference: the reference table of D_t, and what tells
+            of M_{t-1}. train: train step t and export M_t. finish: the held-out log-probs of M_T. save: let
             the host write the final model.
         step: t, or 0 where it is about no step.
         model: the model that has to be in memory, "M_0" … "M_T".

@@ -47,7 +47,7 @@ class RunDir:
     @property
     def tables(self) -> tuple[Path, ...]:
         """The folders that hold tables of log-probs."""
-        return tuple(self.folder / name for name in ("pool", "reference", "log-probs", "heldout"))
+        return tuple(self.folder / name for name in ("pool", "reference", "log-probs", "heldout", "samples"))
 
     def pool(self, number: int) -> Path:
         """The log-probs of source ``number`` (from 1) under M_0, where they lay out the steps."""
@@ -64,6 +64,10 @@ class RunDir:
     def heldout(self, model: str, column: int) -> Path:
         """The log-probs of held-out set number ``column`` (from 0) under M_t, or under "reference", an external one."""
         return self.folder / "heldout" / f"{model}-{column + 1}.safetensors"
+
+    def sample(self, model: str, step: StepPlan) -> Path:
+        """The log-probs of the sampled rows of D_t under a model, where those of all rows are not there."""
+        return self.folder / "samples" / f"{model}-{step.name}.safetensors"
 
     def step(self, step: StepPlan) -> Path:
         """M_t and the host's checkpoints of step t."""

@@ -9,7 +9,7 @@ from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from sdpo_plugin import measures, partition, rows, tables
+from sdpo_plugin import estimates, measures, partition, rows, tables
 from sdpo_plugin.args import PartitionArgs, SDPOConfig
 from sdpo_plugin.host.data.columns import IDS, concatenate, row_facts
 from sdpo_plugin.host.data.heldout import merged
@@ -114,7 +114,7 @@ def _parts_of(
     gammas = [measures.gamma_per_token(table) if per_token else measures.gamma(table) for table in base_tables]
     if args.unit == "row":
         return partition.easy_to_hard_rows(np.concatenate(gammas), args.shares()), ()
-    intervals = [partition.wilson(int((gamma > 0).sum()), len(gamma)) for gamma in gammas]
+    intervals = [estimates.wilson(int((gamma > 0).sum()), len(gamma)) for gamma in gammas]
     order, parts = partition.easy_to_hard_sources(sizes, [interval.value for interval in intervals])
     names = [", ".join(source_name(entry) for entry in source.cfg.datasets) for source in sources]
     ranks = [OrderedSource(names[s], sizes[s], intervals[s].value, intervals[s].low, intervals[s].high) for s in order]

@@ -145,4 +145,5 @@ def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[Sketch]) -> P
                 source_rows=step.source_rows,
             )
         )
-    return Plan(str(cfg.base_model), tuple(plans), tuple(heldout), block.export_steps)
+    compared = block.diagnostics.model_dump(exclude={"matrix"}) if block.diagnostics.matrix else {}
+    return Plan(str(cfg.base_model), tuple(plans), tuple(heldout), block.export_steps, diagnostics=compared)

@@ -1,23 +1,29 @@
 """The reference passes of a run: with batches as training has them, and an end where the run is asked to stop."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from sdpo_plugin.errors import ReferenceTableError
 from sdpo_plugin.host.data.columns import row_facts
-from sdpo_plugin.host.data.layout import StepData, describe_row
+from sdpo_plugin.host.data.layout import Layout, StepData, describe_row
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.host.forward.log_probs import log_prob_table
 from sdpo_plugin.host.stopping import Stopped, StopRequest
 from sdpo_plugin.plan import StepPlan
 from sdpo_plugin.rows import RowFacts
+from sdpo_plugin.sampling import sample
 from sdpo_plugin.tables import LogProbTable
 
 if TYPE_CHECKING:
     from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
+
+LOG = logging.getLogger("axolotl.sdpo_plugin")
 
 
 class Passes:
@@ -88,6 +94,30 @@ class Passes:
             tables[name] = log_prob_table(
                 self._trainer, rows, size, model, what, other, known[name], check=self._end_if_asked
             )
+        return tables
+
+    def sampled_tables(
+        self, layout: Layout, steps: Sequence[StepPlan], model: str, other: PreTrainedModel | None = None
+    ) -> dict[int, LogProbTable]:
+        """Log-probs of the rows of D_j that the plan's diagnostics draw, by j.
+
+        For the report alone: a table with a number that is not finite is left out, and said.
+
+        Raises:
+            Stopped: the run was asked to stop.
+        """
+        size, tables = self._trainer.args.per_device_train_batch_size, {}
+        for step in steps:
+            drawn, data = sample(step, **layout.plan.diagnostics), layout.data(step)
+            rows, facts = data.train.select(drawn.rows), data.facts.take(drawn.rows)
+            what = f"{len(drawn.rows):,} rows of D_{step.index}"
+            try:
+                table = log_prob_table(self._trainer, rows, size, model, what, other, facts, check=self._end_if_asked)
+            except ReferenceTableError as error:  # every rank has the same numbers
+                if self._trainer.accelerator.is_main_process:
+                    LOG.warning("the report will miss log-probs of D_%d under %s: %s", step.index, model, error)
+                continue
+            tables[step.index] = replace(table, rows_digest=drawn.digest)
         return tables
 
     def _end_if_asked(self) -> None:

@@ -22,6 +22,7 @@ SDPO = {
     *(f"sdpo/{name}" for name in ("plan.json", "ledger.json", "lock", "report.json", "report.md")),
 }
 TABLES = {f"sdpo/reference/step-{index}.safetensors" for index in (1, 2)}
+SAMPLES = {f"sdpo/samples/M_{model}-step-{step}.safetensors" for model, step in ((0, 2), (1, 1), (2, 1), (2, 2))}
 HELDOUT = {f"sdpo/heldout/M_{model}-{column}.safetensors" for model in range(3) for column in (1, 2)}
 
 
@@ -62,7 +63,7 @@ def rich(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pyte
 def test_the_files_of_a_run(rich: Trained) -> None:
     """These and no others; TRL writes its card beside the checkpoints."""
     steps = {f"step-{index}/{name}" for index in (1, 2) for name in FULL | EXPORT}
-    assert rich.files() == FULL | HOST | SDPO | TABLES | HELDOUT | steps
+    assert rich.files() == FULL | HOST | SDPO | TABLES | SAMPLES | HELDOUT | steps
 
 
 def test_checkpoints_stand_in_their_step(rich: Trained) -> None:
@@ -90,21 +91,22 @@ def test_plan_and_ledger(rich: Trained, model: Path, two_sets: list[Config]) -> 
 def test_report(rich: Trained) -> None:
     """Every field is there, with values where they were computed."""
     report = read_report(rich.out)
-    assert report["schema_version"] == 2
+    assert report["schema_version"] == 3
     assert report["models"] == ["M_0", "M_1", "M_2"]
     for index, step in enumerate(report["steps"], 1):
         assert (step["index"], step["model_dir"]) == (index, f"step-{index}")
-        assert set(step["gamma_ref"]) == {"mean", "median", "q05", "q95", "per_token_mean"}
+        assert set(step["gamma_ref"]) == {"mean", "median", "q05", "q25", "q75", "q95", "per_token_mean"}
         assert step["first_loss"] == pytest.approx(0.6931, abs=1e-3)
         assert step["final_loss"] < step["first_loss"]
-        assert min(step["log_probs_seconds"], step["train_seconds"], step["export_seconds"]) > 0
-    assert [[value is not None for value in row] for row in report["train"]["gamma"]] == [
-        [True, False],
-        [False, True],
-        [False, False],
-    ]
-    for name in ("eval_gamma", "eval_reference_free_accuracy"):
-        assert all(value is not None for row in report[name] for value in row)
+        assert min(value for key, value in step.items() if key.endswith("_seconds")) > 0
+        assert step["beta"] == 0.1  # the host's
+    for kind in ("train", "heldout"):
+        for name in ("gamma", "reference_free_accuracy", "chosen_log_prob_per_token"):
+            assert all(value is not None for row in report[kind][name] for value in row)
+        for name in ("implicit_reward_accuracy", "chosen_log_ratio", "kl_to_base"):
+            assert [[value is not None for value in row] for row in report[kind][name]] == [[False] * 2] + [
+                [True] * 2
+            ] * 2
     markdown = (rich.out / "sdpo" / "report.md").read_text()
     assert all(word in markdown for word in ("finished", "M_1 step-1", "M_2 step-2", "0.693"))
 
@@ -141,7 +143,7 @@ def test_export_last_keeps_the_final_model_only(
     for name in ("all", "last"):
         config = base_config(model, two_sets, tmp_path / name, dataset_prepared_path=str(rich.out.parent / "prepared"))
         made[name] = run_sdpo(host, sdpo_config(config, sdpo={"export_steps": name}))
-    assert Trained(made["last"], "").files() == FULL | HOST | SDPO | TABLES
+    assert Trained(made["last"], "").files() == FULL | HOST | SDPO | TABLES | SAMPLES
     assert not list(made["last"].glob("step-*"))
     assert [step["model_dir"] for step in read_report(made["last"])["steps"]] == [None, None]
     digests = [host.python("integration_tests.harness.probes:weights_digest", out) for out in made.values()]

@@ -36,17 +36,20 @@ def sdpo() -> None:
 
 
 @sdpo.command()
-@click.argument("output_dir", type=click.Path(path_type=Path))
-def report(output_dir: Path) -> None:
-    """Make the report of the run in OUTPUT_DIR again, and print it.
+@click.argument("output_dir", type=click.Path(path_type=Path), nargs=-1, required=True)
+def report(output_dir: tuple[Path, ...]) -> None:
+    """Make the report of the run in OUTPUT_DIR again, and print it; compare several runs.
 
-    Made from what the run left on disk, also if it died; needs no model. Writes sdpo/report.json and sdpo/report.md
-    there.
+    Made from what a run left on disk, also while it trains or if it died: then with how far it came, and how long it
+    has to go. Needs no model. Writes sdpo/report.json and sdpo/report.md there; a comparison writes nothing.
     """
-    from sdpo_plugin.report.command import report as make
+    from sdpo_plugin.report import command
 
     with _errors_in_words():
-        make(output_dir)
+        if len(output_dir) == 1:
+            command.report(output_dir[0])
+        else:
+            command.compare(output_dir)
 
 
 @sdpo.command()

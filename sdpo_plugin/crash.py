@@ -18,6 +18,14 @@ SECONDS_FOR_THE_CAUSE = 5.0
 PEER_IS_GONE = re.compile(r"closed by peer|reset by peer|broken pipe|ncclRemoteError", re.IGNORECASE)
 
 
+_last_line: list[str] = []  # what to do about a run that has begun
+
+
+def say_last(line: str | None) -> None:
+    """Whatever ends this process from now on, let this be the last line of rank 0; None: nothing."""
+    _last_line[:] = [] if line is None else [line]
+
+
 def install() -> None:
     """Let errors of this package end the process with their message alone. Idempotent."""
     if not hasattr(_say_it_once, "previous"):  # once: another library's hook may have wrapped ours since
@@ -33,6 +41,13 @@ def uninstall() -> None:
 
 
 def _say_it_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say why the process ends, and on rank 0 how to go on."""
+    _say_why(kind, error, trace)
+    if _last_line and int(os.environ.get("RANK") or "0") == 0:
+        print(lines(_last_line[0]), file=sys.stderr, flush=True)
+
+
+def _say_why(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the message on rank 0. Another rank waits for its launcher to end it, and speaks only if it was alone."""
     debug = logging.getLogger("axolotl").isEnabledFor(logging.DEBUG)
     if _is_consequence(error) and not debug:

@@ -98,7 +98,7 @@ class StepHost(Ranks, Protocol):
         """Write the policy as it stands as a loadable model with its tokenizer."""
 
     def report(self) -> None:
-        """Tell of the run so far: after every step, and at the end, when ledger and tables are on disk."""
+        """Tell of the run so far: before and after every training, and at the end, when all is on disk."""
 
 
 def run_steps(plan: Plan, host: StepHost, journal: Journal, start: Start = FRESH) -> None:
@@ -144,6 +144,7 @@ def make_reference(step: StepPlan, host: StepHost, journal: Journal) -> None:
     heldout, seconds = host.heldout_tables(model), clock.lap()
     sampled = host.sampled_tables(model, journal.to_sample(model, referenced=step))
     journal.record_reference(step, table, heldout, seconds, sampled, clock.lap())
+    host.report()
 
 
 def train(step: StepPlan, host: StepHost, journal: Journal, checkpoint: Path | None) -> None:

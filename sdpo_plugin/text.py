@@ -32,5 +32,17 @@ def is_close(name: str, wanted: str) -> bool:
     return difflib.SequenceMatcher(None, name, wanted).ratio() >= _CLOSE
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it: "8 s", "12 min 5 s", "3 h 20 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
+
+
 def _is_number(cell: str) -> bool:
     return cell in ("", "–") or cell.strip("+-").replace(",", "").replace(".", "").isdigit()

@@ -21,15 +21,16 @@ from sdpo_plugin.report.build import build_report, write_report
 from sdpo_plugin.run_dir.checkpoints import checkpoints
 from sdpo_plugin.run_dir.cleanup import clear, sweep
 from sdpo_plugin.run_dir.fresh import require_fresh
-from sdpo_plugin.run_dir.journal import Journal, Tables, close_run
+from sdpo_plugin.run_dir.journal import Journal, Samples, Tables, close_run
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.lock import RunLock
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.resume import FRESH, find_start
 from sdpo_plugin.run_dir.sealed import read_seal, seal
 from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome, run_steps
+from sdpo_plugin.sampling import sample
 from sdpo_plugin.tables import LogProbTable
-from tests.fakes import EXTERNAL, IDENTITY, make_plan, make_table
+from tests.fakes import DIAGNOSTICS, EXTERNAL, IDENTITY, make_plan, make_table
 
 T = TypeVar("T")
 ROWS = ((0.3, -1.1, 0.7, 1.9), (1.3, -0.4, 0.6), (-0.9, 0.2, 1.7, -0.5, 0.8))
@@ -55,7 +56,7 @@ class Variant:
         return ROWS[: self.num_steps]
 
     def plan(self) -> Plan:
-        plan = make_plan(self.rows, HELDOUT, self.export_steps, self.reference, self.policy_init)
+        plan = make_plan(self.rows, HELDOUT, self.export_steps, self.reference, self.policy_init, DIAGNOSTICS)
         updates = [dataclasses.replace(step, num_optimizer_steps=EPOCHS * step.num_rows) for step in plan.steps]
         return dataclasses.replace(plan, steps=tuple(updates))
 
@@ -127,6 +128,16 @@ class DyingHost:
     def heldout_tables(self, model: str) -> Tables:
         self.on_work()
         return {name: table_of(rows, self.policy.weights, model) for name, rows in HELDOUT.items()}
+
+    def sampled_tables(self, model: str, steps: Sequence[StepPlan]) -> Samples:
+        if steps:
+            self.on_work()
+        tables = {}
+        for step in steps:
+            drawn, rows = sample(step, **DIAGNOSTICS), ROWS[step.index - 1]
+            table = table_of([rows[row] for row in drawn.rows], self.policy.weights, model)
+            tables[step.index] = dataclasses.replace(table, rows_digest=drawn.digest)
+        return tables
 
     def restart_policy(self) -> None:
         self.policy = Policy.load(self.run.base_adapter, "adapter_config.json")

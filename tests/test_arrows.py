@@ -60,6 +60,7 @@ ALLOWED = {
     "run_dir.models": "errors plan run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.next_action": "plan run_dir.ledger",
     "run_dir.paths": "plan",
+    "run_dir.progress": "run_dir.files run_dir.paths schema",
     "run_dir.resume": (
         "errors plan run_dir.checkpoints run_dir.ledger run_dir.models run_dir.next_action run_dir.paths run_dir.sealed"
     ),
@@ -67,11 +68,16 @@ ALLOWED = {
     "run_dir.stored": "digests run_dir.files",
     "run_dir.table_files": "errors run_dir.files run_dir.ledger run_dir.paths tables",
     "report": "",
-    "report.command": "errors report.build report.render run_dir.files run_dir.paths",
-    "report.build": (
-        "errors measures plan report.cells report.matrices report.notes report.render report.verdicts run_dir.files "
-        "run_dir.ledger run_dir.paths run_dir.table_files tables"
+    "report.command": "errors report.build report.compare report.render run_dir.files run_dir.paths",
+    "report.compare": (
+        "estimates measures report.build report.cells run_dir.ledger run_dir.paths run_dir.table_files tables text"
     ),
+    "report.build": (
+        "errors measures plan report.cells report.forecast report.matrices report.notes report.render report.verdicts "
+        "run_dir.files run_dir.ledger run_dir.paths run_dir.progress run_dir.table_files tables"
+    ),
+    "report.forecast": "run_dir.ledger run_dir.progress",
+    "report.lines": "report.render text",
     "report.cells": "plan run_dir.ledger run_dir.paths run_dir.table_files sampling tables",
     "report.matrices": "measures report.cells",
     "report.notes": "plan",

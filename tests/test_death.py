@@ -170,7 +170,7 @@ def test_run_has_hundreds_of_operations_of_every_kind(runs: Path) -> None:
     kinds = {"work", "create", "open", "write", "fsync", "replace", "mkdir", "unlink", "rmdir"}
     assert set(names) == kinds
     # 24 updates, 4 times the held-out sets, 3 times the rows of a step
-    assert names.count("work") == EPOCHS * sum(map(len, ROWS)) + 4 + 3 == 31
+    assert names.count("work") == EPOCHS * sum(map(len, ROWS)) + 4 + 3 + 4 == 35
 
 
 @pytest.mark.parametrize("variant", [DEFAULT, Variant(export_steps="last")], ids=str)
@@ -259,7 +259,7 @@ class Dead:
 def dead(runs: Path) -> Dead:
     """Killed before update 8 of step 3."""
     out, updates = runs / "out", EPOCHS * (len(ROWS[0]) + len(ROWS[1])) + 7
-    works = 3 + 3 + updates + 1  # tables of rows, of held-out sets, updates, and the one that is not made
+    works = 3 + 3 + 3 + updates + 1  # tables of rows, held-out sets, samples, updates, and the one that is not made
     counter = Counter(works, die)
     assert end_of(fork(lambda: advance(out, DEFAULT, 1, counter.work))) == KILLED
     found = checkpoints(out / "step-3")

@@ -114,6 +114,7 @@ def test_policy_goes_back_to_the_base_model_after_the_reference_table_and_before
         "report",
         "table of D_3 by M_2",
         "held-out tables by M_2, called M_2",
+        "report",
         "settings of step-3",
         "restart from M_2",
         "train M_0 on D_3",

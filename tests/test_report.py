@@ -53,6 +53,7 @@ def test_keys_of_the_report_are_frozen(report: dict[str, Any]) -> None:
     assert list(report) == [
         "schema_version",
         "finished",
+        "progress",
         "base_model",
         "models",
         "versions",
@@ -421,7 +422,7 @@ def test_markdown_stands_beside_the_report(run_dir: RunDir) -> None:
     assert (run_dir.root / "sdpo" / "report.md").read_text() == markdown(report)
 
 
-def test_report_can_be_written_after_every_step(run_dir: RunDir) -> None:
+def test_report_can_be_written_before_and_after_every_training(run_dir: RunDir) -> None:
     host, seen = FakeHost(), []
 
     def write() -> None:
@@ -432,7 +433,9 @@ def test_report_can_be_written_after_every_step(run_dir: RunDir) -> None:
     host.on_report = write
     run(host, run_dir)
     assert seen == [
+        (False, ["referenced", "planned"]),
         (False, ["exported", "planned"]),
+        (False, ["exported", "referenced"]),
         (False, ["exported", "exported"]),
         (True, ["exported", "exported"]),
     ]

@@ -15,7 +15,7 @@ from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.table_files import load_table, read_table, save_table
 from sdpo_plugin.runner import run_steps
 from tests.dead_runs import checkpoint, die, resume
-from tests.fakes import CALLS, D_1, D_2, EXTERNAL, FakeHost, content, make_plan, run, table_of
+from tests.fakes import CALLS, D_1, D_2, EXTERNAL, FakeHost, HostDiedError, content, make_plan, run, table_of
 
 # died in; what the next process loads; the first of CALLS that it repeats
 DEATHS = [
@@ -62,11 +62,30 @@ def test_tables_and_models_are_those_of_an_uninterrupted_run(run_dir: RunDir, di
         ).read_bytes()
 
 
-def test_host_that_died_in_its_report_has_lost_nothing(run_dir: RunDir) -> None:
-    die(run_dir, "report")
+@pytest.mark.parametrize(
+    ("number", "calls"),
+    [
+        (1, CALLS[CALLS.index("settings of step-1") :]),
+        (2, ["load M_1 from step-1", *CALLS[CALLS.index("table of D_2 by M_1") :]]),
+        (3, ["load M_1 from step-1", *CALLS[CALLS.index("settings of step-2") :]]),
+        (5, ["load M_2 from step-2"]),
+    ],
+    ids=["before-step-1", "after-step-1", "before-step-2", "end"],
+)
+def test_host_that_died_in_its_report_has_lost_nothing(run_dir: RunDir, number: int, calls: list[str]) -> None:
+    dying, told = FakeHost(), []
+
+    def tell() -> None:
+        told.append(None)
+        if len(told) == number:
+            raise HostDiedError("report")
+
+    dying.on_report = tell
+    with pytest.raises(HostDiedError):
+        run(dying, run_dir)
     host = FakeHost()
     assert resume(run_dir, host).finished
-    assert host.calls == ["load M_1 from step-1", *CALLS[CALLS.index("table of D_2 by M_1") :]]
+    assert host.calls == calls
 
 
 def test_half_trained_step_is_resumed_from_its_checkpoint(run_dir: RunDir) -> None:
@@ -107,10 +126,11 @@ def test_run_that_starts_each_step_from_the_base_model_does_so_when_it_is_resume
     die(run_dir, "table of D_2 by M_1", FakeHost(adapter=True), plan)
     host = FakeHost(adapter=True)
     resume(run_dir, host, plan)
-    assert host.calls[:5] == [
+    assert host.calls[:6] == [
         "load M_1 from step-1",
         "table of D_2 by M_1",
         "held-out tables by M_1, called M_1",
+        "report",
         "settings of step-2",
         "restart from M_1",
     ]

@@ -67,7 +67,7 @@ def test_any_number_of_steps(run_dir: RunDir, num_steps: int) -> None:
     assert [call for call in host.calls if call.startswith("train")] == [
         f"train M_{index - 1} on D_{index}" for index in range(1, num_steps + 1)
     ]
-    assert host.calls.count("report") == num_steps + 1
+    assert host.calls.count("report") == 2 * num_steps + 1
 
 
 def test_other_ranks_are_called_in_the_same_order_and_write_nothing(
@@ -157,11 +157,13 @@ def test_ledger_on_disk_at_each_call(run_dir: RunDir) -> None:
         ("planned", "planned", True, False),
         ("planned", "planned", True, False),
         ("referenced", "planned", True, False),
+        ("referenced", "planned", True, False),
         ("training", "planned", True, False),
         ("trained", "planned", True, False),
         ("exported", "planned", True, False),
         ("exported", "planned", True, False),
         ("exported", "planned", True, False),
+        ("exported", "referenced", True, False),
         ("exported", "referenced", True, False),
         ("exported", "training", True, False),
         ("exported", "trained", True, False),

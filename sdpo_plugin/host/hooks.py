@@ -117,9 +117,8 @@ class Hooks:
         keep_best_model(cfg, trainer, self._sources)
         trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
         assert self._session is not None, "the host loads the data before it builds the trainer"
-        trainer.attach(
-            partial(run_chain, trainer, RunSetup.of(trainer, cfg, _block(cfg), self._session, self._sources))
-        )
+        setup = RunSetup.of(trainer, cfg, _block(cfg), self._session, self._sources)
+        trainer.attach(partial(run_chain, trainer, setup), setup.run)
 
     def post_train(self, cfg: DictDefault) -> None:
         """The host calls this when the chain is run, and again when it has written everything."""

@@ -44,7 +44,9 @@ def run_chain(trainer: "StepwiseDPOTrainer", setup: RunSetup) -> TrainOutput:
         tables = {setup.run.key(path): table.digest() for path, table in pool.items()}
         ledger = start.ledger or Ledger.begin(layout.plan, setup.session.identity, tables)
         check_what_is_left(trainer, setup, host, layout.plan, ledger)
-        run_steps(layout.plan, host, Journal(setup.run, host, layout.plan, ledger), start)
+        journal = Journal(setup.run, host, layout.plan, ledger)
+        setup.session.has_begun()
+        run_steps(layout.plan, host, journal, start)
     trainer.args = args  # the host saves the final model, its card and the hub push by these
     require_engine(trainer)
     return host.output

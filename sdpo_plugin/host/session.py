@@ -16,7 +16,7 @@ from sdpo_plugin.errors import OutputError
 from sdpo_plugin.host.data.loading import LoadedSource
 from sdpo_plugin.host.engines.ranks import first_unseen, on_rank_0
 from sdpo_plugin.host.identity import identity_of, require_same
-from sdpo_plugin.report.build import report_run
+from sdpo_plugin.host.telling import can_be_resumed, tell_the_end
 from sdpo_plugin.run_dir.checkpoints import TO_RESUME
 from sdpo_plugin.run_dir.cleanup import clear, sweep
 from sdpo_plugin.run_dir.files import explaining_write_errors
@@ -66,6 +66,7 @@ class Session:
             if not self._resumes:
                 require_fresh(self.run, self._names())
 
+        can_be_resumed(None)  # of an earlier run in this process
         PartialState().wait_for_everyone()
         on_rank_0(look)
 
@@ -105,11 +106,17 @@ class Session:
         if self._base is not None and self._cfg.base_model != self._base[0]:
             self._cfg.base_model, self._cfg.base_model_config = self._base
 
+    def has_begun(self) -> None:
+        """The ledger is on disk: whatever ends this process, the run can be resumed."""
+        can_be_resumed(self.run)
+
     def has_come_further(self) -> None:
         """First: the chain is run. Then: the host has written the final model, and the run is closed."""
         if self._is_trained and self._lock is not None:  # rank 0; the process group is gone
             close_run(self.run, keep_last=self._block.export_steps == "all")
-            report_run(self.run)
+            tell_the_end(self.run)
+        if self._is_trained:
+            can_be_resumed(None)
         self._is_trained = True
 
     def release(self) -> None:

@@ -15,9 +15,9 @@ from sdpo_plugin.host.identity import settings_of
 from sdpo_plugin.host.policy import Policy
 from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.step_args import step_args
+from sdpo_plugin.host.telling import tell
 from sdpo_plugin.host.training import train_policy
 from sdpo_plugin.plan import Plan, StepPlan, model_name
-from sdpo_plugin.report.build import report_run
 from sdpo_plugin.run_dir.journal import Tables
 from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome
 from sdpo_plugin.tables import LogProbTable
@@ -106,8 +106,8 @@ class AxolotlStepHost:
         self._policy.export(model_name(step.index), directory)
 
     def report(self) -> None:
-        """`report.json` and `report.md`."""
-        self.on_rank_0(lambda: report_run(self._setup.run))
+        """Written anew; what a step did is said when its model has been looked at."""
+        self.on_rank_0(lambda: tell(self._setup.run))
 
     def on_rank_0(self, action: Callable[[], T]) -> T:
         """By the group of all ranks."""

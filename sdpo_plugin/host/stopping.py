@@ -14,6 +14,7 @@ from types import FrameType
 from sdpo_plugin.host.engines.ranks import largest
 from sdpo_plugin.host.launcher import launchers
 from sdpo_plugin.host.workers import SIGNALS
+from sdpo_plugin.run_dir.checkpoints import KEY_TO_RESUME
 
 # A terminal or a scheduler signals the whole process group and the launcher passes it on: the same request, twice.
 SAME_REQUEST_SECONDS = 1.0
@@ -99,8 +100,7 @@ class Stopped(SystemExit):
     def __init__(self, signum: int, where: str) -> None:
         super().__init__(128 + signum)
         _say(
-            f"stopped by {signal.Signals(signum).name}: {where}. To resume, run the same command with "
-            "auto_resume_from_checkpoints: true."
+            f"stopped by {signal.Signals(signum).name}: {where}. To resume, run the same command with {KEY_TO_RESUME}."
         )
 
 

@@ -34,6 +34,7 @@ from sdpo_plugin.host.progress import StepProgress
 from sdpo_plugin.host.start_gate import pass_gate
 from sdpo_plugin.host.step_under_way import EvaluationLeft, StepUnderWay
 from sdpo_plugin.host.workers import shielded
+from sdpo_plugin.run_dir.paths import RunDir
 
 
 class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host ships no types
@@ -57,16 +58,16 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         self.padded_collator = self.data_collator  # TRL's; forward/packed.py may put another one in its place
         if self.args.disable_dropout:
             disable_functional_dropout(self.model)
-        self.add_callback(StepProgress(self))
         self.add_callback(StopAtUpdate(self))
 
-    def attach(self, chain: Callable[[], TrainOutput]) -> None:
-        """Hand over the chain that ``train()`` runs.
+    def attach(self, chain: Callable[[], TrainOutput], run: RunDir) -> None:
+        """Hand over the chain that ``train()`` runs, and the directory where it tells of its progress.
 
         Raises:
             ConfigError: a config of DeepSpeed or FSDP under which M_t could not be written.
         """
         require_usable_engine(self)
+        self.add_callback(StepProgress(self, run))
         self._initial_state = InitialState(self)
         self.chain = chain
 

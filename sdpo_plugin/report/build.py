@@ -8,6 +8,7 @@ from sdpo_plugin import measures
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.plan import StepPlan
 from sdpo_plugin.report.cells import heldout_cells, references, training_cells
+from sdpo_plugin.report.forecast import forecast
 from sdpo_plugin.report.matrices import changes, matrices
 from sdpo_plugin.report.notes import notes
 from sdpo_plugin.report.render import markdown
@@ -15,6 +16,7 @@ from sdpo_plugin.report.verdicts import as_rows, verdicts
 from sdpo_plugin.run_dir.files import explaining_write_errors, write_bytes, write_json
 from sdpo_plugin.run_dir.ledger import Ledger, StepRecord
 from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.progress import read_progress
 from sdpo_plugin.run_dir.table_files import ReadableTables
 from sdpo_plugin.tables import LogProbTable
 
@@ -29,15 +31,17 @@ def build_report(run: RunDir) -> dict[str, Any]:
     Raises:
         OutputError: there is no run here, or its ledger is missing or damaged.
     """
-    _require_run(run)
+    require_run(run)
     ledger = Ledger.load(run.ledger)
     plan, found = ledger.plan, ReadableTables(run, ledger)
     of_steps = references(found, run, ledger)
     train, heldout = training_cells(found, run, ledger, of_steps), heldout_cells(found, run, ledger)
+    now = forecast(ledger, read_progress(run))
     steps = [_step(step, record, of_steps.get(step.index)) for step, record in ledger.steps]
     return {
         "schema_version": SCHEMA_VERSION,
         "finished": ledger.finished,
+        "progress": None if now is None else asdict(now),
         "base_model": plan.base_model,
         "models": list(train.models),
         "versions": dict(ledger.identity.get("versions", {})),
@@ -63,17 +67,24 @@ def write_report(run: RunDir, report: Mapping[str, Any]) -> None:
     write_bytes(run.report.with_suffix(".md"), markdown(report).encode())
 
 
-def report_run(run: RunDir) -> None:
-    """Make the report of a run, and write it.
+def report_run(run: RunDir) -> dict[str, Any]:
+    """Make the report of a run, write it, and return its content.
 
     Raises:
         OutputError: as in ``build_report``, or it could not be written.
     """
     with explaining_write_errors(run.report):
-        write_report(run, build_report(run))
+        made = build_report(run)
+        write_report(run, made)
+    return made
 
 
-def _require_run(run: RunDir) -> None:
+def require_run(run: RunDir) -> None:
+    """Refuse a directory that holds no run.
+
+    Raises:
+        OutputError: it says what is there instead.
+    """
     if not run.root.is_dir():
         what = "is no directory" if run.root.exists() else "does not exist"
         raise OutputError(f"{run.root} {what}; give the output_dir of a run.")

@@ -3,10 +3,12 @@
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.report.build import build_report, write_report
+from sdpo_plugin.report.compare import compare as side_by_side
 from sdpo_plugin.report.render import markdown
 from sdpo_plugin.run_dir.files import require_no_link
 from sdpo_plugin.run_dir.paths import RunDir
@@ -26,6 +28,18 @@ def report(output_dir: Path) -> None:
         write_report(run, made)
     except OSError as error:
         raise OutputError(f"the report could not be read or written in {run.root}: {error}") from error
+
+
+def compare(output_dirs: Sequence[Path]) -> None:
+    """Print runs side by side; nothing is written.
+
+    Raises:
+        OutputError: one of them is no run, or cannot be read.
+    """
+    try:
+        _print(side_by_side(output_dirs))
+    except OSError as error:
+        raise OutputError(f"the runs could not be read: {error}") from error
 
 
 def _print(text: str) -> None:

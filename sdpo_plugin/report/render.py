@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sdpo_plugin.text import text_table
+from sdpo_plugin.text import duration, text_table
 
 NOTHING = "Nothing to remark."
 WORDS = (
@@ -59,6 +59,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     parts = [
         "# Stepwise DPO (sDPO) run",
         f"Base model: `{report['base_model']}`. Steps: {len(report['steps'])}, {state}.",
+        *([] if report["finished"] else [f"As this was written: {left(report)}."]),
         _block(summary_table(report)),
         WORDS,
         "## Remarks",
@@ -78,6 +79,17 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     """Verdicts, then doubts about plan and tables, each a sentence."""
     found = [*(verdict["text"] for verdict in report["verdicts"]), *report["warnings"]]
     return [f"{text if text.startswith('sdpo/') else text[0].upper() + text[1:]}." for text in found]
+
+
+def left(report: Mapping[str, Any]) -> str:
+    """Where a run stands that is not finished."""
+    now, steps = report["progress"], len(report["steps"])
+    if not now["step"]:
+        return f"{steps} of {steps} steps done; what tells of the last model is left"
+    update = f"update {now['update']:,} of {now['num_updates']:,}"
+    to_go = "" if now["seconds"] is None else f", about {duration(now['seconds'])}"
+    chain = f"{now['updates_left']:,} updates left in the chain{to_go}"
+    return f"{now['steps_done']} of {steps} steps done; step {now['name']} at {update}; {chain}"
 
 
 def _matrices(report: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[str]:

@@ -8,7 +8,8 @@ from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.sealed import flaw
 
-TO_RESUME = "set auto_resume_from_checkpoints: true"
+KEY_TO_RESUME = "auto_resume_from_checkpoints: true"
+TO_RESUME = f"set {KEY_TO_RESUME}"
 
 
 def checkpoints(directory: Path) -> list[Path]:

@@ -35,6 +35,11 @@ class RunDir:
         return self.folder / "report.json"
 
     @property
+    def progress(self) -> Path:
+        """How far the step under way has come."""
+        return self.folder / "progress.json"
+
+    @property
     def base_adapter(self) -> Path:
         """M_0 where the base model alone does not make it: the adapter as it was initialised."""
         return self.folder / "start"

@@ -1,0 +1,44 @@
+"""What a run tells of itself: its report, written anew, with the lines that the console gets; the last line of a dead
+run. For rank 0."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sdpo_plugin import crash
+from sdpo_plugin.errors import OutputError
+from sdpo_plugin.report.build import report_run
+from sdpo_plugin.report.lines import news, run_ended
+from sdpo_plugin.run_dir.checkpoints import KEY_TO_RESUME
+from sdpo_plugin.run_dir.paths import RunDir
+
+LOG = logging.getLogger("axolotl.sdpo_plugin")
+
+
+def tell(run: RunDir) -> None:
+    """Write the report of a run under way; say what a step has done, and which one begins."""
+    with _or_say_so():
+        for line in news(report_run(run)):
+            LOG.info(line)
+
+
+def tell_the_end(run: RunDir) -> None:
+    """Write the report of a run that is over; say where everything is."""
+    with _or_say_so():
+        for line in run_ended(report_run(run), run.root):
+            LOG.info(line)
+
+
+@contextmanager
+def _or_say_so() -> Iterator[None]:
+    """A report that cannot be written stops nothing: what is trained is on disk, and it can be made again."""
+    try:
+        yield
+    except OutputError as error:
+        LOG.warning("the report could not be made: %s", error)
+
+
+def can_be_resumed(run: RunDir | None) -> None:
+    """From now on let the last line of this process, if it dies, say how to resume this run; None: there is none."""
+    text = "what was finished is in {}; to resume, run the same command with {}."
+    crash.say_last(None if run is None else text.format(run.root, KEY_TO_RESUME))

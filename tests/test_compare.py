@@ -10,6 +10,8 @@ from sdpo_plugin.run_dir.paths import RunDir
 from tests.dead_runs import die
 from tests.fakes import FakeHost, make_plan, run, table_of
 
+BY_TWO_X = "-2.00 (-4.77 to +0.77)"  # of γ
+
 
 class OtherHost(FakeHost):
     """Its policy is θ + 1 where the other's is θ, and its held-out rows may be other ones."""
@@ -41,8 +43,7 @@ def test_last_models_stand_side_by_side_with_differences_to_the_first(two: list[
     # Three of four above 0: Wilson 0.301 to 0.954. γ falls by 2x: mean −2, of −2, −4, 2, −4: √8 = 2.828 / 2 · 1.96
     assert words(text, "held-out val") == [
         ["chain", "M_2", "4", "0.750", "0.301 to 0.954", "–", "0.750", "+6.00", "–"],
-        ["plain", "M_1", "4", "0.750", "0.301 to 0.954", "+0.000 (+0.000 to +0.000)", "0.750", "+4.00"]
-        + ["-2.00 (-4.77 to +0.77)"],
+        ["plain", "M_1", "4", "0.750", "0.301 to 0.954", "+0.000 (+0.000 to +0.000)", "0.750", "+4.00", BY_TWO_X],
     ]
     assert [line[:5] for line in words(text, "run")] == [
         ["chain", "2 of 2", "–", "M_1", "M_1"],

@@ -135,8 +135,8 @@ def test_what_is_said_and_when(run_dir: RunDir) -> None:
     assert after_1 == after_2 == []  # M_t has not been looked at
     assert before_2[2] == "step 2 of 2, step-2: 4 rows of pairs-2.jsonl; reference M_1, mean γ_ref +4.00"
     assert before_2[0] == (
-        "step 1 of 2, step-1, is done: 2 updates (training 0 s, reference 0 s, export 0 s), loss 0.6931 → 0.6000; M_1 is "
-        "in step-1"
+        "step 1 of 2, step-1, is done: 2 updates (training 0 s, reference 0 s, export 0 s), loss 0.6931 → 0.6000; M_1 "
+        "is in step-1"
     )
     # γ = 2θx from θ = −1 to 1; D_1 = 1, 2, 3; val = 1, 2, −1, 2; test = −4
     assert before_2[1] == (

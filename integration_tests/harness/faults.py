@@ -16,6 +16,7 @@ The environment says which fault, so that the config stays that of the run that 
 - `limit-data:BYTES`: the same, from before the data are loaded.
 - `single:`: a batch of one row is computed otherwise than the same row among others.
 - `alone:`: accelerate gives every model back as it is, without the wrapper by which ranks share their gradients.
+- `often:`: a run tells its progress after every update, not every few seconds.
 - `slow:SECONDS`: every forward pass takes that much longer.
 - `gate:FOLDER`: nothing, but each rank notes in a file of its own what its start gate is given.
 - `full`: the disk says that it has a megabyte left.
@@ -38,6 +39,8 @@ from typing import Any
 import torch
 from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback
+
+from sdpo_plugin.host import progress
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"}
 Usage = namedtuple("Usage", "total used free")
@@ -74,6 +77,8 @@ class FaultPlugin(BasePlugin):
             trainer.model.get_input_embeddings().register_forward_hook(larger_where_alone)
         if self._kind == "alone":
             trainer.accelerator.prepare_model = lambda model, *arguments, **options: model
+        if self._kind in ("often", "raise"):
+            progress.SECONDS_BETWEEN = 0.0
         if self._kind == "gate":
             note_gate(Path(self._value) / f"rank-{_rank()}")
         if self._kind in ("pass", "worker"):

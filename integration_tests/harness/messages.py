@@ -12,9 +12,17 @@ if TYPE_CHECKING:
 _OURS = re.compile(r"^(?:\[rank\d+\]: )?sdpo_plugin: (.*)$", re.MULTILINE)
 
 
+TO_GO_ON = "what was finished is in "
+
+
 def messages(result: Result) -> list[str]:
-    """Every line that `sdpo_plugin` ended the run with, over all ranks."""
-    return _OURS.findall(result.log_text)
+    """Every line that `sdpo_plugin` ended the run with, over all ranks, but for the last one."""
+    return [line for line in _OURS.findall(result.log_text) if not line.startswith(TO_GO_ON)]
+
+
+def ways_to_go_on(result: Result) -> list[str]:
+    """The last lines of a run that died when it had begun: how to resume it."""
+    return [line for line in _OURS.findall(result.log_text) if line.startswith(TO_GO_ON)]
 
 
 def refused(result: Result, out: Path, *parts: str, lines: int = 1) -> str:

@@ -72,10 +72,12 @@ ALLOWED = {
         "errors measures plan report.cells report.matrices report.notes report.render report.verdicts run_dir.files "
         "run_dir.ledger run_dir.paths run_dir.table_files tables"
     ),
+    "report.card": "report.published report.render",
     "report.cells": "plan run_dir.ledger run_dir.paths run_dir.table_files sampling tables",
     "report.matrices": "measures report.cells",
     "report.notes": "plan",
     "report.verdicts": "estimates measures plan report.cells tables",
+    "report.published": "run_dir.drift scrub",
     "report.render": "text",
     "runner": "plan run_dir.journal run_dir.next_action run_dir.resume tables",
 }

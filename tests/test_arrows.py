@@ -78,10 +78,12 @@ ALLOWED = {
     ),
     "report.forecast": "run_dir.ledger run_dir.progress",
     "report.lines": "report.render text",
+    "report.card": "report.published report.render",
     "report.cells": "plan run_dir.ledger run_dir.paths run_dir.table_files sampling tables",
     "report.matrices": "measures report.cells",
     "report.notes": "plan",
     "report.verdicts": "estimates measures plan report.cells tables",
+    "report.published": "run_dir.drift scrub",
     "report.render": "text",
     "runner": "plan run_dir.journal run_dir.next_action run_dir.resume tables",
 }

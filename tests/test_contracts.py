@@ -84,6 +84,7 @@ TRAINERS = {"trainer", "self._trainer"}  # what the modules of host/ call the ho
 PARTS = ("accelerator", "callback_handler", "control", "state", "args")
 CLASS = "StepwiseDPOTrainer"  # the one class that inherits from it
 OURS = {"step", "padded_collator", "chain", "attach", "run_host_training", "_initial_state", "_is_built"}
+OURS |= {"_cards", "_write_card"}
 
 
 def parse(path: Path) -> ast.Module:

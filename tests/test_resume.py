@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdpo_plugin.errors import OutputError
+from sdpo_plugin.plan import StepPlan
 from sdpo_plugin.report.build import build_report
 from sdpo_plugin.run_dir.checkpoints import about_checkpoint, checkpoints
 from sdpo_plugin.run_dir.cleanup import sweep
@@ -109,6 +110,20 @@ def test_card_of_the_final_model_may_be_edited(run_dir: RunDir) -> None:
     finish(run_dir)
     (run_dir.root / "README.md").write_text("a better card")
     assert find_start(run_dir).action.kind == "nothing"
+
+
+def test_card_of_a_step_s_model_may_be_edited(run_dir: RunDir) -> None:
+    """Whoever publishes M_1 while step 2 trains need not choose between its card and the run."""
+
+    class WithCards(FakeHost):
+        def export_step(self, step: StepPlan, directory: Path) -> None:
+            super().export_step(step, directory)
+            (directory / "README.md").write_text("a card")
+
+    ledger = die(run_dir, "train M_1 on D_2", WithCards())
+    assert (run_dir.root / "step-1" / "README.md").read_text() == "a card"
+    (run_dir.root / "step-1" / "README.md").write_text("a better card")
+    assert find_start(run_dir) == Start(ledger, Action("train", 2, "M_1"), run_dir.root / "step-1")
 
 
 @pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "full"])

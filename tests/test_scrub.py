@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdpo_plugin.scrub import reveals, without_credentials
+from sdpo_plugin.scrub import last_part, reveals, without_credentials, without_place
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,29 @@ def test_user_password_and_query_go(text: str, shown: str) -> None:
 )
 def test_a_part_of_them_is_noticed(text: str, address: str, is_told: bool) -> None:
     assert reveals(text, address) is is_told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/home/me/models/base/", "base"),
+        ("~/base", "base"),
+        ("C:\\models\\base", "base"),
+        ("\\\\server\\share\\base", "base"),
+        ("file:///home/me/base", "base"),
+        ("s3://me:hush/hush@bucket/a b/x.jsonl", "x.jsonl"),
+        ("/", "/"),
+        ("https://me:hush@host/a/x.jsonl?key=1", "https://host/a/x.jsonl"),
+        ("org/base", "org/base"),
+        ("./out", "./out"),
+        ("cosine", "cosine"),
+        ("{% if x %}\n/home/", "{% if x %}\n/home/"),
+        ("/a line\nof a template", "/a line\nof a template"),
+    ],
+)
+def test_of_a_place_the_last_part_is_told(text: str, told: str) -> None:
+    assert without_place(text) == told
+
+
+def test_last_part_of_a_relative_path() -> None:
+    assert (last_part("data/x.jsonl"), last_part("x"), last_part("../models/base/")) == ("x.jsonl", "x", "base")

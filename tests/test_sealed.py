@@ -279,6 +279,19 @@ def test_removal_takes_what_the_seal_lists_and_nothing_else(sealed: Path) -> Non
     remove(sealed)  # nothing to do
 
 
+def test_card_may_be_edited_and_goes_with_its_model(tmp_path: Path) -> None:
+    """No seal holds it; one deeper in the directory is a file like any other."""
+    directory = fill(tmp_path / "step-1", FILES | {"README.md": b"a card", "state/README.md": b"notes"})
+    seal(directory, ABOUT)
+    assert set(read_seal(directory).files) == {*FILES, "state/README.md"}
+    (directory / "README.md").write_bytes(b"a better card")
+    assert flaw(directory, ABOUT) is None
+    (directory / "state/README.md").write_bytes(b"other")
+    assert flaw(directory, ABOUT) == "state/README.md has been changed: its digest does not fit the seal"
+    remove(directory)
+    assert not directory.exists()
+
+
 def test_removal_does_not_follow_links(sealed: Path, tmp_path: Path) -> None:
     """A folder that is one leads to another's files; a file that is one goes, and not what it leads to."""
     shutil.move(sealed / "state", tmp_path / "state")

@@ -38,6 +38,7 @@ class Hooks:
         launchers()  # as they are now; one that goes while data are read is missed later
         self._sources: list[LoadedSource] = []
         self._session: Session | None = None
+        self._written: dict[str, Any] = {}
 
     def register(self, cfg: DictDefault) -> None:
         """Turn `rl: sdpo` into the host's `rl: dpo` with our trainer, or refuse the config.
@@ -57,6 +58,7 @@ class Hooks:
                     f"an sdpo: block is set, but rl is {cfg.get('rl')!r}; set rl: sdpo, or remove the sdpo: block."
                 )
             return
+        self._written = cfg.to_dict()
         block = registration.check_config(cfg)
         registration.check_output(cfg, block)
         flatten_steps(cfg, block)
@@ -118,7 +120,7 @@ class Hooks:
         trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
         assert self._session is not None, "the host loads the data before it builds the trainer"
         setup = RunSetup.of(trainer, cfg, _block(cfg), self._session, self._sources)
-        trainer.attach(partial(run_chain, trainer, setup), setup.run)
+        trainer.attach(partial(run_chain, trainer, setup), cfg, self._written)
 
     def post_train(self, cfg: DictDefault) -> None:
         """The host calls this when the chain is run, and again when it has written everything."""

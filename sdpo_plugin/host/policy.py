@@ -18,6 +18,7 @@ from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.write_errors import explaining_host_errors
 from sdpo_plugin.plan import M_0
 from sdpo_plugin.run_dir.models import model_dir
+from sdpo_plugin.run_dir.sealed import CARD
 
 if TYPE_CHECKING:
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer
@@ -81,6 +82,7 @@ class Policy:
             save_adapter(
                 model, lambda weights: ranks.on_rank_0(lambda: model.save_pretrained(directory, state_dict=weights))
             )
+            ranks.on_rank_0(lambda: (directory / CARD).unlink(missing_ok=True))  # PEFT's; it names the base by its path
         return True
 
     def export(self, name: str, directory: Path) -> None:

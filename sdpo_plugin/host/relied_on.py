@@ -152,7 +152,9 @@ def of_the_trainers_classes() -> tuple[Contract, ...]:
         Names(DPOTrainer, "_compute_loss", ("rewards/margins", "_metrics", "train")),
         Takes(DPOTrainer, "create_model_card", ("self", "model_name", "dataset_name", "tags")),
         Takes(DPOTrainer, "save_model", ("self", "output_dir", "_internal_call")),
+        Takes(DPOTrainer, "is_world_process_zero", ("self",)),
         Takes(base_trainer, "get_trackio_space_url", ()),
+        Takes(base_trainer, "get_comet_experiment_url", ()),
     )
 
 

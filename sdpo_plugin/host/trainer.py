@@ -1,7 +1,7 @@
 """The host's DPO trainer with what a chain of steps overrides; ``step_host.py`` runs the steps."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from transformers import TrainerControl, set_seed
 from transformers.trainer_utils import TrainOutput
@@ -29,12 +30,11 @@ from sdpo_plugin.host.engines.engine import require_shared_gradients, require_us
 from sdpo_plugin.host.forward.finite import require_finite_loss
 from sdpo_plugin.host.forward.log_probs import log_prob_table, taking
 from sdpo_plugin.host.initial_state import InitialState
-from sdpo_plugin.host.model_card import without_importing_trackio
+from sdpo_plugin.host.model_card import ModelCards
 from sdpo_plugin.host.progress import StepProgress
 from sdpo_plugin.host.start_gate import pass_gate
 from sdpo_plugin.host.step_under_way import EvaluationLeft, StepUnderWay
 from sdpo_plugin.host.workers import shielded
-from sdpo_plugin.run_dir.paths import RunDir
 
 
 class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host ships no types
@@ -60,14 +60,15 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
             disable_functional_dropout(self.model)
         self.add_callback(StopAtUpdate(self))
 
-    def attach(self, chain: Callable[[], TrainOutput], run: RunDir) -> None:
-        """Hand over the chain that ``train()`` runs, and the directory where it tells of its progress.
+    def attach(self, chain: Callable[[], TrainOutput], cfg: DictDefault, written: Mapping[str, Any]) -> None:
+        """Hand over the chain that ``train()`` runs, and the config for model cards, also as the user wrote it.
 
         Raises:
             ConfigError: a config of DeepSpeed or FSDP under which M_t could not be written.
         """
         require_usable_engine(self)
-        self.add_callback(StepProgress(self, run))
+        self._cards = ModelCards.of(cfg, written)
+        self.add_callback(StepProgress(self, self._cards.run))
         self._initial_state = InitialState(self)
         self.chain = chain
 
@@ -192,10 +193,23 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         super()._load_best_model()
         load_whole_adapter(self, Path(self.state.best_model_checkpoint))
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The host's, with the card of a step's model or checkpoint; PEFT has written its own beside an adapter."""
+        super().save_model(output_dir, _internal_call)
+        self._write_card(output_dir)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's."""
-        with without_importing_trackio():
-            super().create_model_card(*args, **kwargs)
+        """This run's in the place of TRL's.
+
+        Args:
+            args, kwargs: a name and tags; TRL's own has no place for the data sets that Axolotl adds to a push.
+        """
+        self._write_card(None)
+
+    def _write_card(self, directory: str | None) -> None:
+        """No rank waits here for another: a push calls it on one of them alone."""
+        if self.is_world_process_zero():
+            self._cards.write(Path(directory or self.args.output_dir))
 
     def _load_callback_state(self) -> None:
         """The host's, and the state of callbacks, which it restores only on request."""

@@ -114,6 +114,7 @@ def _step(step: StepPlan, record: StepRecord, table: LogProbTable | None) -> dic
         "first_loss": record.first_loss,
         "final_loss": record.final_loss,
         "beta": record.beta,
+        "learning_rate": record.settings.get("learning_rate"),
         "log_probs_seconds": record.log_probs_seconds,
         "diagnostics_seconds": record.diagnostics_seconds,
         "train_seconds": record.train_seconds,

@@ -20,6 +20,7 @@ SCHEMA_VERSION = 1
 SEAL = "sdpo_seal.json"
 # What makes a directory loadable as a model or as an adapter; the last file to appear, the first to go.
 MARKERS = ("config.json", "adapter_config.json")
+CARD = "README.md"  # for people, who may edit it: no seal holds it
 
 
 Files = dict[PathBelow, tuple[Count, str]]  # bytes and XXH3 digest of 128 bits by path below the directory
@@ -58,6 +59,8 @@ def seal(
 ) -> str:
     """Put every file of ``directory`` on disk, then the seal that vouches for them; return the seal's digest.
 
+    The card of a model is left out: a user may edit it and resume.
+
     Args:
         directory: holds what is sealed.
         about: whose it is.
@@ -81,7 +84,7 @@ def seal(
 def names_in(directory: Path, only: Iterable[Path] | None = None) -> list[str]:
     """Paths below ``directory`` of the files that a seal would list, in order."""
     found = directory.rglob("*") if only is None else only
-    paths = sorted(path for path in found if path.is_file() and path.name != SEAL)
+    paths = sorted(path for path in found if path.is_file() and path.name != SEAL and path != directory / CARD)
     return [str(path.relative_to(directory)) for path in paths]
 
 
@@ -164,7 +167,7 @@ def is_gone(directory: Path) -> bool:
 
 
 def remove(directory: Path) -> None:
-    """Remove the files that the seal of ``directory`` lists, the seal, and the directory if nothing else is in it.
+    """Remove the files that the seal of ``directory`` lists, seal, card, and the directory if nothing else is in it.
 
     What a symbolic link leads to stays: it is not this run's to remove. A link among the files goes itself.
     """
@@ -181,6 +184,7 @@ def remove(directory: Path) -> None:
     for folder in sorted({(directory / name).parent for name in below} - {directory}, reverse=True):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+    (directory / CARD).unlink(missing_ok=True)
     (directory / SEAL).unlink(missing_ok=True)
     if not any(directory.iterdir()):
         directory.rmdir()

@@ -1,10 +1,8 @@
-"""Progress of a chain: bars that name their step, and loggers that begin each step afresh."""
+"""Progress of a chain: bars that name their step."""
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 if TYPE_CHECKING:
@@ -24,10 +22,3 @@ class StepProgress(TrainerCallback):
         for callback in self._bars:
             if step is not None and callback.training_bar is not None:
                 callback.training_bar.set_description(f"step {step.plan.index}/{step.num_steps} {step.plan.name}")
-
-
-def restart_loggers(callbacks: Iterable[TrainerCallback]) -> None:
-    """TensorBoard keeps the directory of the first training; each step gets a run of its own beside its checkpoints."""
-    for callback in callbacks:
-        if isinstance(callback, TensorBoardCallback):
-            callback.logging_dir = None

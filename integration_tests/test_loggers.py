@@ -95,6 +95,9 @@ def loggers(folder: Path, project: str, installed: list[str]) -> Config:
     if "mlflow" in installed:
         keys |= {"mlflow_tracking_uri": f"file://{folder}/mlruns", "mlflow_experiment_name": project}
         keys |= {"mlflow_run_name": "named-m"}
+    if "comet_ml" in installed:
+        keys |= {"comet_project_name": project, "comet_online": False}
+        keys |= {"comet_experiment_config": {"offline_directory": str(folder / "comet")}}
     return keys
 
 
@@ -238,6 +241,21 @@ def test_trackio(logged: Logged) -> None:
     assert [row["train/global_step"] for row in tables] == [5, 11]
     assert tables[0]["sdpo/gamma"]["_value"] == [{"model": "M_0", "γ": 1.5}, {"model": "M_1", "γ": None}]
     assert [row["train/global_step"] for row in run["rows"] if "sdpo/picture" in row] == [5, 11]
+
+
+def test_comet(logged: Logged, installed: list[str]) -> None:
+    """One offline experiment. By itself Comet copies what TensorBoard and MLflow are given beside it."""
+    if "comet_ml" not in installed:
+        pytest.skip("comet_ml is not installed: pip install comet-ml")
+    (experiment,) = logged.host.python(f"{READ}:comet_experiments", logged.folder / "comet")
+    logged_at = updates_of(experiment["points"]["train/loss"])
+    assert (logged_at, sorted(set(logged_at))) == (sorted(logged_at), UPDATES)
+    for update, key, value in history(logged.out):
+        assert [update, pytest.approx(value)] in experiment["points"][rewritten(key)]
+    assert set(updates_of(experiment["points"]["train/sdpo/gamma_ref"])) == {0, 5}
+    assert experiment["parameters"]["sdpo/step_2/num_rows"] == "24"
+    assert experiment["parameters"]["args|max_steps"] == "11"
+    assert {"axolotl-config", "sdpo/gamma/5.csv", "sdpo/gamma/11.csv", "sdpo/picture"} <= set(experiment["files"])
 
 
 def test_callbacks_of_others_see_each_step(logged: Logged) -> None:

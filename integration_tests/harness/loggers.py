@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,6 +91,28 @@ def _artifacts(client: Any, run_id: str, folder: str) -> list[str]:
     found = client.list_artifacts(run_id, folder or None)
     below = [_artifacts(client, run_id, file.path) for file in found if file.is_dir]
     return sorted([file.path for file in found if not file.is_dir] + [path for paths in below for path in paths])
+
+
+def comet_experiments(folder: str) -> list[dict[str, Any]]:
+    """Every offline experiment: [step, value] of every point by key, parameters, names of files."""
+    found = []
+    for path in sorted(Path(folder).glob("*.zip")):
+        made: dict[str, Any] = {"points": {}, "parameters": {}, "files": []}
+        with zipfile.ZipFile(path) as archive:
+            messages = [json.loads(line) for line in archive.read("messages.json").splitlines()]
+        for payload in (message["payload"] for message in messages):
+            if "metric" in payload:
+                metric = payload["metric"]
+                made["points"].setdefault(metric["metricName"], []).append(
+                    [metric["step"], float(metric["metricValue"])]
+                )
+            if "param" in payload:
+                made["parameters"][payload["param"]["paramName"]] = str(payload["param"]["paramValue"])
+            if "upload_type" in payload:
+                about = payload["additional_params"]
+                made["files"].append(about.get("fileName") or about["figName"])
+        found.append(made)
+    return found
 
 
 def trackio_runs(project: str) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from sdpo_plugin.host.loggers.logger import Chain, Logger, Rows
 from sdpo_plugin.host.loggers.parameters import step_parameters
@@ -22,6 +23,7 @@ from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.stopping import Stopped
 from sdpo_plugin.measures import gamma_stats
 from sdpo_plugin.plan import Plan, StepPlan
+from sdpo_plugin.run_dir.resume import Start
 
 if TYPE_CHECKING:
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer
@@ -52,18 +54,15 @@ class ChainLoggers(TrainerCallback):  # type: ignore[misc]  # the host ships no 
         plan: Plan,
         args_of: Callable[[StepPlan], Any],
     ) -> None:
-        start = setup.session.start
-        done = [] if start.ledger is None else [record for record in start.ledger.records if record.state == "exported"]
-        before = sum(step.num_optimizer_steps for step in plan.steps[: len(done)])
-        resumed_at = 0 if start.checkpoint is None else int(start.checkpoint.name.rpartition("-")[2])
+        steps_done, updates_done, begins_at = _place(setup.session.start, plan)
         total = sum(step.num_optimizer_steps for step in plan.steps)
-        chain = Chain(setup.cfg, setup.run.root, total, before + resumed_at)
+        chain = Chain(setup.cfg, setup.run.root, begins_at)
         made = [(callback, logger_of(callback, chain)) for callback in trainer.callback_handler.callbacks]
         self._loggers = [logger for _, logger in made if logger is not None]
         self._trainer, self._run, self._plan, self._args_of = trainer, setup.run, plan, args_of
         self._args: Any = copy.copy(trainer.args)
         self._args.max_steps = total
-        self._at = (len(done), before)  # the step, and updates since M_0
+        self._at = (steps_done, updates_done)  # the step, and updates since M_0
         self._has_begun = False
 
     @contextmanager
@@ -202,6 +201,16 @@ class ChainLoggers(TrainerCallback):  # type: ignore[misc]  # the host ships no 
         if self._trainer.state.is_world_process_zero:
             for logger in self._loggers:
                 logger.harmless(what, partial(tell, logger), None)
+
+
+def _place(start: Start, plan: Plan) -> tuple[int, int, int]:
+    """Steps that are done, their updates, and those with the ones of the checkpoint that is resumed."""
+    done = [] if start.ledger is None else [record for record in start.ledger.records if record.state == "exported"]
+    updates = sum(step.num_optimizer_steps for step in plan.steps[: len(done)])
+    if start.checkpoint is None:
+        return len(done), updates, updates
+    state = TrainerState.load_from_json(str(start.checkpoint / TRAINER_STATE_NAME))
+    return len(done), updates, updates + int(state.global_step)
 
 
 def _forwarding(event: str) -> Callable[..., None]:

@@ -22,14 +22,12 @@ class Chain:
     Attributes:
         cfg: the host's config.
         root: the run directory.
-        total_updates: of all steps.
         begins_at: updates since M_0 that were made before this process; points at later ones may have been logged by
             a process that died, and are logged again.
     """
 
     cfg: DictDefault
     root: Path
-    total_updates: int
     begins_at: int
 
 

@@ -72,7 +72,9 @@ class Trackio(Logger):
         import pandas as pd
 
         trackio = self.callback._trackio
-        trackio.log({name: trackio.Table(dataframe=pd.DataFrame(rows, columns=list(columns))), AXIS: update})
+        trackio.log(
+            {name: trackio.Table(dataframe=pd.DataFrame(rows, columns=list(columns), dtype=object)), AXIS: update}
+        )
 
     def image(self, name: str, path: Path, update: int) -> None:
         """As an image of Trackio's."""

@@ -63,7 +63,7 @@ def rich(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pyte
 def test_the_files_of_a_run(rich: Trained) -> None:
     """These and no others; TRL writes its card beside the checkpoints."""
     steps = {f"step-{index}/{name}" for index in (1, 2) for name in FULL | EXPORT}
-    assert rich.files() == FULL | HOST | SDPO | TABLES | SAMPLES | HELDOUT | steps
+    assert rich.files() == FULL | HOST | SDPO | TABLES | SAMPLES | HELDOUT | steps | {"sdpo/loggers.json"}
 
 
 def test_checkpoints_stand_in_their_step(rich: Trained) -> None:
@@ -111,28 +111,27 @@ def test_report(rich: Trained) -> None:
     assert all(word in markdown for word in ("finished", "M_1 step-1", "M_2 step-2", "0.693"))
 
 
-def test_each_step_is_a_tensorboard_run(rich: Trained, host: Host) -> None:
-    """One run directory a step; the host's own step restarts, ours counts over the whole chain."""
+def test_the_chain_is_one_tensorboard_run(rich: Trained, host: Host) -> None:
+    """One directory, whose axis counts over the whole chain: 5 updates, then 6, logged at 1, 3, 5 and 1, 3, 6."""
     runs = host.python("integration_tests.harness.events:scalars", rich.out)
-    assert [name.split("/")[:2] for name in runs] == [["step-1", "runs"], ["step-2", "runs"]]
-    first, second = runs.values()
-    assert [point[0] for point in second["train/loss"]] == [1, 3, 6]
-    counted = [value for run in (first, second) for _, value in run["train/sdpo/global_step"]]
-    assert counted == sorted(counted)
-    assert (counted[0], counted[-1]) == (0, 5 + 6)
-    for number, run in enumerate((first, second), 1):
-        assert {value for _, value in run["train/sdpo/step"]} == {number}
+    assert [name.split("/")[0] for name in runs] == ["runs"]
+    (run,) = runs.values()
+    assert [point[0] for point in run["train/loss"]] == [1, 3, 6, 8, 11]
+    counted = run["train/sdpo/global_step"]
+    assert [step for step, _ in counted] == [value for _, value in counted] == sorted(step for step, _ in counted)
+    assert (counted[0][0], counted[-1][0]) == (0, 5 + 6)
+    steps = [value for _, value in run["train/sdpo/step"]]
+    assert (steps, set(steps)) == (sorted(steps), {1, 2})
 
 
 def test_metrics_begin_afresh_with_each_step(rich: Trained, host: Host) -> None:
     """The first logged point is of one batch before any update: nothing of the step before is averaged into it."""
-    runs = host.python("integration_tests.harness.events:scalars", rich.out)
-    for run in runs.values():
-        margins = run["train/rewards/margins"]
-        assert margins[0][0] == 1
-        assert margins[0][1] == pytest.approx(0.0, abs=1e-4)
-        assert abs(margins[-1][1]) > 1e-2
-        assert run["train/loss"][0][1] == pytest.approx(0.6931, abs=1e-4)
+    (run,) = host.python("integration_tests.harness.events:scalars", rich.out).values()
+    margins, losses = dict(run["train/rewards/margins"]), dict(run["train/loss"])
+    for first, last in ((1, 3), (6, 11)):
+        assert margins[first] == pytest.approx(0.0, abs=1e-4)
+        assert abs(margins[last]) > 1e-2
+        assert losses[first] == pytest.approx(0.6931, abs=1e-4)
 
 
 def test_export_last_keeps_the_final_model_only(

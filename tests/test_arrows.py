@@ -57,6 +57,7 @@ ALLOWED = {
     ),
     "run_dir.ledger": "errors names plan run_dir.paths run_dir.stored schema",
     "run_dir.lock": "errors run_dir.files",
+    "run_dir.loggers": "run_dir.files run_dir.paths run_dir.stored schema",
     "run_dir.models": "errors plan run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.next_action": "plan run_dir.ledger",
     "run_dir.paths": "plan",

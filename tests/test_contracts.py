@@ -83,7 +83,7 @@ def test_how_a_contract_is_named(contract: Contract, what: str) -> None:
 TRAINERS = {"trainer", "self._trainer"}  # what the modules of host/ call the host's trainer
 PARTS = ("accelerator", "callback_handler", "control", "state", "args")
 CLASS = "StepwiseDPOTrainer"  # the one class that inherits from it
-OURS = {"step", "padded_collator", "chain", "attach", "run_host_training", "_initial_state", "_is_built"}
+OURS = {"step", "loggers", "padded_collator", "chain", "attach", "run_host_training", "_initial_state", "_is_built"}
 OURS |= {"_cards", "_write_card"}
 
 

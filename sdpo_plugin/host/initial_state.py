@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerControl
 from transformers.trainer_callback import ExportableState
 
-from sdpo_plugin.host.progress import restart_loggers
-
 if TYPE_CHECKING:
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer
 
@@ -32,4 +30,3 @@ class InitialState:
                 setattr(callback, name, copy.deepcopy(value))
         if self._scaler is not None:
             trainer.accelerator.scaler.load_state_dict(self._scaler)
-        restart_loggers(trainer.callback_handler.callbacks)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 from transformers import PreTrainedModel
 
 from sdpo_plugin.host.engines import engine, ranks
@@ -97,3 +98,8 @@ class Policy:
             # internal: no push to the hub for every step
             self._trainer.save_model(str(directory), _internal_call=True)
             ranks.wait_for_all()
+
+    def hand_over(self, args: AxolotlDPOConfig) -> None:
+        """Leave M_T to the host, which saves it, with its card and the push to the hub, by ``args``, its own."""
+        self._trainer.args = args
+        engine.require_engine(self._trainer)

@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
 from sdpo_plugin.report.forecast import Forecast, forecast
@@ -16,8 +15,6 @@ from sdpo_plugin.run_dir.progress import Progress, write_progress
 from sdpo_plugin.text import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
@@ -76,10 +73,3 @@ class StepProgress(TrainerCallback):
                 duration(coming.step_seconds),
                 duration(coming.seconds),
             )
-
-
-def restart_loggers(callbacks: "Iterable[TrainerCallback]") -> None:
-    """TensorBoard keeps the directory of the first training; each step gets a run of its own beside its checkpoints."""
-    for callback in callbacks:
-        if isinstance(callback, TensorBoardCallback):
-            callback.logging_dir = None

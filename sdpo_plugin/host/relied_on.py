@@ -13,7 +13,13 @@ from accelerate.data_loader import DataLoaderAdapter
 from axolotl.utils.data import rl, shared
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedModel, ProgressCallback, Trainer, TrainerState
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import (
+    CometCallback,
+    MLflowCallback,
+    TensorBoardCallback,
+    TrackioCallback,
+    WandbCallback,
+)
 from transformers.modeling_utils import AttentionInterface
 
 from sdpo_plugin.host.contracts import CallsOnly, Contract, Has, Names, ReadsOnly, Takes
@@ -50,7 +56,15 @@ IN_LIBRARIES: tuple[Contract, ...] = (
     Takes(PreTrainedModel, "set_attn_implementation", ("self", "attn_implementation", "allow_all_kernels")),
     Takes(AttentionInterface, "get_interface", ("self", "attn_implementation", "default")),
     Names(ProgressCallback, "__init__", ("training_bar",)),
-    Names(TensorBoardCallback, "__init__", ("logging_dir",)),
+    # What loggers/ has of transformers' callbacks: attributes, and what they read where a run of theirs begins.
+    Names(TensorBoardCallback, "__init__", ("logging_dir", "tb_writer", "_SummaryWriter")),
+    Names(TensorBoardCallback, "on_train_begin", ("logging_dir", "output_dir", "tb_writer")),
+    Names(WandbCallback, "setup", ("init", "run_name", "train/global_step")),
+    Names(MLflowCallback, "__init__", ("_auto_end_run", "_MAX_PARAM_VAL_LENGTH")),
+    Names(MLflowCallback, "setup", ("run_name", "start_run", "MLFLOW_RUN_ID", "MLFLOW_MAX_LOG_PARAMS")),
+    Names(TrackioCallback, "__init__", ("_trackio",)),
+    Names(TrackioCallback, "setup", ("_trackio", "project", "run_name", "trackio_space_id", "allow")),
+    Names(CometCallback, "setup", ("_experiment", "start")),
     Takes(TrainerState, "compute_steps", ("self", "args", "max_steps")),
     Takes(Trainer, "_get_output_dir", ("self", "trial")),
     Takes(Trainer, "_load_rng_state", ("self", "checkpoint")),
@@ -99,10 +113,14 @@ OF_THE_TRAINER = {
     "accelerator": (
         *("free_memory", "gather", "is_main_process", "prepare", "prepare_model", "scaler", "state", "unwrap_model"),
     ),
-    "callback_handler": ("callbacks", "lr_scheduler", "on_save", "on_train_end", "optimizer"),
+    "callback_handler": (
+        *("callbacks", "model", "processing_class", "lr_scheduler", "optimizer", "train_dataloader", "eval_dataloader"),
+        *("on_save", "on_train_end"),
+    ),
     "control": ("should_save", "should_training_stop"),
     "state": (
         *("best_model_checkpoint", "compute_steps", "global_step", "log_history", "max_steps", "stateful_callbacks"),
+        "is_world_process_zero",
     ),
     "args": (
         *("beta", "label_smoothing", "loss_type", "loss_weights", "eval_on_start", "seed", "disable_dropout"),
@@ -135,6 +153,14 @@ def of_the_trainers_classes() -> tuple[Contract, ...]:
         ReadsOnly(TrainerBuilderBase, "_configure_warmup_and_logging", builder),
         ReadsOnly(TrainerBuilderBase, "_configure_save_and_eval_strategy", builder),
         ReadsOnly(TrainerBuilderBase, "_configure_scheduler", builder),
+        Names(
+            TrainerBuilderBase,
+            "get_callbacks",
+            (
+                *("SaveAxolotlConfigtoWandBCallback", "SaveAxolotlConfigtoMlflowCallback"),
+                *("SaveAxolotlConfigtoCometCallback", "SaveAxolotlConfigtoTrackioCallback"),
+            ),
+        ),
         Takes(DPOStrategy, "set_training_args_kwargs", ("cfg",)),
         CallsOnly(
             AxolotlDPOTrainer,

@@ -7,11 +7,11 @@ from transformers.trainer_utils import TrainOutput
 
 from sdpo_plugin.host.data.layout import lay_out
 from sdpo_plugin.host.early import pool_tables
-from sdpo_plugin.host.engines.engine import require_engine
 from sdpo_plugin.host.engines.memory import quick_collections
 from sdpo_plugin.host.forward.packed import forward_pass
 from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.left_to_do import check_what_is_left
+from sdpo_plugin.host.loggers.chain import ChainLoggers
 from sdpo_plugin.host.policy import Policy
 from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.step_host import AxolotlStepHost
@@ -46,7 +46,8 @@ def run_chain(trainer: "StepwiseDPOTrainer", setup: RunSetup) -> TrainOutput:
         check_what_is_left(trainer, setup, host, layout.plan, ledger)
         journal = Journal(setup.run, host, layout.plan, ledger)
         setup.session.has_begun()
-        run_steps(layout.plan, host, journal, start)
-    trainer.args = args  # the host saves the final model, its card and the hub push by these
-    require_engine(trainer)
+        trainer.loggers = ChainLoggers(trainer, setup, layout.plan, host.args_of)
+        with trainer.loggers.taking_over():
+            run_steps(layout.plan, host, journal, start)
+    policy.hand_over(args)
     return host.output

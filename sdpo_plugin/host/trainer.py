@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
@@ -36,6 +36,9 @@ from sdpo_plugin.host.start_gate import pass_gate
 from sdpo_plugin.host.step_under_way import EvaluationLeft, StepUnderWay
 from sdpo_plugin.host.workers import shielded
 
+if TYPE_CHECKING:
+    from sdpo_plugin.host.loggers.chain import ChainLoggers
+
 
 class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host ships no types
     """Axolotl's DPO trainer for `rl: sdpo`. Its ``train()`` runs the chain, each step of it the host's own ``train()``.
@@ -44,11 +47,13 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
 
     Attributes:
         step: the step that is being trained; None outside of ``run_host_training``.
+        loggers: of the chain, while it runs: for what is logged beside the host's own points.
         padded_collator: TRL's, which pads; ``data_collator`` may pack.
     """
 
     tag_names: ClassVar[list[str]] = ["axolotl", "dpo", "stepwise-dpo"]
     step: StepUnderWay | None = None
+    loggers: "ChainLoggers"
     control: TrainerControl  # the host's
     _is_built = False
 

@@ -40,6 +40,11 @@ class RunDir:
         return self.folder / "progress.json"
 
     @property
+    def loggers(self) -> Path:
+        """The runs that loggers keep of this one."""
+        return self.folder / "loggers.json"
+
+    @property
     def base_adapter(self) -> Path:
         """M_0 where the base model alone does not make it: the adapter as it was initialised."""
         return self.folder / "start"

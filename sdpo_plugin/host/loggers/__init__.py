@@ -1,0 +1,1 @@
+"""One run of each logger for the whole chain, on one axis: updates since M_0."""

@@ -25,6 +25,7 @@ from integration_tests.harness.zero3 import write_zero3
 READ = "integration_tests.harness.loggers"
 FIGURES = "integration_tests.harness.step_figures.StepFigures"
 PLUGINS = ["sdpo_plugin.SDPOPlugin", "integration_tests.harness.faults.FaultPlugin", FIGURES]
+MATRICES = [f"sdpo/models/{name}" for name in ("gamma", "reference_free_accuracy", "implicit_reward_accuracy")]
 UPDATES = list(range(1, 12))
 TIMES = ("runtime", "per_second")
 NO_POINTS = ("step", "num_tokens", "eval_num_tokens")  # TRL counts tokens anew in each process
@@ -146,6 +147,18 @@ def gammas(out: Path) -> list[float]:
     return [step["gamma_ref"]["mean"] for step in read_report(out)["steps"]]
 
 
+def looked_at(out: Path) -> dict[str, list[tuple[int, float]]]:
+    """γ and distance from M_0 of each model on each set, by the name of the metric, with the updates it has had."""
+    report, found = read_report(out), {}
+    for kind in ("train", "heldout"):
+        for column, name in enumerate(report[kind]["sets"]):
+            for measure in ("gamma", "kl_to_base"):
+                values = [(at, row[column]) for at, row in zip((0, 5, 11), report[kind][measure], strict=True)]
+                found[f"sdpo/{kind}/{name}/{measure}"] = [point for point in values if point[1] is not None]
+    assert [len(points) for points in found.values()] == [3, 2] * 4
+    return found
+
+
 def require_whole(rows: list[dict[str, Any]], out: Path) -> None:
     """Rows with an axis of their own hold every point of the trainer's, in order, and γ_ref where each step begins."""
     axis = [row["train/global_step"] for row in rows]
@@ -156,14 +169,17 @@ def require_whole(rows: list[dict[str, Any]], out: Path) -> None:
         assert any(
             row[name] == pytest.approx(value) for row in rows if row["train/global_step"] == update and name in row
         )
+    for key, points in looked_at(out).items():
+        found = [(row["train/global_step"], row[f"train/{key}"]) for row in rows if f"train/{key}" in row]
+        assert found == [(at, pytest.approx(value)) for at, value in points]
     found = [(row["train/global_step"], row["train/sdpo/gamma_ref"]) for row in rows if "train/sdpo/gamma_ref" in row]
     assert found == [(0, pytest.approx(gammas(out)[0])), (5, pytest.approx(gammas(out)[1]))]
     for row in rows:
         if "train/sdpo/global_step" in row:
             assert row["train/sdpo/global_step"] == row["train/global_step"]
-            assert (
-                row["train/sdpo/step"] == (1 if row["train/global_step"] <= 5 else 2) or row["train/global_step"] == 5
-            )
+            assert row["train/sdpo/step"] == (1 if row["train/global_step"] <= 5 else 2) or row[
+                "train/global_step"
+            ] in (0, 5)
 
 
 def test_tensorboard(logged: Logged) -> None:
@@ -181,9 +197,10 @@ def test_tensorboard(logged: Logged) -> None:
     assert updates_of(points["train/sdpo/global_step"]) == [value for _, value in points["train/sdpo/global_step"]]
     tags = next(iter(logged.host.python("integration_tests.harness.events:tags", logged.folder).values()))
     assert tags["images"] == ["sdpo/picture"]
-    assert {f"{name}/text_summary" for name in ("args", "model_config", "sdpo/steps", "sdpo/gamma")} == set(
-        tags["tensors"]
-    )
+    texts = ("args", "model_config", "sdpo/steps", "sdpo/gamma", *MATRICES)
+    assert {f"{name}/text_summary" for name in texts} == set(tags["tensors"])
+    for key, value in looked_at(logged.out).items():
+        assert points[f"train/{key}"] == [[at, pytest.approx(number, rel=1e-6)] for at, number in value]
 
 
 def test_wandb(logged: Logged) -> None:
@@ -224,7 +241,13 @@ def test_mlflow(logged: Logged, installed: list[str]) -> None:
         "sdpo/step_2/num_rows": "24",
     }
     assert expected.items() <= run["parameters"].items()
-    assert [file for file in run["artifacts"] if file.startswith("sdpo/")] == [
+    for key, value in looked_at(logged.out).items():
+        assert run["points"][key] == [[at, pytest.approx(number)] for at, number in value]
+    ours = [file for file in run["artifacts"] if file.startswith("sdpo/")]
+    assert [file for file in ours if file.startswith("sdpo/models")] == sorted(
+        f"{name}/{at}.json" for name in MATRICES for at in (0, 5, 11)
+    )
+    assert [file for file in ours if not file.startswith("sdpo/models")] == [
         *("sdpo/gamma/11.json", "sdpo/gamma/5.json", "sdpo/picture/11/picture.png", "sdpo/picture/5/picture.png"),
     ]
 

@@ -78,6 +78,7 @@ ALLOWED = {
         "run_dir.files run_dir.ledger run_dir.paths run_dir.progress run_dir.table_files tables"
     ),
     "report.forecast": "run_dir.ledger run_dir.progress",
+    "report.logged": "",
     "report.lines": "report.render text",
     "report.card": "report.published report.render",
     "report.cells": "plan run_dir.ledger run_dir.paths run_dir.table_files sampling tables",

@@ -107,7 +107,7 @@ class AxolotlStepHost:
 
     def report(self) -> None:
         """Written anew; what a step did is said when its model has been looked at."""
-        self.on_rank_0(lambda: tell(self._setup.run))
+        self._trainer.loggers.log_report(self.on_rank_0(lambda: tell(self._setup.run)))
 
     def on_rank_0(self, action: Callable[[], T]) -> T:
         """By the group of all ranks."""

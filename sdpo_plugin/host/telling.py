@@ -9,17 +9,21 @@ from sdpo_plugin import crash
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.report.build import report_run
 from sdpo_plugin.report.lines import news, run_ended
+from sdpo_plugin.report.logged import Logged, logged
 from sdpo_plugin.run_dir.checkpoints import KEY_TO_RESUME
 from sdpo_plugin.run_dir.paths import RunDir
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
 
 
-def tell(run: RunDir) -> None:
-    """Write the report of a run under way; say what a step has done, and which one begins."""
+def tell(run: RunDir) -> Logged:
+    """Write the report of a run under way; say what a step has done, and which one begins; what loggers get of it."""
     with _or_say_so():
-        for line in news(report_run(run)):
+        report = report_run(run)
+        for line in news(report):
             LOG.info(line)
+        return logged(report)
+    return Logged()
 
 
 def tell_the_end(run: RunDir) -> None:

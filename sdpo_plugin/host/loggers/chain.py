@@ -23,6 +23,7 @@ from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.stopping import Stopped
 from sdpo_plugin.measures import gamma_stats
 from sdpo_plugin.plan import Plan, StepPlan
+from sdpo_plugin.report.logged import Logged
 from sdpo_plugin.run_dir.resume import Start
 
 if TYPE_CHECKING:
@@ -118,6 +119,13 @@ class ChainLoggers(TrainerCallback):  # type: ignore[misc]  # the host ships no 
             path: a PNG.
         """
         self._tell("a picture", lambda logger: logger.image(name, path, self._at[1]))
+
+    def log_report(self, logged: Logged) -> None:
+        """Log what a report says of the model that has just been looked at. Every rank calls it."""
+        if logged.values and self._loggers:
+            self.log(logged.values)
+            for name, rows in logged.tables.items():
+                self.log_table(name, logged.columns, rows)
 
     # --- the run of each logger ---
 

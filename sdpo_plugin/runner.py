@@ -72,6 +72,12 @@ class StepHost(Ranks, Protocol):
     def heldout_tables(self, model: str) -> Tables:
         """Log-probs of each held-out set under the policy as it stands, by name of the set."""
 
+    def evaluate(self, model: str, run_id: str) -> None:
+        """Have the policy as it stands, which is ``model``, evaluated on benchmarks, where the config asks for them.
+
+        What this run has evaluated already is not evaluated again. A failure is recorded, and is no error.
+        """
+
     def restart_policy(self) -> None:
         """Make the policy M_0 again: the base weights, or the adapter as it was initialised."""
 
@@ -131,9 +137,13 @@ def prepare(plan: Plan, host: StepHost, journal: Journal) -> None:
 
 
 def make_reference(step: StepPlan, host: StepHost, journal: Journal) -> None:
-    """Fill the reference table of D_t, unless that was done before step 1, and the held-out tables, by M_{t-1}."""
+    """Fill the reference table of D_t, unless that was done before step 1, and the held-out tables, by M_{t-1}.
+
+    Benchmarks come first: a process that dies in them has no table to lose.
+    """
     if journal.is_referenced(step):
         return
+    host.evaluate(model_name(step.index - 1), journal.ledger.run_id)
     clock = _Clock()
     table = None if journal.has_table(step) else host.reference_table(step)
     heldout = host.heldout_tables(model_name(step.index - 1))
@@ -175,9 +185,10 @@ def export(step: StepPlan, host: StepHost, journal: Journal) -> None:
 
 
 def finish(plan: Plan, host: StepHost, journal: Journal) -> None:
-    """Compute the held-out log-probs of M_T."""
+    """Compute the held-out log-probs of M_T, when it has been evaluated."""
     if journal.is_finished:
         return
+    host.evaluate(model_name(len(plan.steps)), journal.ledger.run_id)
     journal.record_end(host.heldout_tables(model_name(len(plan.steps))))
     host.report()
 

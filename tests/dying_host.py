@@ -128,6 +128,8 @@ class DyingHost:
         self.on_work()
         return {name: table_of(rows, self.policy.weights, model) for name, rows in HELDOUT.items()}
 
+    def evaluate(self, model: str, run_id: str) -> None: ...
+
     def restart_policy(self) -> None:
         self.policy = Policy.load(self.run.base_adapter, "adapter_config.json")
 

@@ -88,6 +88,7 @@ class FakeHost:
         self._told = iter(rank_0.answers if rank_0 is not None else [])
         self.rank_0_actions = 0
         self.trainings: list[Training] = []
+        self.evaluations: list[tuple[str, str, str]] = []  # model, what it really was, run
         self.tables: list[LogProbTable] = []
         self.tables_made_early: dict[tuple[str, int], LogProbTable] = {}
         self.watch: Callable[[str], None] = lambda call: None
@@ -113,6 +114,9 @@ class FakeHost:
     def heldout_tables(self, model: str) -> dict[str, LogProbTable]:
         self._called(f"held-out tables by {self.model}, called {model}")
         return {name: table_of(rows, self.theta, self.model) for name, rows in HELDOUT.items()}
+
+    def evaluate(self, model: str, run_id: str) -> None:
+        self.evaluations.append((model, self.model, run_id))
 
     def restart_policy(self) -> None:
         self._called(f"restart from {self.model}")

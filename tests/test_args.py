@@ -15,7 +15,7 @@ from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.partition import step_sizes
 
 DATA = [{"path": "pairs.jsonl", "type": "chatml.intel"}]
-BLOCK_KEYS = ["steps", "partition", "reference", "policy_init", "packed", "export_steps"]
+BLOCK_KEYS = ["steps", "partition", "reference", "policy_init", "packed", "export_steps", "lm_eval"]
 PARTITION_KEYS = ["strategy", "unit", "score", "num_steps", "fractions", "seed"]
 STEP_KEYS = [
     "name",
@@ -85,6 +85,7 @@ def test_defaults(block: dict[str, Any] | None) -> None:
         "policy_init": "previous",
         "packed": "auto",
         "export_steps": "all",
+        "lm_eval": None,
     }
 
 
@@ -127,6 +128,15 @@ def test_everything_that_is_written_is_kept() -> None:
         "policy_init": "base",
         "packed": "auto",
         "export_steps": "last",
+        "lm_eval": {
+            "tasks": [{"task": "hellaswag", "num_fewshot": 10, "limit": 0.5}],
+            "limit": 200.0,
+            "num_fewshot": 5,
+            "include_path": "tasks",
+            "apply_chat_template": True,
+            "batch_size": 4,
+            "steps": "last",
+        },
     }
     assert parse_block(written).model_dump() == written
 
@@ -174,7 +184,7 @@ def test_unknown_key_of_a_step_names_key_value_and_what_was_meant(key: str, valu
         pytest.param(
             {"seed": 42},
             "sdpo.seed: 42 is set, but there is no such key; "
-            "Keys here: steps, partition, reference, policy_init, packed, export_steps.",
+            "Keys here: steps, partition, reference, policy_init, packed, export_steps, lm_eval.",
             id="block",
         ),
         pytest.param(

@@ -9,14 +9,14 @@ import sdpo_plugin
 
 ROOT = Path(sdpo_plugin.__file__).parent
 PACKAGE = "sdpo_plugin"
-HOST_PACKAGES = ("accelerate", "axolotl", "deepspeed", "peft", "torch", "transformers", "trl")
+HOST_PACKAGES = ("accelerate", "axolotl", "deepspeed", "lm_eval", "peft", "torch", "transformers", "trl")
 MOST_IMPORTS = 15  # modules of this package that one of them needs; more of them are more than one thing
 
 # Each module of the core, and the modules of this package that it may import.
 ALLOWED = {
     "__init__": "crash plugin_name versions",  # and args, host.plugin, but not before someone asks for them
-    "args": "names",
-    "block": "args errors",
+    "args": "lm_eval_args names",
+    "block": "args errors lm_eval_args",
     "bounds": "errors",
     "__main__": "cli",
     "cli": "crash errors host.commands report.command versions",  # the host's when a command needs it
@@ -25,6 +25,7 @@ ALLOWED = {
     "digests": "",
     "errors": "",
     "gate": "errors",
+    "lm_eval_args": "",
     "local_files": "",
     "measures": "tables",
     "misspelt": "args errors recognition text",
@@ -45,6 +46,7 @@ ALLOWED = {
     "run_dir.cleanup": "plan run_dir.files run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.disk": "errors text",
     "run_dir.drift": "errors scrub",
+    "run_dir.evaluations": "run_dir.files run_dir.paths run_dir.stored schema",
     "run_dir.files": "errors",
     "run_dir.fresh": "errors run_dir.checkpoints run_dir.files run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.inputs": "args errors run_dir.paths",
@@ -67,17 +69,18 @@ ALLOWED = {
     "report": "",
     "report.command": "errors report.build report.render run_dir.files run_dir.paths",
     "report.build": (
-        "errors measures plan report.notes report.render run_dir.files run_dir.ledger run_dir.paths "
+        "errors measures plan report.lm_eval report.notes report.render run_dir.files run_dir.ledger run_dir.paths "
         "run_dir.table_files tables"
     ),
+    "report.lm_eval": "plan run_dir.evaluations run_dir.ledger run_dir.paths text",
     "report.notes": "measures plan tables",
-    "report.render": "text",
+    "report.render": "report.lm_eval text",
     "runner": "plan run_dir.journal run_dir.next_action run_dir.resume tables",
 }
 
 METHOD = "plan partition batches rows tables measures gate text digests schema names errors scrub".split()
 # What a user writes and sees.
-CONFIG = "args block bounds conflicts crash local_files misspelt plugin_name recognition versions".split()
+CONFIG = "args block bounds conflicts crash lm_eval_args local_files misspelt plugin_name recognition versions".split()
 # Each wing, and the wings that it may import; itself goes without saying.
 ARROWS = {
     "method": set(),
@@ -212,6 +215,7 @@ ROOMS = {
     "host.engines": set(),
     "host.data": {"host.engines", "host.patches"},
     "host.forward": {"host.engines", "host.data", "host.stopping"},
+    "host.evaluation": {"host.compat", "host.relied_on", "host.engines", "host.forward", "host.setup", "host.stopping"},
 }
 
 

@@ -66,6 +66,7 @@ def test_keys_of_the_report_are_frozen(report: dict[str, Any]) -> None:
         "eval_gamma",
         "eval_reference_free_accuracy",
         "eval_implicit_reward_accuracy",
+        "lm_eval",
     ]
 
 

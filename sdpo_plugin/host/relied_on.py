@@ -97,7 +97,17 @@ OF_THE_TRAINER = {
         *("is_fsdp_enabled", "args", "state", "control", "accelerator", "callback_handler", "add_callback"),
     ),
     "accelerator": (
-        *("free_memory", "gather", "is_main_process", "prepare", "prepare_model", "scaler", "state", "unwrap_model"),
+        *(
+            "device",
+            "free_memory",
+            "gather",
+            "is_main_process",
+            "prepare",
+            "prepare_model",
+            "scaler",
+            "state",
+            "unwrap_model",
+        ),
     ),
     "callback_handler": ("callbacks", "lr_scheduler", "on_save", "on_train_end", "optimizer"),
     "control": ("should_save", "should_training_stop"),
@@ -153,6 +163,24 @@ def of_the_trainers_classes() -> tuple[Contract, ...]:
         Takes(DPOTrainer, "create_model_card", ("self", "model_name", "dataset_name", "tags")),
         Takes(DPOTrainer, "save_model", ("self", "output_dir", "_internal_call")),
         Takes(base_trainer, "get_trackio_space_url", ()),
+    )
+
+
+def of_lm_eval() -> tuple[Contract, ...]:
+    """Contracts with lm-eval, which takes seconds to import, and which only a config with benchmarks needs."""
+    from lm_eval import evaluator
+    from lm_eval.api import metrics
+    from lm_eval.models.huggingface import HFLM
+
+    return (
+        Takes(evaluator, "add_env_info", ("storage",)),
+        Names(metrics, "bootstrap_stderr", ("DISABLE_MULTIPROC",)),
+        Takes(HFLM, "_model_call", ("self", "inps", "attn_mask", "labels")),
+        Takes(HFLM, "_model_generate", ("self", "context", "max_length", "stop", "generation_kwargs")),
+        Takes(HFLM, "loglikelihood", ("self", "requests", "disable_tqdm")),
+        Takes(HFLM, "loglikelihood_rolling", ("self", "requests", "disable_tqdm")),
+        Takes(HFLM, "generate_until", ("self", "requests", "disable_tqdm")),
+        Names(HFLM, "__init__", ("_device", "_rank", "_world_size")),
     )
 
 

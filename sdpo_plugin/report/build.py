@@ -7,6 +7,7 @@ from typing import Any
 from sdpo_plugin import measures
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.plan import StepPlan, model_name
+from sdpo_plugin.report.lm_eval import lm_eval_results
 from sdpo_plugin.report.notes import notes
 from sdpo_plugin.report.render import markdown
 from sdpo_plugin.run_dir.files import explaining_write_errors, write_bytes, write_json
@@ -40,6 +41,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
     train = _training_cells(found, run, plan.steps, models, references)
     heldout = _heldout_cells(found, run, ledger)
     shape, eval_shape = (len(models), len(plan.steps)), (len(models), len(plan.heldout))
+    lm_eval, lm_eval_missed = lm_eval_results(run, ledger)
     against_base = {at: (t, heldout[0, at[1]]) for at, t in heldout.items() if at[0] and (0, at[1]) in heldout}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -49,7 +51,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "partition": plan.partition,
         "ordering": [asdict(rank) for rank in plan.ordering],
         "overlaps": [asdict(overlap) for overlap in plan.overlaps],
-        "warnings": [*notes(plan, references), *found.missed],
+        "warnings": [*notes(plan, references), *found.missed, *lm_eval_missed],
         "steps": [_step(step, record, references.get(step.index)) for step, record in ledger.steps],
         "gamma": _matrix(shape, {at: measures.gamma_stats(t).mean for at, t in train.items()}),
         "reference_free_accuracy": _matrix(shape, {at: measures.reference_free_accuracy(t) for at, t in train.items()}),
@@ -61,6 +63,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "eval_implicit_reward_accuracy": _matrix(
             eval_shape, {at: measures.implicit_reward_accuracy(*tables) for at, tables in against_base.items()}
         ),
+        "lm_eval": lm_eval,
     }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sdpo_plugin.report.lm_eval import lm_eval_table
 from sdpo_plugin.text import text_table
 
 
@@ -58,6 +59,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             for model, values in zip(report["models"], report[key], strict=True):
                 rows.append((model, *(_number(value, spec) for value in values)))
             parts.append(f"```\n{text_table(rows)}\n```")
+    benchmarks = lm_eval_table(report["lm_eval"])
+    parts += [] if benchmarks is None else [f"```\n{benchmarks}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

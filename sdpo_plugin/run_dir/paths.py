@@ -65,6 +65,15 @@ class RunDir:
         """The log-probs of held-out set number ``column`` (from 0) under M_t, or under "reference", an external one."""
         return self.folder / "heldout" / f"{model}-{column + 1}.safetensors"
 
+    @property
+    def lm_evals(self) -> Path:
+        """The folder of what lm-eval found of each model."""
+        return self.folder / "lm-eval"
+
+    def lm_eval(self, model: str) -> Path:
+        """What lm-eval found of M_t."""
+        return self.lm_evals / f"{model}.json"
+
     def step(self, step: StepPlan) -> Path:
         """M_t and the host's checkpoints of step t."""
         return self.root / step.name

@@ -10,6 +10,10 @@ T = TypeVar("T")
 SHOWN_LETTERS = 500
 
 
+class AttemptFailedError(Exception):
+    """An attempt has failed, here or on another rank; the message is its error as ``attempt`` gave it."""
+
+
 def attempt(action: Callable[[], T]) -> tuple[T | None, str | None]:
     """The result of ``action`` and None, or None and its error, in one line.
 
@@ -20,6 +24,8 @@ def attempt(action: Callable[[], T]) -> tuple[T | None, str | None]:
         return action(), None
     except Stopped:
         raise
+    except AttemptFailedError as failed:
+        return None, str(failed)
     except (Exception, SystemExit) as error:  # noqa: BLE001 (the module's first line says why)
         text = without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))
         return None, text if len(text) <= SHOWN_LETTERS else f"{text[: SHOWN_LETTERS - 1]}…"

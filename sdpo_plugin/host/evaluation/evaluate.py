@@ -20,7 +20,6 @@ from sdpo_plugin.host.evaluation.unchanged import unchanged
 from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.lm_eval_args import LMEvalArgs, TaskArgs
 from sdpo_plugin.run_dir.evaluations import Entry, Evaluation, TaskResult, load_evaluation, save_evaluation
-from sdpo_plugin.run_dir.files import explaining_write_errors
 from sdpo_plugin.run_dir.paths import RunDir
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def evaluate(
         other: a model in place of the policy.
 
     Raises:
-        OutputError: the results could not be written.
+        Stopped: by ``check``, the run was asked to stop.
     """
     args = setup.block.lm_eval
     if args is None or not (evaluated.is_end or args.steps == "all"):
@@ -143,22 +142,27 @@ def _recorded(
     done = Entry(_settings(args, entry), dict(results or {}), time.perf_counter() - start, error)
     record = record.with_entry(entry.task, done)
 
-    def write() -> None:
-        _tell(record.model, entry.task, done)
-        with explaining_write_errors(run.lm_eval(record.model)):
-            save_evaluation(run, record)
-
-    ranks.on_rank_0(write)
+    ranks.on_rank_0(partial(_keep, run, record, entry.task))
     return record
+
+
+def _keep(run: RunDir, record: Evaluation, name: str) -> None:
+    """Write and tell. What cannot be written is told all the same: the training is worth more."""
+    _tell(record.model, name, record.entries[name])
+    _, error = attempt(partial(save_evaluation, run, record))
+    if error is not None:
+        path = run.lm_eval(record.model)
+        LOG.warning("%s could not be written, and the run goes on: %s", path, error)
 
 
 def _tell(model: str, name: str, entry: Entry) -> None:
     if entry.error is not None:
         LOG.warning("lm-eval failed on %s with %s, and the run goes on: %s", name, model, entry.error)
         return
-    result = entry.results.get(name) or next(iter(entry.results.values()))
+    results = {name: entry.results[name]} if name in entry.results else entry.results
     metrics = ", ".join(
         f"{metric} {value.value:.3f}" + ("" if value.stderr is None else f" ± {value.stderr:.3f}")
+        for result in results.values()
         for metric, value in result.metrics.items()
         if value.value is not None
     )

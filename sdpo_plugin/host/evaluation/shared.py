@@ -16,14 +16,10 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from sdpo_plugin.host.engines import ranks
-from sdpo_plugin.host.evaluation.attempt import attempt
+from sdpo_plugin.host.evaluation.attempt import AttemptFailedError, attempt
 from sdpo_plugin.host.evaluation.turns import DONE, FAILED, WORKING, Turns
 
 Arguments = tuple[Any, ...]  # of a request: a context, and what is asked of it
-
-
-class ShareFailedError(Exception):
-    """A rank could not compute its share of an evaluation; the message is its error."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval ships no types
     def serve(self) -> None:
         """Compute this rank's share of whatever the harness asks, until rank 0 lets go."""
         while (work := ranks.on_rank_0(_nothing)) is not None:
-            with suppress(ShareFailedError):  # rank 0 has the same, and says so
+            with suppress(AttemptFailedError):  # rank 0 has the same, and says so
                 self._answers(*work)
 
     # --- every rank ---
@@ -100,7 +96,7 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval ships no types
         """All answers, in order.
 
         Raises:
-            ShareFailedError: a rank has failed.
+            AttemptFailedError: a rank has failed.
         """
         rows = shares([str(argument[0]) for argument in arguments], self._num_ranks)[self._rank]
         self._turns.begin()
@@ -111,9 +107,9 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval ships no types
             if self._turns.take(DONE if error is None else FAILED) == WORKING and self._is_sharded:
                 self._take_part(kind)
         answers: dict[int, Any] = {}
-        for their_rows, theirs, their_error in ranks.gather([(rows, found, error)]):
+        for rank, (their_rows, theirs, their_error) in enumerate(ranks.gather([(rows, found, error)])):
             if their_error is not None:
-                raise ShareFailedError(their_error)
+                raise AttemptFailedError(their_error if self._num_ranks == 1 else f"rank {rank}: {their_error}")
             answers |= zip(their_rows, theirs or [], strict=False)
         return [answers[row] for row in range(len(arguments))]
 
@@ -135,7 +131,7 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval ships no types
 
     def _begin_batch(self) -> None:
         if self._turns.take(WORKING) == FAILED:
-            raise ShareFailedError("another rank has failed")
+            raise AttemptFailedError("another rank has failed")
 
     def _take_part(self, kind: str) -> None:
         """In a batch of the others on a sharded model, with nothing to compute."""

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from sdpo_plugin.batches import shares
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.evaluation.attempt import AttemptFailedError, attempt
 from sdpo_plugin.host.evaluation.turns import DONE, FAILED, WORKING, Turns
@@ -142,13 +142,6 @@ class SharedLM(HFLM):  # type: ignore[misc]  # lm-eval ships no types
                 self.model.generate(token, max_new_tokens=1, do_sample=False, pad_token_id=pad, synced_gpus=True)
             else:
                 self.model(token)
-
-
-def shares(contexts: Sequence[str], num_ranks: int) -> list[list[int]]:
-    """The rows of each rank. Requests that follow each other with the same context stay together: lm-eval computes what
-    they have in common once."""
-    groups = [[row for row, _ in group] for _, group in groupby(enumerate(contexts), key=lambda item: item[1])]
-    return [[row for group in groups[rank::num_ranks] for row in group] for rank in range(num_ranks)]
 
 
 def _nothing() -> tuple[str, list[Arguments]] | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from sdpo_plugin.lm_eval_args import LMEvalArgs
 from sdpo_plugin.names import require_step_name
 
 OVERRIDES = (
@@ -204,6 +205,9 @@ class SDPOConfig(BaseModel):
         "all", description="all = keep every M_t as a loadable model directory; last = only the final model."
     )
     diagnostics: DiagnosticsArgs = Field(DiagnosticsArgs(), description="What is computed for the report alone.")
+    lm_eval: LMEvalArgs | None = Field(
+        None, description="Benchmarks of lm-eval that every M_t is evaluated on. Default: none."
+    )
 
     @field_validator("reference")
     @classmethod

@@ -1,9 +1,12 @@
-"""The batches of a pass without gradients: longest rows first, and of shorter ones as many as take the same room.
+"""The batches of a pass without gradients: longest rows first, and of shorter ones as many as take the same room;
+and the questions of a benchmark, dealt to the ranks.
 
 Pure functions on arrays; 10 million rows are a few arrays of numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -52,3 +55,10 @@ def batches(facts: RowFacts, rows: int, *, by_tokens: bool) -> Batches:
         widest = 1 + int(answers[start : start + fit].max(initial=0))
         bounds.append(min(start + max(rows, min(fit, places // widest)), len(order)))
     return Batches(order, np.array(bounds, dtype=np.int64))
+
+
+def shares(contexts: Sequence[str], num_ranks: int) -> list[list[int]]:
+    """The row numbers of each rank, where questions are dealt out. Those that follow each other with the same context
+    stay together: what they have in common is computed once."""
+    groups = [[row for row, _ in group] for _, group in groupby(enumerate(contexts), key=lambda item: item[1])]
+    return [[row for group in groups[rank::num_ranks] for row in group] for rank in range(num_ranks)]

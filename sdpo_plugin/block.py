@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from sdpo_plugin.args import PartitionArgs, SDPOConfig, StepArgs
 from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.lm_eval_args import LMEvalArgs, TaskArgs
 
 
 def parse_block(block: Mapping[str, Any] | None) -> SDPOConfig:
@@ -32,8 +33,10 @@ def _plain(value: Any) -> Any:
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:
-    nested: dict[int | str, type[BaseModel]] = {"steps": StepArgs, "partition": PartitionArgs}
+    nested: dict[int | str, type[BaseModel]] = {"steps": StepArgs, "partition": PartitionArgs, "lm_eval": LMEvalArgs}
     model = nested.get(location[0], SDPOConfig) if len(location) > 1 else SDPOConfig
+    if model is LMEvalArgs and len(location) > 2 and location[1] == "tasks":
+        model = TaskArgs
     return list(model.model_fields)
 
 
@@ -52,5 +55,7 @@ def _explain(item: dict[str, Any]) -> str:
         remedy = "a value, e.g. a list of host dataset entries"
         if location[-1] == "strategy":
             remedy = "natural, easy_to_hard, random or stratified"
+        elif location[0] == "lm_eval":
+            remedy = "names of tasks of lm-eval, e.g. [arc_challenge, hellaswag]"
         return f"{path} is missing; set it to {remedy}."
     return f"{path}: {item['input']!r} is not valid: {item['msg']}."

@@ -76,6 +76,12 @@ class StepHost(Ranks, Protocol):
     def sampled_tables(self, model: str, steps: Sequence[StepPlan]) -> Samples:
         """Log-probs of sampled rows of these D_j under the policy as it stands, by j; one that fails is left out."""
 
+    def evaluate(self, model: str, run_id: str) -> None:
+        """Have the policy as it stands, which is ``model``, evaluated on benchmarks, where the config asks for them.
+
+        What this run has evaluated already is not evaluated again. A failure is recorded, and is no error.
+        """
+
     def restart_policy(self) -> None:
         """Make the policy M_0 again: the base weights, or the adapter as it was initialised."""
 
@@ -135,12 +141,16 @@ def prepare(plan: Plan, host: StepHost, journal: Journal) -> None:
 
 
 def make_reference(step: StepPlan, host: StepHost, journal: Journal) -> None:
-    """Fill the reference table of D_t, unless that was done before step 1, and the tables that tell of M_{t-1}."""
+    """Fill the reference table of D_t, unless that was done before step 1, and the tables that tell of M_{t-1}.
+
+    Benchmarks come first: a process that dies in them has no table to lose.
+    """
     if journal.is_referenced(step):
         return
+    model = model_name(step.index - 1)
+    host.evaluate(model, journal.ledger.run_id)
     clock = _Clock()
     table = None if journal.has_table(step) else host.reference_table(step)
-    model = model_name(step.index - 1)
     heldout, seconds = host.heldout_tables(model), clock.lap()
     sampled = host.sampled_tables(model, journal.to_sample(model, referenced=step))
     journal.record_reference(step, table, heldout, seconds, sampled, clock.lap())
@@ -183,10 +193,11 @@ def export(step: StepPlan, host: StepHost, journal: Journal) -> None:
 
 
 def finish(plan: Plan, host: StepHost, journal: Journal) -> None:
-    """Fill the tables that tell of M_T."""
+    """Have M_T evaluated, and fill the tables that tell of it."""
     if journal.is_finished:
         return
     model = model_name(len(plan.steps))
+    host.evaluate(model, journal.ledger.run_id)
     heldout, clock = host.heldout_tables(model), _Clock()
     sampled = host.sampled_tables(model, journal.to_sample(model))
     journal.record_end(heldout, sampled, clock.lap())

@@ -139,6 +139,8 @@ class DyingHost:
             tables[step.index] = dataclasses.replace(table, rows_digest=drawn.digest)
         return tables
 
+    def evaluate(self, model: str, run_id: str) -> None: ...
+
     def restart_policy(self) -> None:
         self.policy = Policy.load(self.run.base_adapter, "adapter_config.json")
 

@@ -93,6 +93,7 @@ class FakeHost:
         self._told = iter(rank_0.answers if rank_0 is not None else [])
         self.rank_0_actions = 0
         self.trainings: list[Training] = []
+        self.evaluations: list[tuple[str, str, str]] = []  # model, what it really was, run
         self.tables: list[LogProbTable] = []
         self.tables_made_early: dict[tuple[str, int], LogProbTable] = {}
         self.watch: Callable[[str], None] = lambda call: None
@@ -129,6 +130,9 @@ class FakeHost:
             table = table_of([rows[row] for row in drawn.rows], self.theta, self.model)
             tables[step.index] = dataclasses.replace(table, rows_digest=drawn.digest)
         return tables
+
+    def evaluate(self, model: str, run_id: str) -> None:
+        self.evaluations.append((model, self.model, run_id))
 
     def restart_policy(self) -> None:
         self._called(f"restart from {self.model}")

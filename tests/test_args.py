@@ -15,7 +15,7 @@ from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.partition import step_sizes
 
 DATA = [{"path": "pairs.jsonl", "type": "chatml.intel"}]
-BLOCK_KEYS = ["steps", "partition", "reference", "policy_init", "packed", "export_steps", "diagnostics"]
+BLOCK_KEYS = ["steps", "partition", "reference", "policy_init", "packed", "export_steps", "diagnostics", "lm_eval"]
 PARTITION_KEYS = ["strategy", "unit", "score", "num_steps", "fractions", "seed"]
 STEP_KEYS = [
     "name",
@@ -86,6 +86,7 @@ def test_defaults(block: dict[str, Any] | None) -> None:
         "packed": "auto",
         "export_steps": "all",
         "diagnostics": {"matrix": True, "max_rows": 512, "seed": 42},
+        "lm_eval": None,
     }
 
 
@@ -129,6 +130,15 @@ def test_everything_that_is_written_is_kept() -> None:
         "packed": "auto",
         "export_steps": "last",
         "diagnostics": {"matrix": False, "max_rows": 100, "seed": 7},
+        "lm_eval": {
+            "tasks": [{"task": "hellaswag", "num_fewshot": 10, "limit": 0.5}],
+            "limit": 200.0,
+            "num_fewshot": 5,
+            "include_path": "tasks",
+            "apply_chat_template": True,
+            "batch_size": 4,
+            "steps": "last",
+        },
     }
     assert parse_block(written).model_dump() == written
 
@@ -176,7 +186,7 @@ def test_unknown_key_of_a_step_names_key_value_and_what_was_meant(key: str, valu
         pytest.param(
             {"seed": 42},
             "sdpo.seed: 42 is set, but there is no such key; "
-            "Keys here: steps, partition, reference, policy_init, packed, export_steps, diagnostics.",
+            "Keys here: steps, partition, reference, policy_init, packed, export_steps, diagnostics, lm_eval.",
             id="block",
         ),
         pytest.param(

@@ -9,14 +9,14 @@ import sdpo_plugin
 
 ROOT = Path(sdpo_plugin.__file__).parent
 PACKAGE = "sdpo_plugin"
-HOST_PACKAGES = ("accelerate", "axolotl", "deepspeed", "peft", "torch", "transformers", "trl")
+HOST_PACKAGES = ("accelerate", "axolotl", "deepspeed", "lm_eval", "peft", "torch", "transformers", "trl")
 MOST_IMPORTS = 15  # modules of this package that one of them needs; more of them are more than one thing
 
 # Each module of the core, and the modules of this package that it may import.
 ALLOWED = {
     "__init__": "crash plugin_name versions",  # and args, host.plugin, but not before someone asks for them
-    "args": "names",
-    "block": "args errors",
+    "args": "lm_eval_args names",
+    "block": "args errors lm_eval_args",
     "bounds": "errors",
     "__main__": "cli",
     "cli": "crash errors host.commands report.command versions",  # the host's when a command needs it
@@ -25,6 +25,7 @@ ALLOWED = {
     "digests": "",
     "errors": "",
     "gate": "errors",
+    "lm_eval_args": "",
     "local_files": "",
     "estimates": "",
     "measures": "estimates tables",
@@ -47,6 +48,7 @@ ALLOWED = {
     "run_dir.cleanup": "plan run_dir.files run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.disk": "errors text",
     "run_dir.drift": "errors scrub",
+    "run_dir.evaluations": "run_dir.files run_dir.paths run_dir.stored schema",
     "run_dir.files": "errors",
     "run_dir.fresh": "errors run_dir.checkpoints run_dir.files run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.inputs": "args errors run_dir.paths",
@@ -74,9 +76,10 @@ ALLOWED = {
         "estimates measures report.build report.cells run_dir.ledger run_dir.paths run_dir.table_files tables text"
     ),
     "report.build": (
-        "errors measures plan report.cells report.forecast report.matrices report.notes report.render report.verdicts "
-        "run_dir.files run_dir.ledger run_dir.paths run_dir.progress run_dir.table_files tables"
+        "errors report.cells report.forecast report.lm_eval report.matrices report.notes report.render report.steps "
+        "report.verdicts run_dir.files run_dir.ledger run_dir.paths run_dir.progress run_dir.table_files"
     ),
+    "report.steps": "measures plan run_dir.ledger tables",
     "report.forecast": "run_dir.ledger run_dir.progress",
     "report.logged": "",
     "report.lines": "report.render text",
@@ -86,7 +89,8 @@ ALLOWED = {
     "report.notes": "plan",
     "report.verdicts": "estimates measures plan report.cells tables",
     "report.published": "run_dir.drift scrub",
-    "report.render": "text",
+    "report.lm_eval": "plan run_dir.evaluations run_dir.ledger run_dir.paths text",
+    "report.render": "report.lm_eval text",
     "runner": "plan run_dir.journal run_dir.next_action run_dir.resume tables",
 }
 
@@ -94,7 +98,7 @@ METHOD = (
     "plan sampling estimates partition batches rows tables measures gate text digests schema names errors scrub".split()
 )
 # What a user writes and sees.
-CONFIG = "args block bounds conflicts crash local_files misspelt plugin_name recognition versions".split()
+CONFIG = "args block bounds conflicts crash lm_eval_args local_files misspelt plugin_name recognition versions".split()
 # Each wing, and the wings that it may import; itself goes without saying.
 ARROWS = {
     "method": set(),
@@ -229,6 +233,7 @@ ROOMS = {
     "host.engines": set(),
     "host.data": {"host.engines", "host.patches"},
     "host.forward": {"host.engines", "host.data", "host.stopping"},
+    "host.evaluation": {"host.compat", "host.relied_on", "host.engines", "host.forward", "host.setup", "host.stopping"},
 }
 
 

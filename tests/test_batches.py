@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo_plugin.batches import batches
+from sdpo_plugin.batches import batches, shares
 from sdpo_plugin.rows import RowFacts
 
 
@@ -64,3 +64,24 @@ def test_every_row_once_and_no_batch_takes_more_room_than_it_may(
             assert sum(lengths[row] for row in batch) <= most_tokens
             first = 1 + max(answers[row] for row in found[0][:rows])
             assert len(batch) * (1 + max(answers[row] for row in batch)) <= rows * first
+
+
+@pytest.mark.parametrize(
+    ("contexts", "num_ranks", "dealt"),
+    [
+        ("aabbbc", 1, [[0, 1, 2, 3, 4, 5]]),
+        ("aabbbc", 2, [[0, 1, 5], [2, 3, 4]]),  # a and c, b
+        ("aba", 2, [[0, 2], [1]]),  # the same question asked again is another one
+        ("a", 3, [[0], [], []]),
+        ("", 2, [[], []]),
+    ],
+)
+def test_questions_are_dealt_with_all_their_answers(contexts: str, num_ranks: int, dealt: list[list[int]]) -> None:
+    assert shares(list(contexts), num_ranks) == dealt
+
+
+@given(st.lists(st.sampled_from("abc")), st.integers(1, 5))
+def test_every_question_is_one_ranks(contexts: list[str], num_ranks: int) -> None:
+    dealt = shares(contexts, num_ranks)
+    assert len(dealt) == num_ranks
+    assert sorted(row for rows in dealt for row in rows) == list(range(len(contexts)))

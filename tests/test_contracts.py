@@ -11,7 +11,7 @@ from sdpo_plugin.host.contracts import CallsOnly, Contract, Has, Names, ReadsOnl
 
 HOST = Path(sdpo_plugin.__file__).parent / "host"
 TABLE = HOST / "relied_on.py"
-HOST_PACKAGES = ("accelerate", "axolotl", "datasets", "deepspeed", "peft", "transformers", "trl")
+HOST_PACKAGES = ("accelerate", "axolotl", "datasets", "deepspeed", "lm_eval", "peft", "transformers", "trl")
 
 
 class Base:

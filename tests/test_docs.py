@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sdpo_plugin.args import DiagnosticsArgs, PartitionArgs, SDPOConfig, StepArgs
+from sdpo_plugin.lm_eval_args import LMEvalArgs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "example_configs" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,6 +19,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "## `sdpo.steps`": StepArgs,
     "## `sdpo.partition`": PartitionArgs,
     "## `sdpo.diagnostics`": DiagnosticsArgs,
+    "## `sdpo.lm_eval`": LMEvalArgs,
 }
 SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 

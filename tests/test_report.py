@@ -66,6 +66,7 @@ def test_keys_of_the_report_are_frozen(report: dict[str, Any]) -> None:
         "train",
         "heldout",
         "changes",
+        "lm_eval",
     ]
 
 

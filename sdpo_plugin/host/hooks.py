@@ -82,7 +82,8 @@ class Hooks:
         session = Session(cfg, block)
         if not preprocess:
             session.check()
-        self._sources, plan = load(cfg, block)
+        begins = not preprocess and not session.run.ledger.exists()
+        self._sources, plan = load(cfg, block, begins=begins)
         if is_main_process():
             LOG.info("stepwise DPO (sDPO), %d steps\n%s", len(plan.steps), plan.table())
         if not preprocess:

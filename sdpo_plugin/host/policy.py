@@ -1,6 +1,7 @@
 """The weights of the policy: M_0 again, M_{t-1} as it was exported, M_t to be exported."""
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from sdpo_plugin.host.engines.external import load_reference
 from sdpo_plugin.host.engines.fsdp import saving_whole, shard
 from sdpo_plugin.host.engines.memory import free_memory
 from sdpo_plugin.host.engines.weights import Snapshot, load_adapter, save_adapter
+from sdpo_plugin.host.evaluation.evaluate import Evaluated, evaluate
 from sdpo_plugin.host.forward.finite import require_finite_weights
 from sdpo_plugin.host.forward.packed import pack_second_model
 from sdpo_plugin.host.setup import RunSetup
@@ -73,6 +75,17 @@ class Policy:
             free_memory()
         engine.release(self._trainer)
         self._base.restore(self._trainer.model)
+
+    def evaluate(self, name: str, run_id: str, *, is_end: bool, check: Callable[[], None]) -> None:
+        """Have lm-eval evaluate it, or M_{t-1} that stands in for it, where the config asks for that.
+
+        Args:
+            name: of the model, "M_0" … "M_T".
+            run_id: of the run.
+            is_end: it is M_0 or M_T.
+            check: called before every batch, on every rank; it may end the run.
+        """
+        evaluate(self._trainer, self._setup, Evaluated(name, run_id, is_end), check, self.stand_in)
 
     def export_base_adapter(self, directory: Path) -> bool:
         """Write an adapter M_0; False where M_0 is the base model itself."""

@@ -111,7 +111,17 @@ OF_THE_TRAINER = {
         *("is_fsdp_enabled", "args", "state", "control", "accelerator", "callback_handler", "add_callback"),
     ),
     "accelerator": (
-        *("free_memory", "gather", "is_main_process", "prepare", "prepare_model", "scaler", "state", "unwrap_model"),
+        *(
+            "device",
+            "free_memory",
+            "gather",
+            "is_main_process",
+            "prepare",
+            "prepare_model",
+            "scaler",
+            "state",
+            "unwrap_model",
+        ),
     ),
     "callback_handler": (
         *("callbacks", "model", "processing_class", "lr_scheduler", "optimizer", "train_dataloader", "eval_dataloader"),
@@ -181,6 +191,24 @@ def of_the_trainers_classes() -> tuple[Contract, ...]:
         Takes(DPOTrainer, "is_world_process_zero", ("self",)),
         Takes(base_trainer, "get_trackio_space_url", ()),
         Takes(base_trainer, "get_comet_experiment_url", ()),
+    )
+
+
+def of_lm_eval() -> tuple[Contract, ...]:
+    """Contracts with lm-eval, which takes seconds to import, and which only a config with benchmarks needs."""
+    from lm_eval import evaluator
+    from lm_eval.api import metrics
+    from lm_eval.models.huggingface import HFLM
+
+    return (
+        Takes(evaluator, "add_env_info", ("storage",)),
+        Names(metrics, "bootstrap_stderr", ("DISABLE_MULTIPROC",)),
+        Takes(HFLM, "_model_call", ("self", "inps", "attn_mask", "labels")),
+        Takes(HFLM, "_model_generate", ("self", "context", "max_length", "stop", "generation_kwargs")),
+        Takes(HFLM, "loglikelihood", ("self", "requests", "disable_tqdm")),
+        Takes(HFLM, "loglikelihood_rolling", ("self", "requests", "disable_tqdm")),
+        Takes(HFLM, "generate_until", ("self", "requests", "disable_tqdm")),
+        Names(HFLM, "__init__", ("_device", "_rank", "_world_size")),
     )
 
 

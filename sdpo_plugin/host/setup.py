@@ -15,6 +15,7 @@ from sdpo_plugin.host.data.planning import preview
 from sdpo_plugin.host.data.tokenized import TokenizedSource, tokenize
 from sdpo_plugin.host.engines.external import require_same_tokenizer
 from sdpo_plugin.host.engines.memory import pass_over_imports
+from sdpo_plugin.host.evaluation.tasks import require_chat_template, require_tasks
 from sdpo_plugin.host.forward.positions import check_positions
 from sdpo_plugin.host.forward.vocabulary import check_vocabulary
 from sdpo_plugin.host.session import Session
@@ -26,16 +27,23 @@ if TYPE_CHECKING:
     from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
 
 
-def load(cfg: DictDefault, block: SDPOConfig) -> tuple[list[LoadedSource], Plan]:
+def load(cfg: DictDefault, block: SDPOConfig, *, begins: bool = False) -> tuple[list[LoadedSource], Plan]:
     """Load every source; with the plan as far as it is known by then.
 
+    Args:
+        cfg: the host's config.
+        block: the `sdpo:` block.
+        begins: a run begins, which reads the data of its benchmarks too. One that is resumed does without them.
+
     Raises:
-        ConfigError: an external reference has another tokenizer than the policy; a step would have no rows.
+        ConfigError: an external reference has another tokenizer than the policy; a step would have no rows; benchmarks
+            that do not exist, or cannot be read.
         DataError: a source cannot be read, is not preference data, or has no row left.
     """
     pass_over_imports()  # of the host: all but the trainer's
     if block.reference not in ("previous", "base"):
         require_same_tokenizer(cfg, block.reference)
+    require_tasks(block.lm_eval, reads_data=begins)
     sources = load_sources(cfg, block)
     return sources, preview(cfg, block, sources)  # on every rank: a pool that is too small ends them all
 
@@ -74,8 +82,10 @@ class RunSetup:
         """Tokenize all data, and refuse what the model cannot take, before the first step trains.
 
         Raises:
+            ConfigError: benchmarks in a chat template that the tokenizer does not have.
             DataError: no row of a set is short enough; a row has token ids or positions that the model does not have.
         """
+        require_chat_template(block.lm_eval, trainer.processing_class)
         tokenized = tokenize(trainer, sources)
         check_vocabulary(trainer, tokenized)
         check_positions(trainer, tokenized)

@@ -1,6 +1,7 @@
 """The ``StepHost`` of a run under Axolotl: what the runner asks, carried out by trainer, policy and passes."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +18,7 @@ from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.step_args import step_args
 from sdpo_plugin.host.telling import tell
 from sdpo_plugin.host.training import train_policy
-from sdpo_plugin.plan import Plan, StepPlan, model_name
+from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
 from sdpo_plugin.run_dir.journal import Tables
 from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome
 from sdpo_plugin.tables import LogProbTable
@@ -71,6 +72,12 @@ class AxolotlStepHost:
     def sampled_tables(self, model: str, steps: Sequence[StepPlan]) -> dict[int, LogProbTable]:
         """Likewise, of the rows that the plan's diagnostics draw."""
         return self._passes.sampled_tables(self._layout, steps, model, self._policy.stand_in)
+
+    def evaluate(self, model: str, run_id: str) -> None:
+        """By lm-eval: the policy, or M_{t-1} that stands in for it."""
+        is_end = model in (M_0, model_name(len(self._layout.plan.steps)))
+        check = partial(self._passes.end_if_asked, f"the evaluation of {model}")
+        self._policy.evaluate(model, run_id, is_end=is_end, check=check)
 
     def restart_policy(self) -> None:
         """From the copy in main memory."""

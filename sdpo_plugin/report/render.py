@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sdpo_plugin.report.lm_eval import lm_eval_table
 from sdpo_plugin.text import duration, text_table
 
 NOTHING = "Nothing to remark."
@@ -71,6 +72,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         tables = list(_matrices(report, report[key]))
         if tables:
             parts += [f"## Models on {what}", *map(_block, tables)]
+    benchmarks = lm_eval_table(report["lm_eval"])
+    parts += [] if benchmarks is None else ["## Benchmarks", _block(benchmarks)]
     parts += ["## Where the time went", _block(text_table(_times(report)))]
     return "\n\n".join(parts) + "\n"
 
@@ -78,7 +81,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 def remarks(report: Mapping[str, Any]) -> list[str]:
     """Verdicts, then doubts about plan and tables, each a sentence."""
     found = [*(verdict["text"] for verdict in report["verdicts"]), *report["warnings"]]
-    return [f"{text if text.startswith('sdpo/') else text[0].upper() + text[1:]}." for text in found]
+    return [f"{text if text.startswith(('sdpo/', 'lm-eval')) else text[0].upper() + text[1:]}." for text in found]
 
 
 def left(report: Mapping[str, Any]) -> str:

@@ -79,6 +79,15 @@ class RunDir:
         """The log-probs of the sampled rows of D_t under a model, where those of all rows are not there."""
         return self.folder / "samples" / f"{model}-{step.name}.safetensors"
 
+    @property
+    def lm_evals(self) -> Path:
+        """The folder of what lm-eval found of each model."""
+        return self.folder / "lm-eval"
+
+    def lm_eval(self, model: str) -> Path:
+        """What lm-eval found of M_t."""
+        return self.lm_evals / f"{model}.json"
+
     def step(self, step: StepPlan) -> Path:
         """M_t and the host's checkpoints of step t."""
         return self.root / step.name

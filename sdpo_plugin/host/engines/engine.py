@@ -55,6 +55,13 @@ def _require_usable_deepspeed(trainer: Trainer) -> None:
         )
 
 
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether a rank holds only a part of each weight, so that a forward pass is a collective of all ranks."""
+    if trainer.is_deepspeed_enabled:
+        return bool(trainer.accelerator.state.deepspeed_plugin.zero_stage == 3)
+    return bool(trainer.is_fsdp_enabled)
+
+
 def release(trainer: Trainer) -> None:
     """Undo what the host's ``train()`` wrapped around the model, so that the next ``train()`` starts afresh.
 

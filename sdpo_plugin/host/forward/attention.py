@@ -55,6 +55,20 @@ def takes_packed_rows(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
+def own_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context ``model`` has the attention that its user has set, also where it takes packed rows else."""
+    name = model.config._attn_implementation
+    if not name.startswith(PREFIX):
+        yield
+        return
+    model.set_attn_implementation(name.removeprefix(PREFIX))
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(name)
+
+
+@contextmanager
 def packed_row() -> Iterator[None]:
     """Within this context a forward pass is given a packed row, which needs no mask."""
     token = _is_packed.set(True)

@@ -74,7 +74,7 @@ class Passes:
     ) -> LogProbTable:
         size = self._trainer.args.per_device_train_batch_size
         return log_prob_table(
-            self._trainer, data.train, size, model, what, other, data.facts, name_row, self._end_if_asked
+            self._trainer, data.train, size, model, what, other, data.facts, name_row, self.end_if_asked
         )
 
     def heldout_tables(
@@ -92,7 +92,7 @@ class Passes:
                 known[name] = row_facts(rows)
             what = f"held-out {name}"
             tables[name] = log_prob_table(
-                self._trainer, rows, size, model, what, other, known[name], check=self._end_if_asked
+                self._trainer, rows, size, model, what, other, known[name], check=self.end_if_asked
             )
         return tables
 
@@ -112,7 +112,7 @@ class Passes:
             rows, facts = data.train.select(drawn.rows), data.facts.take(drawn.rows)
             what = f"{len(drawn.rows):,} rows of D_{step.index}"
             try:
-                table = log_prob_table(self._trainer, rows, size, model, what, other, facts, check=self._end_if_asked)
+                table = log_prob_table(self._trainer, rows, size, model, what, other, facts, check=self.end_if_asked)
             except ReferenceTableError as error:  # every rank has the same numbers
                 if self._trainer.accelerator.is_main_process:
                     LOG.warning("the report will miss log-probs of D_%d under %s: %s", step.index, model, error)
@@ -120,8 +120,12 @@ class Passes:
             tables[step.index] = replace(table, rows_digest=drawn.digest)
         return tables
 
-    def _end_if_asked(self) -> None:
-        """Every rank asks, between two batches."""
+    def end_if_asked(self, under_way: str = "the reference pass") -> None:
+        """Every rank asks, between two batches.
+
+        Raises:
+            Stopped: the run was asked to stop; it says what is under way and will be made again.
+        """
         signum = self.stop.agreed()
         if signum:
-            raise Stopped(signum, "the reference pass under way will be made again")
+            raise Stopped(signum, f"{under_way} under way will be made again")

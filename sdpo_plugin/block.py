@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from sdpo_plugin.args import PartitionArgs, SDPOConfig, StepArgs
+from sdpo_plugin.args import HookRows, PartitionArgs, SDPOConfig, StepArgs
 from sdpo_plugin.errors import ConfigError
 
 
@@ -34,6 +34,8 @@ def _plain(value: Any) -> Any:
 def _known_keys(location: Sequence[int | str]) -> list[str]:
     nested: dict[int | str, type[BaseModel]] = {"steps": StepArgs, "partition": PartitionArgs}
     model = nested.get(location[0], SDPOConfig) if len(location) > 1 else SDPOConfig
+    if "from_hook" in location[:-1]:
+        model = HookRows
     return list(model.model_fields)
 
 
@@ -52,5 +54,7 @@ def _explain(item: dict[str, Any]) -> str:
         remedy = "a value, e.g. a list of host dataset entries"
         if location[-1] == "strategy":
             remedy = "natural, easy_to_hard, random or stratified"
+        if location[-2:] == ["from_hook", "type"]:
+            remedy = "the host's type of these rows, e.g. chat_template.default"
         return f"{path} is missing; set it to {remedy}."
     return f"{path}: {item['input']!r} is not valid: {item['msg']}."

@@ -50,16 +50,18 @@ ALLOWED = {
     "run_dir.inputs": "args errors run_dir.paths",
     "run_dir.journal": (
         "plan run_dir.checkpoints run_dir.cleanup run_dir.drift run_dir.files run_dir.fresh run_dir.ledger "
-        "run_dir.models run_dir.next_action run_dir.paths run_dir.sealed run_dir.stored run_dir.table_files "
-        "tables"
+        "run_dir.made_rows run_dir.models run_dir.next_action run_dir.paths run_dir.sealed run_dir.stored "
+        "run_dir.table_files tables"
     ),
     "run_dir.ledger": "errors names plan run_dir.paths run_dir.stored schema",
     "run_dir.lock": "errors run_dir.files",
+    "run_dir.made_rows": "digests errors plan run_dir.files run_dir.ledger run_dir.paths",
     "run_dir.models": "errors plan run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.next_action": "plan run_dir.ledger",
     "run_dir.paths": "plan",
     "run_dir.resume": (
-        "errors plan run_dir.checkpoints run_dir.ledger run_dir.models run_dir.next_action run_dir.paths run_dir.sealed"
+        "errors plan run_dir.checkpoints run_dir.ledger run_dir.made_rows run_dir.models run_dir.next_action "
+        "run_dir.paths run_dir.sealed"
     ),
     "run_dir.sealed": "digests names run_dir.files run_dir.stored schema",
     "run_dir.stored": "digests run_dir.files",
@@ -72,7 +74,8 @@ ALLOWED = {
     ),
     "report.notes": "measures plan tables",
     "report.render": "text",
-    "runner": "plan run_dir.journal run_dir.next_action run_dir.resume tables",
+    "runner": "plan run_dir.journal run_dir.ledger run_dir.made_rows run_dir.next_action run_dir.resume tables",
+    "step_hooks": "errors plan run_dir.ledger",
 }
 
 METHOD = "plan partition batches rows tables measures gate text digests schema names errors scrub".split()
@@ -85,7 +88,8 @@ ARROWS = {
     "run_dir": {"method", "config"},
     "report": {"method", "config", "run_dir"},
     "runner": {"method", "run_dir"},
-    "host": {"method", "config", "run_dir", "report", "runner"},
+    "step_hooks": {"method", "run_dir"},
+    "host": {"method", "config", "run_dir", "report", "runner", "step_hooks"},
     "__init__": {"method", "config"},
     "cli": {"config", "method", "report", "host"},
     "__main__": {"cli"},
@@ -199,7 +203,7 @@ def test_package_imports_only_wings_that_it_may() -> None:
 
 
 def test_arrows_between_wings_go_one_way() -> None:
-    order = ["method", "config", "run_dir", "report", "runner", "host", "cli", "__main__"]
+    order = ["method", "config", "run_dir", "report", "runner", "step_hooks", "host", "cli", "__main__"]
     for wing, others in ARROWS.items():
         if wing != "__init__":
             assert others <= set(order[: order.index(wing)])

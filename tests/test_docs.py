@@ -9,13 +9,14 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sdpo_plugin.args import PartitionArgs, SDPOConfig, StepArgs
+from sdpo_plugin.args import HookRows, PartitionArgs, SDPOConfig, StepArgs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "example_configs" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECTIONS: dict[str, type[BaseModel]] = {
     "## `sdpo`": SDPOConfig,
     "## `sdpo.steps`": StepArgs,
+    "## `from_hook`": HookRows,
     "## `sdpo.partition`": PartitionArgs,
 }
 SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}

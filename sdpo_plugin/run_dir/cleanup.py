@@ -8,9 +8,9 @@ from sdpo_plugin.run_dir.sealed import remove
 
 
 def clear(run: RunDir) -> None:
-    """Remove what a run that came to nothing has left: its ledger, tables, and a model half written."""
+    """Remove what a run that came to nothing has left: its ledger, tables, made rows, and a model half written."""
     run.ledger.unlink(missing_ok=True)
-    for folder in (*run.tables, run.base_adapter, run.staging):
+    for folder in (*run.tables, run.made_rows, run.base_adapter, run.staging):
         remove_folder(folder)
 
 

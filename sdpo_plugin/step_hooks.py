@@ -64,8 +64,9 @@ def load_hook(key: str, name: str) -> Callable[[StepContext], object]:
         what = "has no such name" if found is None else f"has {type(found).__name__} there, which cannot be called"
         raise ConfigError(f"sdpo.{key}: {name!r}: the module {what}; set package.module:function.")
     if not _takes_one(found):
+        taken = inspect.signature(found).replace(return_annotation=inspect.Signature.empty)
         raise ConfigError(
-            f"sdpo.{key}: {name!r} takes {inspect.signature(found)}, and it is called with one argument, a "
+            f"sdpo.{key}: {name!r} takes {taken}, and it is called with one argument, a "
             "sdpo_plugin.StepContext; give it one parameter."
         )
     return found

@@ -12,8 +12,8 @@ import axolotl.train
 from accelerate.data_loader import DataLoaderAdapter
 from axolotl.utils.data import rl, shared
 from datasets import Dataset
-from transformers import PretrainedConfig, PreTrainedModel, ProgressCallback, Trainer, TrainerState
-from transformers.integrations import TensorBoardCallback
+from transformers import PretrainedConfig, PreTrainedModel, ProgressCallback, Trainer, TrainerState, modeling_utils
+from transformers.integrations import TensorBoardCallback, deepspeed
 from transformers.modeling_utils import AttentionInterface
 
 from sdpo_plugin.host.contracts import CallsOnly, Contract, Has, Names, ReadsOnly, Takes
@@ -48,6 +48,8 @@ IN_LIBRARIES: tuple[Contract, ...] = (
     Has(PretrainedConfig, "_attn_implementation"),
     Takes(PreTrainedModel, "_can_set_attn_implementation", ()),
     Takes(PreTrainedModel, "set_attn_implementation", ("self", "attn_implementation", "allow_all_kernels")),
+    Takes(modeling_utils, "is_deepspeed_zero3_enabled", ()),  # replaced while a hook of the user's runs
+    Takes(deepspeed, "is_deepspeed_zero3_enabled", ()),
     Takes(AttentionInterface, "get_interface", ("self", "attn_implementation", "default")),
     Names(ProgressCallback, "__init__", ("training_bar",)),
     Names(TensorBoardCallback, "__init__", ("logging_dir",)),

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import Trainer
+from transformers import Trainer, modeling_utils
+from transformers.integrations import deepspeed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from sdpo_plugin.errors import DataError
@@ -25,6 +26,8 @@ from sdpo_plugin.step_hooks import StepContext, call_hook
 
 if TYPE_CHECKING:
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer
+
+ASKED = (modeling_utils, deepspeed)  # where transformers asks whether ZeRO-3 is on
 
 
 def hooks_of(trainer: "StepwiseDPOTrainer", setup: RunSetup, host: AxolotlStepHost) -> Hooks:
@@ -106,12 +109,21 @@ class _Calls:
 
 @contextmanager
 def models_loaded_whole(trainer: Trainer) -> Iterator[None]:
-    """Here transformers loads a model whole: under ZeRO-3 it would share it out among ranks that wait."""
+    """Here transformers loads a model whole: under ZeRO-3 it would share it out among ranks that wait for this one.
+
+    It asks its own DeepSpeed config whether it is to, and, where Axolotl has loaded the policy, a function that Axolotl
+    has put there and that always says yes.
+    """
     if not trainer.is_deepspeed_enabled:
         yield
         return
+    said = [place.is_deepspeed_zero3_enabled for place in ASKED]
     unset_hf_deepspeed_config()
+    for place in ASKED:
+        place.is_deepspeed_zero3_enabled = lambda: False
     try:
         yield
     finally:
+        for place, answer in zip(ASKED, said, strict=True):
+            place.is_deepspeed_zero3_enabled = answer
         set_hf_deepspeed_config(trainer.accelerator.state.deepspeed_plugin.hf_ds_config)

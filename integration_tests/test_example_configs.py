@@ -35,6 +35,7 @@ STEPS: dict[str, tuple[str | None, int]] = {
     "mistral-7b-external-reference.yaml": (None, 2),
     "mistral-7b-full-zero3.yaml": ("natural", 2),
     "quickstart/quickstart.yaml": (None, 2),
+    "self-play.yaml": ("steps", 3),
     "qwen2.5-7b-qlora.yaml": (None, 2),
     "solar-10.7b-policy-init-base.yaml": (None, 2),
     "solar-10.7b-random.yaml": ("random", 2),
@@ -135,7 +136,8 @@ def test_host_takes_it(read: Read, name: str) -> None:
     found, config = read(name), written(name)
     assert (found["rl"], found["trainer_cls"]) == ("dpo", TRAINER_CLS)
     assert set(config) <= set(found["known"])
-    trained = config.get("datasets") or [entry for step in config["sdpo"]["steps"] for entry in step["datasets"]]
+    steps = [] if config.get("datasets") else config["sdpo"]["steps"]
+    trained = config.get("datasets") or [entry for step in steps for entry in StepArgs(**step).entries]
     for said, kept in ((trained, found["datasets"]), (config.get("test_datasets") or [], found["test_datasets"] or [])):
         for entry, validated in zip(said, kept, strict=True):
             lost = {key: value for key, value in entry.items() if validated.get(key) != value}
@@ -157,7 +159,7 @@ def test_steps(read: Read, name: str) -> None:
     block, plan = read(name)["sdpo"], read(name)["plan"]
     assert ("steps" if "steps" in block else block.get("partition", {}).get("strategy")) == how
     assert len(plan) == number
-    assert all(step["num_rows"] for step in plan)
+    assert all(bool(step["num_rows"]) != step["is_awaited"] for step in plan)
     before = [f"M_{index}" for index in range(number)]
     expected = {"previous": before, "base": ["M_0"] * number}
     assert [step["reference"] for step in plan] == expected.get(block["reference"], [block["reference"]] * number)

@@ -1,7 +1,7 @@
 """Stepwise DPO (sDPO, arXiv 2403.19270) for Axolotl: `rl: sdpo`.
 
-The core of the package is importable without the host. ``SDPOPlugin`` and ``SDPOArgs`` are resolved on first use: a
-host that loads installed plugins by itself imports this package for every config.
+The core of the package is importable without the host. ``SDPOPlugin``, ``SDPOArgs`` and ``StepContext`` are resolved on
+first use: a host that loads installed plugins by itself imports this package for every config.
 """
 
 from typing import TYPE_CHECKING
@@ -12,9 +12,10 @@ from sdpo_plugin.versions import cannot_load
 if TYPE_CHECKING:
     from sdpo_plugin.args import SDPOArgs
     from sdpo_plugin.host.plugin import SDPOPlugin
+    from sdpo_plugin.step_hooks import StepContext
 
 __version__ = "0.1.0"
-__all__ = ["SDPOArgs", "SDPOPlugin", "__version__"]
+__all__ = ["SDPOArgs", "SDPOPlugin", "StepContext", "__version__"]
 
 plugin_name.watch_imports()
 
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> object:
         from sdpo_plugin.args import SDPOArgs
 
         return SDPOArgs
+    if name == "StepContext":
+        from sdpo_plugin.step_hooks import StepContext
+
+        return StepContext
     if name != "SDPOPlugin":
         raise plugin_name.no_such_attribute(name)
     try:

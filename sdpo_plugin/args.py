@@ -31,7 +31,22 @@ FRACTION_SLACK = 1e-3
 MAX_STEPS = 1000
 """More steps than anyone trains; a slip of the keyboard must not ask for more shares than there is memory for."""
 
+MADE_BY_HOOK = "before_step"
+"""In place of the path of rows that `sdpo.before_step` makes."""
+
+_HOOK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _MODEL_NAME = re.compile(r"M_[0-9]+")  # as `plan.model_name` writes it
+
+
+class HookRows(BaseModel):
+    """`from_hook` of a step: how the host reads the rows that `sdpo.before_step` makes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str | dict[str, Any] = Field(description="The host's `type` of these rows, e.g. chat_template.default.")
+    field_messages: str | None = Field(None, description="Column of the prompt's messages. Default: the host's.")
+    field_chosen: str | None = Field(None, description="Column of the chosen answer. Default: the host's.")
+    field_rejected: str | None = Field(None, description="Column of the rejected answer. Default: the host's.")
 
 
 class StepArgs(BaseModel):
@@ -40,8 +55,13 @@ class StepArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str | None = Field(None, description="Directory name of the step's model. Default: step-1, step-2, …")
-    datasets: list[dict[str, Any]] = Field(
-        description="Host dataset entries; together, merged as the host merges, they are D_t.", min_length=1
+    datasets: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = Field(
+        None,
+        description="Host dataset entries; together, merged as the host merges, they are D_t. "
+        "Default: required without from_hook.",
+    )
+    from_hook: HookRows | None = Field(
+        None, description="Instead of `datasets`: how rows are read that `sdpo.before_step` makes out of M_{t-1}."
     )
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Peak learning rate of this step. Default: the config's."
@@ -84,6 +104,25 @@ class StepArgs(BaseModel):
         return None if name is None else require_step_name(name)
 
     @model_validator(mode="after")
+    def _rows_come_from_one_place(self) -> "StepArgs":
+        if self.datasets is None and self.from_hook is None:
+            raise ValueError(
+                "datasets is missing; set it to a list of host dataset entries, or set from_hook where "
+                "sdpo.before_step makes the rows"
+            )
+        if self.datasets is not None and self.from_hook is not None:
+            raise ValueError(
+                f"datasets ({len(self.datasets)} entries) and from_hook (type: {self.from_hook.type!r}) are both set; "
+                "keep from_hook where sdpo.before_step makes the rows, and datasets where they are there already"
+            )
+        if self.from_hook is not None and self.val_set_size:
+            raise ValueError(
+                f"val_set_size: {self.val_set_size!r} and from_hook exclude each other: M_0 is evaluated on every "
+                "held-out set, before these rows are made; set test_datasets instead"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_kind_of_warmup_and_of_held_out_rows(self) -> "StepArgs":
         for one, other in (("warmup_ratio", "warmup_steps"), ("val_set_size", "test_datasets")):
             if getattr(self, one) and getattr(self, other):
@@ -91,6 +130,13 @@ class StepArgs(BaseModel):
                     f"{one}: {getattr(self, one)!r} and {other}: {getattr(self, other)!r} exclude each other; keep one"
                 )
         return self
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The host dataset entries of D_t; where a hook makes the rows, its key stands in place of a path."""
+        if self.from_hook is None:
+            return self.datasets or []
+        return [{"path": MADE_BY_HOOK, **self.from_hook.model_dump(exclude_none=True)}]
 
     def overrides(self) -> dict[str, Any]:
         """The host keys that this step sets, with their values."""
@@ -208,6 +254,21 @@ class SDPOConfig(BaseModel):
     lm_eval: LMEvalArgs | None = Field(
         None, description="Benchmarks of lm-eval that every M_t is evaluated on. Default: none."
     )
+    before_step: str | None = Field(
+        None,
+        description="package.module:function of your own that rank 0 calls before each step; it may make the rows of "
+        "steps with from_hook.",
+    )
+    after_step: str | None = Field(
+        None, description="package.module:function of your own that rank 0 calls when M_t has been written."
+    )
+
+    @field_validator("before_step", "after_step")
+    @classmethod
+    def _hook_names_a_function(cls, hook: str | None) -> str | None:
+        if hook is not None and not _HOOK.fullmatch(hook):
+            raise ValueError(f"{hook!r} names no function; write package.module:function, e.g. my_hooks:make_pairs")
+        return hook
 
     @field_validator("reference")
     @classmethod
@@ -225,6 +286,29 @@ class SDPOConfig(BaseModel):
             raise ValueError(
                 f"sdpo.partition (strategy: {self.partition.strategy}) and sdpo.steps ({len(self.steps)} steps) are "
                 "both set; keep sdpo.steps, or put all data under datasets: and keep sdpo.partition"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hooks_can_make_the_rows(self) -> "SDPOConfig":
+        made = [number for number, step in enumerate(self.steps or []) if step.from_hook is not None]
+        if not made:
+            return self
+        if self.before_step is None:
+            raise ValueError(
+                f"sdpo.steps[{made[0]}].from_hook is set, and sdpo.before_step, which would make its rows, is not; "
+                "set it to package.module:function, or give the step datasets"
+            )
+        if made[0] == 0:
+            raise ValueError(
+                "sdpo.steps[0].from_hook: the host builds its trainer with the rows of the first step, before any "
+                "hook is called; give the first step datasets"
+            )
+        if self.reference != "previous":
+            raise ValueError(
+                f"sdpo.reference: {self.reference!r} and sdpo.steps[{made[0]}].from_hook exclude each other: the "
+                "log-probs of such a reference are computed before step 1, when these rows are not made yet; "
+                "set reference: previous"
             )
         return self
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from sdpo_plugin.args import PartitionArgs, SDPOConfig, StepArgs
+from sdpo_plugin.args import HookRows, PartitionArgs, SDPOConfig, StepArgs
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.lm_eval_args import LMEvalArgs, TaskArgs
 
@@ -37,6 +37,8 @@ def _known_keys(location: Sequence[int | str]) -> list[str]:
     model = nested.get(location[0], SDPOConfig) if len(location) > 1 else SDPOConfig
     if model is LMEvalArgs and len(location) > 2 and location[1] == "tasks":
         model = TaskArgs
+    if "from_hook" in location[:-1]:
+        model = HookRows
     return list(model.model_fields)
 
 
@@ -57,5 +59,7 @@ def _explain(item: dict[str, Any]) -> str:
             remedy = "natural, easy_to_hard, random or stratified"
         elif location[0] == "lm_eval":
             remedy = "names of tasks of lm-eval, e.g. [arc_challenge, hellaswag]"
+        if location[-2:] == ["from_hook", "type"]:
+            remedy = "the host's type of these rows, e.g. chat_template.default"
         return f"{path} is missing; set it to {remedy}."
     return f"{path}: {item['input']!r} is not valid: {item['msg']}."

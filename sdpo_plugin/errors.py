@@ -29,6 +29,10 @@ class TrainingError(SDPOError, RuntimeError):
     """Training a step went wrong in a way that must not reach the next one."""
 
 
+class HookError(SDPOError, RuntimeError):
+    """The user's own code before or after a step raised an error, or did not write the rows that it is to make."""
+
+
 class RankZeroError(SDPOError, RuntimeError):
     """Rank 0 met an error that it could not share; this rank ends because of it."""
 

@@ -27,6 +27,8 @@ class StepPlan:
         policy_init: model that the step starts from, "M_{t-1}" or "M_0".
         settings: the host keys that the step sets for itself.
         source_rows: rows of D_t that come from each of ``sources``.
+        is_awaited: `sdpo.before_step` makes D_t, and has not yet: there are 0 rows until then, and 0 updates unless
+            `max_steps` is set.
     """
 
     __pydantic_config__ = STRICT
@@ -43,6 +45,7 @@ class StepPlan:
     policy_init: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     source_rows: tuple[Count, ...] = ()
+    is_awaited: bool = False
 
     def describe_sources(self) -> str:
         """The sources, with their rows where several make up the step."""
@@ -127,14 +130,15 @@ class Plan:
         rows = [("step", "sources", "rows", "dropped", "held out", "optimizer steps", "reference", "starts from")]
         for step in self.steps:
             dropped = "–" if step.num_dropped is None else f"{step.num_dropped:,}"
+            updates = "–" if step.is_awaited and not step.num_optimizer_steps else f"{step.num_optimizer_steps:,}"
             rows.append(
                 (
                     f"{step.index} {step.name}",
                     step.describe_sources(),
-                    f"{step.num_rows:,}",
+                    "not made yet" if step.is_awaited else f"{step.num_rows:,}",
                     dropped,
                     f"{step.num_heldout:,}",
-                    f"{step.num_optimizer_steps:,}",
+                    updates,
                     step.reference,
                     step.policy_init,
                 )

@@ -9,13 +9,15 @@ journal says that it is done, so that a run that died is resumed by the same pat
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
 from sdpo_plugin.run_dir.journal import Journal, Ranks, Samples, Tables
+from sdpo_plugin.run_dir.ledger import Hook, Ledger
+from sdpo_plugin.run_dir.made_rows import MadeRows
 from sdpo_plugin.run_dir.resume import FRESH, Start
 from sdpo_plugin.tables import LogProbTable
 
@@ -107,7 +109,11 @@ class StepHost(Ranks, Protocol):
         """Tell of the run so far: before and after every training, and at the end, when all is on disk."""
 
 
-def run_steps(plan: Plan, host: StepHost, journal: Journal, start: Start = FRESH) -> None:
+Hooks = Mapping[Hook, Callable[[StepPlan, Ledger], MadeRows | None]]
+"""The user's own code, by its key in the config. Every rank calls; rank 0 runs it; before_step may make D_t."""
+
+
+def run_steps(plan: Plan, host: StepHost, journal: Journal, start: Start = FRESH, hooks: Hooks | None = None) -> None:
     """Train the whole chain, or what is left of it.
 
     Args:
@@ -115,18 +121,22 @@ def run_steps(plan: Plan, host: StepHost, journal: Journal, start: Start = FRESH
         host: does the work.
         journal: knows what is done, and keeps it.
         start: where a run is resumed.
+        hooks: the user's own code before and after each step.
 
     Raises:
+        HookError: it failed.
         ReferenceTableError: a step's table is not whole or belongs to other rows; the step has not begun.
         StartGateError: a step did not begin at its reference.
     """
     if start.model_dir is not None:
         host.load_policy(start.action.model, start.model_dir)
     prepare(plan, host, journal)
-    for step in plan.steps:
+    for planned in plan.steps:
+        step = before_step(planned, hooks or {}, journal)
         make_reference(step, host, journal)
         train(step, host, journal, start.checkpoint_of(step))
         export(step, host, journal)
+        after_step(step, hooks or {}, journal)
     finish(plan, host, journal)
 
 
@@ -138,6 +148,15 @@ def prepare(plan: Plan, host: StepHost, journal: Journal) -> None:
     if host.export_base_adapter(journal.staging):
         journal.publish_base_adapter()
     journal.record_prepared(early.steps, early.heldout)
+
+
+def before_step(step: StepPlan, hooks: Hooks, journal: Journal) -> StepPlan:
+    """Let the user's own code come before the step; the same step, with the rows that this has made for it."""
+    if "before_step" not in hooks or not journal.is_due("before_step", step):
+        return step
+    made = hooks["before_step"](step, journal.ledger)
+    journal.record_call("before_step", step, made)
+    return step if made is None else made.plan.steps[step.index - 1]
 
 
 def make_reference(step: StepPlan, host: StepHost, journal: Journal) -> None:
@@ -190,6 +209,13 @@ def export(step: StepPlan, host: StepHost, journal: Journal) -> None:
     journal.publish(step)
     journal.record_export(step, clock.lap())
     host.report()
+
+
+def after_step(step: StepPlan, hooks: Hooks, journal: Journal) -> None:
+    """Let the user's own code see M_t."""
+    if "after_step" in hooks and journal.is_due("after_step", step):
+        hooks["after_step"](step, journal.ledger)
+        journal.record_call("after_step", step)
 
 
 def finish(plan: Plan, host: StepHost, journal: Journal) -> None:

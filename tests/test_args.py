@@ -9,17 +9,21 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from sdpo_plugin.args import OVERRIDES, PartitionArgs, SDPOArgs, SDPOConfig, StepArgs, step_names
+from sdpo_plugin.args import OVERRIDES, HookRows, PartitionArgs, SDPOArgs, SDPOConfig, StepArgs, step_names
 from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.partition import step_sizes
 
 DATA = [{"path": "pairs.jsonl", "type": "chatml.intel"}]
-BLOCK_KEYS = ["steps", "partition", "reference", "policy_init", "packed", "export_steps", "diagnostics", "lm_eval"]
+BLOCK_KEYS = [
+    *("steps", "partition", "reference", "policy_init", "packed", "export_steps", "diagnostics", "lm_eval"),
+    *("before_step", "after_step"),
+]
 PARTITION_KEYS = ["strategy", "unit", "score", "num_steps", "fractions", "seed"]
 STEP_KEYS = [
     "name",
     "datasets",
+    "from_hook",
     "learning_rate",
     "num_epochs",
     "max_steps",
@@ -61,14 +65,14 @@ def test_option_list_is_frozen() -> None:
 
 
 def test_a_step_overrides_everything_but_its_name_and_data() -> None:
-    assert list(OVERRIDES) == STEP_KEYS[2:]
+    assert list(OVERRIDES) == STEP_KEYS[3:]
 
 
 @pytest.mark.parametrize(
     ("model", "name"),
     [
         pytest.param(model, name, id=f"{model.__name__}.{name}")
-        for model in (SDPOArgs, SDPOConfig, StepArgs, PartitionArgs)
+        for model in (SDPOArgs, SDPOConfig, StepArgs, HookRows, PartitionArgs)
         for name in model.model_fields
     ],
 )
@@ -87,6 +91,8 @@ def test_defaults(block: dict[str, Any] | None) -> None:
         "export_steps": "all",
         "diagnostics": {"matrix": True, "max_rows": 512, "seed": 42},
         "lm_eval": None,
+        "before_step": None,
+        "after_step": None,
     }
 
 
@@ -110,6 +116,7 @@ def test_everything_that_is_written_is_kept() -> None:
             {
                 "name": "orca",
                 "datasets": DATA,
+                "from_hook": None,
                 "learning_rate": 5e-7,
                 "num_epochs": 1.0,
                 "max_steps": 10,
@@ -139,6 +146,8 @@ def test_everything_that_is_written_is_kept() -> None:
             "batch_size": 4,
             "steps": "last",
         },
+        "before_step": "own.hooks:make_pairs",
+        "after_step": "own:look",
     }
     assert parse_block(written).model_dump() == written
 
@@ -186,7 +195,8 @@ def test_unknown_key_of_a_step_names_key_value_and_what_was_meant(key: str, valu
         pytest.param(
             {"seed": 42},
             "sdpo.seed: 42 is set, but there is no such key; "
-            "Keys here: steps, partition, reference, policy_init, packed, export_steps, diagnostics, lm_eval.",
+            "Keys here: steps, partition, reference, policy_init, packed, export_steps, diagnostics, lm_eval, before_step, "
+            "after_step.",
             id="block",
         ),
         pytest.param(
@@ -271,7 +281,8 @@ def test_wrong_value_of_a_step(key: str, value: object, why: str) -> None:
         ),
         pytest.param(
             {"steps": [{"name": "a"}]},
-            "sdpo.steps[0].datasets is missing; set it to a value, e.g. a list of host dataset entries.",
+            "sdpo.steps[0]: datasets is missing; set it to a list of host dataset entries, or set from_hook where "
+            "sdpo.before_step makes the rows.",
             id="no-data",
         ),
         pytest.param(
@@ -288,6 +299,86 @@ def test_wrong_value_of_the_block(block: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("block", [True, "previous", [1], 0], ids=repr)
 def test_a_block_that_is_no_block(block: object) -> None:
     assert refusal(block) == f"sdpo: is {block!r}, but a block of keys is expected; keys: {BLOCK_KEYS}"
+
+
+# --- hooks ---
+
+HOOK = "own.hooks:make_pairs"
+MADE = {"from_hook": {"type": "chatml.intel"}}
+
+
+def test_rows_of_a_hook_are_an_entry_without_a_path() -> None:
+    """The key of the hook stands in the place of a path, and the rest says how the host reads the rows."""
+    fields = {"field_messages": "messages", "field_chosen": "good", "field_rejected": "bad"}
+    steps = [step(), {"from_hook": {"type": {"field_prompt": "p"}, **fields}}]
+    parsed = parse_block({"before_step": HOOK, "steps": steps}).steps
+    assert parsed is not None
+    assert [one.entries for one in parsed] == [
+        DATA,
+        [{"path": "before_step", "type": {"field_prompt": "p"}, **fields}],
+    ]
+
+
+@pytest.mark.parametrize("key", ["before_step", "after_step"])
+@pytest.mark.parametrize("name", ["make_pairs", "own.hooks.make_pairs", "own/hooks.py:f", ":f", "own:", "own:f.g", ""])
+def test_hook_that_names_no_function(key: str, name: str) -> None:
+    assert refusal({key: name}) == (
+        f"sdpo.{key}: {name!r} names no function; write package.module:function, e.g. my_hooks:make_pairs."
+    )
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        pytest.param(
+            {"before_step": HOOK, "steps": [step(**MADE)]},
+            "sdpo.steps[0]: datasets (1 entries) and from_hook (type: 'chatml.intel') are both set; keep from_hook "
+            "where sdpo.before_step makes the rows, and datasets where they are there already.",
+            id="both",
+        ),
+        pytest.param(
+            {"before_step": HOOK, "steps": [step(), {**MADE, "val_set_size": 0.1}]},
+            "sdpo.steps[1]: val_set_size: 0.1 and from_hook exclude each other: M_0 is evaluated on every held-out "
+            "set, before these rows are made; set test_datasets instead.",
+            id="held-out",
+        ),
+        pytest.param(
+            {"after_step": HOOK, "steps": [step(), MADE]},
+            "sdpo.steps[1].from_hook is set, and sdpo.before_step, which would make its rows, is not; set it to "
+            "package.module:function, or give the step datasets.",
+            id="no-hook",
+        ),
+        pytest.param(
+            {"before_step": HOOK, "steps": [MADE, step()]},
+            "sdpo.steps[0].from_hook: the host builds its trainer with the rows of the first step, before any hook is "
+            "called; give the first step datasets.",
+            id="first",
+        ),
+        *(
+            pytest.param(
+                {"before_step": HOOK, "reference": reference, "steps": [step(), MADE]},
+                f"sdpo.reference: {reference!r} and sdpo.steps[1].from_hook exclude each other: the log-probs of such "
+                "a reference are computed before step 1, when these rows are not made yet; set reference: previous.",
+                id=reference,
+            )
+            for reference in ("base", "org/model")
+        ),
+        pytest.param(
+            {"before_step": HOOK, "steps": [step(), {"from_hook": {}}]},
+            "sdpo.steps[1].from_hook.type is missing; set it to the host's type of these rows, e.g. "
+            "chat_template.default.",
+            id="no-type",
+        ),
+        pytest.param(
+            {"before_step": HOOK, "steps": [step(), {"from_hook": {"type": "a", "pth": "b"}}]},
+            "sdpo.steps[1].from_hook.pth: 'b' is set, but there is no such key; Keys here: type, field_messages, "
+            "field_chosen, field_rejected.",
+            id="unknown-key",
+        ),
+    ],
+)
+def test_rows_that_no_hook_can_make(block: dict[str, Any], message: str) -> None:
+    assert refusal(block) == message
 
 
 # --- names ---

@@ -54,18 +54,20 @@ ALLOWED = {
     "run_dir.inputs": "args errors run_dir.paths",
     "run_dir.journal": (
         "plan run_dir.checkpoints run_dir.cleanup run_dir.drift run_dir.files run_dir.fresh run_dir.ledger "
-        "run_dir.models run_dir.next_action run_dir.paths run_dir.sealed run_dir.stored run_dir.table_files "
-        "tables"
+        "run_dir.made_rows run_dir.models run_dir.next_action run_dir.paths run_dir.sealed run_dir.stored "
+        "run_dir.table_files tables"
     ),
     "run_dir.ledger": "errors names plan run_dir.paths run_dir.stored schema",
     "run_dir.lock": "errors run_dir.files",
     "run_dir.loggers": "run_dir.files run_dir.paths run_dir.stored schema",
+    "run_dir.made_rows": "digests errors plan run_dir.files run_dir.ledger run_dir.paths",
     "run_dir.models": "errors plan run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.next_action": "plan run_dir.ledger",
     "run_dir.paths": "plan",
     "run_dir.progress": "run_dir.files run_dir.paths schema",
     "run_dir.resume": (
-        "errors plan run_dir.checkpoints run_dir.ledger run_dir.models run_dir.next_action run_dir.paths run_dir.sealed"
+        "errors plan run_dir.checkpoints run_dir.ledger run_dir.made_rows run_dir.models run_dir.next_action "
+        "run_dir.paths run_dir.sealed"
     ),
     "run_dir.sealed": "digests names run_dir.files run_dir.stored schema",
     "run_dir.stored": "digests run_dir.files",
@@ -91,7 +93,8 @@ ALLOWED = {
     "report.published": "run_dir.drift scrub",
     "report.lm_eval": "plan run_dir.evaluations run_dir.ledger run_dir.paths text",
     "report.render": "report.lm_eval text",
-    "runner": "plan run_dir.journal run_dir.next_action run_dir.resume tables",
+    "runner": "plan run_dir.journal run_dir.ledger run_dir.made_rows run_dir.next_action run_dir.resume tables",
+    "step_hooks": "errors plan run_dir.ledger",
 }
 
 METHOD = (
@@ -106,7 +109,8 @@ ARROWS = {
     "run_dir": {"method", "config"},
     "report": {"method", "config", "run_dir"},
     "runner": {"method", "run_dir"},
-    "host": {"method", "config", "run_dir", "report", "runner"},
+    "step_hooks": {"method", "run_dir"},
+    "host": {"method", "config", "run_dir", "report", "runner", "step_hooks"},
     "__init__": {"method", "config"},
     "cli": {"config", "method", "report", "host"},
     "__main__": {"cli"},
@@ -220,7 +224,7 @@ def test_package_imports_only_wings_that_it_may() -> None:
 
 
 def test_arrows_between_wings_go_one_way() -> None:
-    order = ["method", "config", "run_dir", "report", "runner", "host", "cli", "__main__"]
+    order = ["method", "config", "run_dir", "report", "runner", "step_hooks", "host", "cli", "__main__"]
     for wing, others in ARROWS.items():
         if wing != "__init__":
             assert others <= set(order[: order.index(wing)])

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sdpo_plugin.args import DiagnosticsArgs, PartitionArgs, SDPOConfig, StepArgs
+from sdpo_plugin.args import DiagnosticsArgs, HookRows, PartitionArgs, SDPOConfig, StepArgs
 from sdpo_plugin.lm_eval_args import LMEvalArgs
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +17,7 @@ PAGES = [ROOT / "README.md", ROOT / "example_configs" / "README.md", *sorted((RO
 SECTIONS: dict[str, type[BaseModel]] = {
     "## `sdpo`": SDPOConfig,
     "## `sdpo.steps`": StepArgs,
+    "## `from_hook`": HookRows,
     "## `sdpo.partition`": PartitionArgs,
     "## `sdpo.diagnostics`": DiagnosticsArgs,
     "## `sdpo.lm_eval`": LMEvalArgs,

@@ -14,6 +14,7 @@ from sdpo_plugin import errors
         (errors.ReferenceTableError, ValueError),
         (errors.StartGateError, RuntimeError),
         (errors.TrainingError, RuntimeError),
+        (errors.HookError, RuntimeError),
         (errors.UnsupportedHostError, RuntimeError),
     ],
     ids=lambda part: part.__name__,
@@ -25,5 +26,5 @@ def test_kind_of_error(error: type[Exception], kind: type[Exception]) -> None:
 def test_no_error_is_an_import_error() -> None:
     """Axolotl trains without a plugin that raises one."""
     family = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    assert len(family) == 9
+    assert len(family) == 10
     assert [kind for kind in family if issubclass(kind, ImportError)] == []

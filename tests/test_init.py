@@ -140,7 +140,7 @@ def test_no_module_of_the_core_is_taken_for_the_plugin(module: str) -> None:
 
 
 def test_what_the_package_offers_is_frozen() -> None:
-    assert sdpo_plugin.__all__ == ["SDPOArgs", "SDPOPlugin", "__version__"]
+    assert sdpo_plugin.__all__ == ["SDPOArgs", "SDPOPlugin", "StepContext", "__version__"]
 
 
 def test_schema_of_the_host_gets_the_block_and_nothing_else() -> None:

@@ -25,6 +25,7 @@ FACTS: dict[str, Any] = {
     "export_seconds": 3.5,
     "settings": {"learning_rate": 1e-06, "optimizer": "adamw_é"},
     "kept": False,
+    "called": ("before_step", "after_step"),
 }
 
 
@@ -40,7 +41,14 @@ def full(num_steps: int = 2) -> Ledger:
     tables = {f"sdpo/reference/step-{index}.safetensors": "c" * 64 for index in numbers}
     exports = {f"M_{index}": "d" * 64 for index in (0, *numbers)}
     return dataclasses.replace(
-        ledger, tables=tables, exports=exports, prepared=True, finished=True, saved=True, final="f" * 64
+        ledger,
+        tables=tables,
+        exports=exports,
+        prepared=True,
+        finished=True,
+        saved=True,
+        final="f" * 64,
+        made_rows={f"sdpo/data/step-{index}.jsonl": "e" * 32 for index in numbers},
     )
 
 
@@ -60,8 +68,8 @@ def test_ledger_begins_with_nothing_done() -> None:
     ledger = Ledger.begin(plan, IDENTITY)
     assert (ledger.plan, ledger.identity) == (plan, IDENTITY)
     assert (ledger.prepared, ledger.finished, ledger.saved, ledger.final) == (False, False, False, None)
-    assert (ledger.tables, ledger.exports) == ({}, {})
-    nothing = ("planned", None, None, None, None, None, None, None, None, {}, True)
+    assert (ledger.tables, ledger.exports, ledger.made_rows) == ({}, {}, {})
+    nothing = ("planned", None, None, None, None, None, None, None, None, {}, True, ())
     assert [dataclasses.astuple(record) for record in ledger.records] == [nothing, nothing]
 
 
@@ -123,6 +131,7 @@ def test_keys_of_the_file_are_frozen(path: Path) -> None:
         "finished",
         "saved",
         "final",
+        "made_rows",
         "digest",
     ]
     assert written["schema_version"] == SCHEMA_VERSION == 2

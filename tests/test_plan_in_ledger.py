@@ -45,6 +45,7 @@ def plans(draw: st.DrawFn) -> Plan:
             policy_init=draw(st.sampled_from([model_name(0), model_name(index - 1)])),
             settings=draw(st.dictionaries(TEXT, SETTING | st.lists(SETTING, max_size=2), max_size=3)),
             source_rows=tuple(draw(st.lists(COUNT, max_size=3))),
+            is_awaited=draw(st.booleans()),
         )
         for index, name in enumerate(names, 1)
     )
@@ -111,6 +112,7 @@ def test_keys_of_the_plan_are_frozen(path: Path) -> None:
         "policy_init",
         "settings",
         "source_rows",
+        "is_awaited",
     ]
 
 

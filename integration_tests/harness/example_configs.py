@@ -192,7 +192,7 @@ def load(config: str, hub: str, processes: int) -> dict[str, Any]:
     validated = {key: cfg[key].to_dict() if isinstance(cfg[key], Mapping) else cfg[key] for key in keys}
     sources = manager.plugins["sdpo_plugin.SDPOPlugin"]._hooks._sources  # what the hook has just loaded
     columns = ("prompt", "chosen", "rejected")
-    rows = [{column: source.train[0][column] for column in columns} for source in sources]
+    rows = [{column: source.train[0][column] for column in columns} for source in sources if not source.is_awaited]
     return validated | {"known": _known_keys(), "plan": _plan(cfg, sources), "rows": rows}
 
 
@@ -213,5 +213,5 @@ def _plan(cfg: Any, sources: Any) -> list[dict[str, Any]]:
     from sdpo_plugin.host.data.planning import preview
 
     plan = preview(cfg, parse_block(cfg.sdpo.to_dict()), sources)
-    keys = ("name", "num_rows", "num_heldout", "reference", "policy_init", "settings")
+    keys = ("name", "num_rows", "is_awaited", "num_heldout", "reference", "policy_init", "settings")
     return [{key: getattr(step, key) for key in keys} for step in plan.steps]

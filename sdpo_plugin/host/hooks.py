@@ -10,7 +10,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 from axolotl.utils.logging import get_logger
 
-from sdpo_plugin.args import SDPOConfig
+from sdpo_plugin.args import MADE_BY_HOOK, SDPOConfig
 from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.host import compat, patches, registration
@@ -77,13 +77,14 @@ class Hooks:
             return None
         registration.require_trainable(cfg)
         block = _block(cfg)
+        registration.require_hooks(block)
         if self._session is not None:  # of an earlier config in this process, which failed
             self._session.release()
         session = Session(cfg, block)
         if not preprocess:
             session.check()
         begins = not preprocess and not session.run.ledger.exists()
-        self._sources, plan = load(cfg, block, begins=begins)
+        self._sources, plan = load(cfg, block, session.made, begins=begins)
         if is_main_process():
             LOG.info("stepwise DPO (sDPO), %d steps\n%s", len(plan.steps), plan.table())
         if not preprocess:
@@ -118,7 +119,8 @@ class Hooks:
             raise registration.foreign_trainer(cfg, type(trainer))
         compat.require_trainer_as_built(trainer)
         keep_best_model(cfg, trainer, self._sources)
-        trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
+        known = [entry for entry in cfg.datasets if entry["path"] != MADE_BY_HOOK]
+        trainer.dataset_tags = [source_name(entry) for entry in known if not Path(entry["path"]).is_dir()]
         assert self._session is not None, "the host loads the data before it builds the trainer"
         setup = RunSetup.of(trainer, cfg, _block(cfg), self._session, self._sources)
         trainer.attach(partial(run_chain, trainer, setup), cfg, self._written)

@@ -60,7 +60,11 @@ def identity_of(
         },
         "sdpo": _block(block),
         "config": run_settings(plain(cfg)),
-        "rows": {f"source {number}": rows_of(source.train) for number, source in enumerate(sources, 1)},
+        "rows": {
+            f"source {number}": rows_of(source.train)
+            for number, source in enumerate(sources, 1)
+            if not source.is_awaited  # known when they are made
+        },
         "held-out rows": {name: rows_of(rows) for name, rows in heldout.items()},
         VERSIONS: {package: version(package) for package in PACKAGES},
     }

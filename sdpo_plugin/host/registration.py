@@ -35,6 +35,7 @@ from sdpo_plugin.run_dir.fresh import require_fresh, require_no_foreign_model, r
 from sdpo_plugin.run_dir.inputs import names_in_place, require_inputs_kept, written_names
 from sdpo_plugin.run_dir.lock import require_free
 from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.step_hooks import load_hook
 
 DEFAULT_OUTPUT_DIR = "./model-out"  # the host's
 COMMANDS = "axolotl.cli."  # a launcher starts each rank as `python -m axolotl.cli.train`
@@ -68,11 +69,24 @@ def check_config(cfg: DictDefault) -> SDPOConfig:
     block = parse_block(cfg.get("sdpo"))
     conflicts = CONFLICTS if cfg.get("inference") else CONFLICTS + PACKING_CONFLICTS
     check_conflicts(cfg, conflicts + TRAINING_CONFLICTS if command() == "train" else conflicts)
+    if command() == "train":
+        require_hooks(block)
     if not cfg.get("inference"):  # which takes `rl` out: the config may be of another kind
         misspelt.require_known_keys(cfg, _known_keys())
         check_bounds(cfg)
     check_data_sources(cfg, has_steps=block.steps is not None, cuts_rows=_cuts_rows(block))
     return block
+
+
+def require_hooks(block: SDPOConfig) -> None:
+    """Refuse hooks that cannot be called, before anything is loaded.
+
+    Raises:
+        ConfigError: a hook cannot be imported, or does not take one argument.
+    """
+    for key, name in (("before_step", block.before_step), ("after_step", block.after_step)):
+        if name is not None:
+            load_hook(key, name)
 
 
 def check_output(cfg: DictDefault, block: SDPOConfig) -> None:

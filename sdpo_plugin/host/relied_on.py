@@ -12,13 +12,14 @@ import axolotl.train
 from accelerate.data_loader import DataLoaderAdapter
 from axolotl.utils.data import rl, shared
 from datasets import Dataset
-from transformers import PretrainedConfig, PreTrainedModel, ProgressCallback, Trainer, TrainerState
+from transformers import PretrainedConfig, PreTrainedModel, ProgressCallback, Trainer, TrainerState, modeling_utils
 from transformers.integrations import (
     CometCallback,
     MLflowCallback,
     TensorBoardCallback,
     TrackioCallback,
     WandbCallback,
+    deepspeed,
 )
 from transformers.modeling_utils import AttentionInterface
 
@@ -54,6 +55,8 @@ IN_LIBRARIES: tuple[Contract, ...] = (
     Has(PretrainedConfig, "_attn_implementation"),
     Takes(PreTrainedModel, "_can_set_attn_implementation", ()),
     Takes(PreTrainedModel, "set_attn_implementation", ("self", "attn_implementation", "allow_all_kernels")),
+    Takes(modeling_utils, "is_deepspeed_zero3_enabled", ()),  # replaced while a hook of the user's runs
+    Takes(deepspeed, "is_deepspeed_zero3_enabled", ()),
     Takes(AttentionInterface, "get_interface", ("self", "attn_implementation", "default")),
     Names(ProgressCallback, "__init__", ("training_bar",)),
     # What loggers/ has of transformers' callbacks: attributes, and what they read where a run of theirs begins.

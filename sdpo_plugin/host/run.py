@@ -14,10 +14,10 @@ from sdpo_plugin.host.left_to_do import check_what_is_left
 from sdpo_plugin.host.loggers.chain import ChainLoggers
 from sdpo_plugin.host.policy import Policy
 from sdpo_plugin.host.setup import RunSetup
+from sdpo_plugin.host.step_hooks import hooks_of
 from sdpo_plugin.host.step_host import AxolotlStepHost
 from sdpo_plugin.host.stopping import StopRequest
 from sdpo_plugin.run_dir.journal import Journal
-from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.runner import run_steps
 
 if TYPE_CHECKING:
@@ -41,13 +41,12 @@ def run_chain(trainer: "StepwiseDPOTrainer", setup: RunSetup) -> TrainOutput:
         pool = pool_tables(setup, passes)
         layout = lay_out(setup.cfg, setup.block, setup.sources, list(pool.values()))
         host = AxolotlStepHost(trainer, setup, layout, policy, passes)
-        tables = {setup.run.key(path): table.digest() for path, table in pool.items()}
-        ledger = start.ledger or Ledger.begin(layout.plan, setup.session.identity, tables)
+        ledger = setup.ledger(layout.plan, pool)
         check_what_is_left(trainer, setup, host, layout.plan, ledger)
         journal = Journal(setup.run, host, layout.plan, ledger)
         setup.session.has_begun()
         trainer.loggers = ChainLoggers(trainer, setup, layout.plan, host.args_of)
         with trainer.loggers.taking_over():
-            run_steps(layout.plan, host, journal, start)
+            run_steps(layout.plan, host, journal, start, hooks_of(trainer, setup, host))
     policy.hand_over(args)
     return host.output

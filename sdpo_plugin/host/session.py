@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.host.data.loading import LoadedSource
-from sdpo_plugin.host.engines.ranks import first_unseen, on_rank_0
+from sdpo_plugin.host.engines.ranks import on_rank_0, require_seen_by_all
 from sdpo_plugin.host.identity import identity_of, require_same
 from sdpo_plugin.host.telling import can_be_resumed, tell_the_end
 from sdpo_plugin.run_dir.checkpoints import TO_RESUME
@@ -25,7 +25,7 @@ from sdpo_plugin.run_dir.inputs import names_in_place, require_inputs_kept, writ
 from sdpo_plugin.run_dir.journal import close_run
 from sdpo_plugin.run_dir.lock import RunLock
 from sdpo_plugin.run_dir.paths import RunDir
-from sdpo_plugin.run_dir.resume import FRESH, Start, find_start
+from sdpo_plugin.run_dir.resume import FRESH, Start, find_start, steps_with_made_rows
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
 
@@ -37,12 +37,14 @@ class Session:
         run: the run directory.
         start: where the run begins or is resumed, once it is open.
         identity: what must be the same when the run is resumed, once it is open.
+        made: names of the steps whose rows a hook of the run has made already, once it is checked.
     """
 
     def __init__(self, cfg: DictDefault, block: SDPOConfig) -> None:
         self.run = RunDir(Path(cfg.output_dir))
         self.start: Start = FRESH
         self.identity: dict[str, dict[str, Any]] = {}
+        self.made: tuple[str, ...] = ()
         self._cfg, self._block = cfg, block
         self._lock: RunLock | None = None
         self._base: tuple[str, str] | None = None
@@ -55,20 +57,24 @@ class Session:
 
         Raises:
             OutputError: another run is at work here, or this one would overwrite what an earlier one has made or what
-                it reads itself.
+                it reads itself; rows that a hook of the run has made are missing, or have been changed.
         """
 
-        def look() -> None:
+        def look() -> tuple[str, ...]:
             if self.run.lock.exists():
                 self._lock = RunLock(self.run.lock)
             names = written_names(self._block, len(self._cfg.datasets))
             require_inputs_kept(self.run, names, self._cfg, self._block)
             if not self._resumes:
                 require_fresh(self.run, self._names())
+                return ()
+            return steps_with_made_rows(self.run)
 
         can_be_resumed(None)  # of an earlier run in this process
         PartialState().wait_for_everyone()
-        on_rank_0(look)
+        self.made = on_rank_0(look)
+        if self.made:
+            require_seen_by_all(self.run.made_rows, "sdpo.before_step has made", self.run.root)
 
     def open(self, sources: Sequence[LoadedSource]) -> None:
         """Take the directory and decide where to begin.
@@ -93,7 +99,9 @@ class Session:
         if self.start.action.kind == "nothing":
             _tell(f"this run is finished: {self.run.root} holds its final model. Nothing is left to do.")
             raise SystemExit(0)
-        self._require_seen_by_all()
+        source = self.start.checkpoint or self.start.model_dir
+        if source is not None:
+            require_seen_by_all(source, "the run is resumed from", self.run.root)
         self._redirect()
 
     @property
@@ -152,24 +160,6 @@ class Session:
             assert start.ledger is not None
             sweep(self.run, start.ledger)
         return start
-
-    def _require_seen_by_all(self) -> None:
-        """Every rank reads the model, or the checkpoint, that a run is resumed from.
-
-        Raises:
-            OutputError: a rank on another machine does not see what rank 0 does.
-        """
-        source = self.start.checkpoint or self.start.model_dir
-        if source is None:
-            return
-        unseen = first_unseen(source)
-        if unseen is not None:
-            rank, path = unseen
-            raise OutputError(
-                f"rank {rank} does not see {path}, which the run is resumed from: the machines do not share "
-                f"output_dir: {str(self.run.root)!r}. Put it on a file system that all of them see, or copy it from "
-                "the first machine to the others, and run the same command."
-            )
 
     def _redirect(self) -> None:
         """Let the host load M_{t-1}, or the checkpoint, in place of a base model that would be overwritten at once.

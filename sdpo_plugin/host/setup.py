@@ -1,7 +1,8 @@
 """Config, data and run directory, as a run is started with them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axolotl.common.datasets import TrainDatasetMeta
@@ -10,7 +11,7 @@ from datasets import Dataset
 
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.data.columns import concatenate
-from sdpo_plugin.host.data.loading import LoadedSource, load_sources
+from sdpo_plugin.host.data.loading import LoadedSource, load_made_rows, load_sources
 from sdpo_plugin.host.data.planning import preview
 from sdpo_plugin.host.data.tokenized import TokenizedSource, tokenize
 from sdpo_plugin.host.engines.external import require_same_tokenizer
@@ -21,18 +22,23 @@ from sdpo_plugin.host.forward.vocabulary import check_vocabulary
 from sdpo_plugin.host.session import Session
 from sdpo_plugin.plan import Plan
 from sdpo_plugin.rows import RowFacts
+from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.tables import LogProbTable
 
 if TYPE_CHECKING:
     from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
 
 
-def load(cfg: DictDefault, block: SDPOConfig, *, begins: bool = False) -> tuple[list[LoadedSource], Plan]:
+def load(
+    cfg: DictDefault, block: SDPOConfig, made: Collection[str] = (), *, begins: bool = False
+) -> tuple[list[LoadedSource], Plan]:
     """Load every source; with the plan as far as it is known by then.
 
     Args:
         cfg: the host's config.
         block: the `sdpo:` block.
+        made: names of the steps whose rows a hook has made already.
         begins: a run begins, which reads the data of its benchmarks too. One that is resumed does without them.
 
     Raises:
@@ -44,7 +50,7 @@ def load(cfg: DictDefault, block: SDPOConfig, *, begins: bool = False) -> tuple[
     if block.reference not in ("previous", "base"):
         require_same_tokenizer(cfg, block.reference)
     require_tasks(block.lm_eval, reads_data=begins)
-    sources = load_sources(cfg, block)
+    sources = load_sources(cfg, block, made)
     return sources, preview(cfg, block, sources)  # on every rank: a pool that is too small ends them all
 
 
@@ -90,6 +96,26 @@ class RunSetup:
         check_vocabulary(trainer, tokenized)
         check_positions(trainer, tokenized)
         return cls(cfg, block, session, tokenized)
+
+    def with_made_rows(self, trainer: "DPOTrainer", index: int) -> tuple["RunSetup", LoadedSource]:
+        """The same, with the rows that `sdpo.before_step` has made for step ``index`` (from 1); and these as texts.
+
+        Raises:
+            DataError: as in ``of``; or they cannot be read, or are no preference data.
+        """
+        awaited = self.sources[index - 1]
+        loaded = load_made_rows(awaited.name, awaited.cfg)
+        made = tokenize(trainer, [loaded])
+        check_vocabulary(trainer, made)
+        check_positions(trainer, made)
+        source = replace(made[0], heldout=awaited.heldout, settings=awaited.settings)
+        sources = [source if number == index else other for number, other in enumerate(self.sources, 1)]
+        return replace(self, sources=sources), loaded
+
+    def ledger(self, plan: Plan, pool: Mapping[Path, LogProbTable]) -> Ledger:
+        """The ledger of the run that is resumed, or that of a new one, with the tables that its plan was made with."""
+        tables = {self.run.key(path): table.digest() for path, table in pool.items()}
+        return self.session.start.ledger or Ledger.begin(plan, self.session.identity, tables)
 
     @property
     def rows(self) -> list[tuple[Dataset, RowFacts]]:

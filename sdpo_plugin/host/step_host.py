@@ -41,6 +41,7 @@ class AxolotlStepHost:
 
     Attributes:
         output: the host's, of the step that was trained last; that of no training before.
+        layout: the steps, with the rows that are known.
     """
 
     def __init__(
@@ -51,31 +52,31 @@ class AxolotlStepHost:
         policy: Policy,
         passes: Passes,
     ) -> None:
-        self._trainer, self._setup, self._layout = trainer, setup, layout
+        self._trainer, self._setup, self.layout = trainer, setup, layout
         self._policy, self._passes = policy, passes
         self._host_args: AxolotlDPOConfig = trainer.args
         self.output = TrainOutput(0, 0.0, {})
 
     def early_tables(self, plan: Plan) -> EarlyTables:
         """By the base model, or by an external reference."""
-        return early_tables(self._trainer, self._setup, self._layout, self._passes)
+        return early_tables(self._trainer, self._setup, self.layout, self._passes)
 
     def reference_table(self, step: StepPlan) -> LogProbTable:
         """By the policy, or by M_{t-1} that stands in for it."""
         model = model_name(step.index - 1)
-        return self._passes.step_table(step, self._layout.data(step), model, self._policy.stand_in)
+        return self._passes.step_table(step, self.layout.data(step), model, self._policy.stand_in)
 
     def heldout_tables(self, model: str) -> Tables:
         """By the policy, or by M_{t-1} that stands in for it."""
-        return self._passes.heldout_tables(self._layout.heldout, model, self._policy.stand_in)
+        return self._passes.heldout_tables(self.layout.heldout, model, self._policy.stand_in)
 
     def sampled_tables(self, model: str, steps: Sequence[StepPlan]) -> dict[int, LogProbTable]:
         """Likewise, of the rows that the plan's diagnostics draw."""
-        return self._passes.sampled_tables(self._layout, steps, model, self._policy.stand_in)
+        return self._passes.sampled_tables(self.layout, steps, model, self._policy.stand_in)
 
     def evaluate(self, model: str, run_id: str) -> None:
         """By lm-eval: the policy, or M_{t-1} that stands in for it."""
-        is_end = model in (M_0, model_name(len(self._layout.plan.steps)))
+        is_end = model in (M_0, model_name(len(self.layout.plan.steps)))
         check = partial(self._passes.end_if_asked, f"the evaluation of {model}")
         self._policy.evaluate(model, run_id, is_end=is_end, check=check)
 
@@ -90,18 +91,18 @@ class AxolotlStepHost:
     def settings(self, step: StepPlan) -> dict[str, Any]:
         """As the config of the step has them."""
         packed = self._trainer.data_collator is not self._trainer.padded_collator
-        return {**settings_of(self._layout.data(step).cfg, self._host_args.world_size), "packed": packed}
+        return {**settings_of(self.layout.data(step).cfg, self._host_args.world_size), "packed": packed}
 
     def train_step(self, step: StepPlan, training: Training) -> TrainOutcome:
         """By the host's own training loop."""
         outcome, self.output = train_policy(
-            self._trainer, step, training, self._layout, self.args_of(step), self._passes.stop
+            self._trainer, step, training, self.layout, self.args_of(step), self._passes.stop
         )
         return outcome
 
     def args_of(self, step: StepPlan) -> AxolotlDPOConfig:
         """The training arguments of a step."""
-        data, directory = self._layout.data(step), self._setup.run.step(step)
+        data, directory = self.layout.data(step), self._setup.run.step(step)
         return step_args(self._host_args, data.cfg, data.total_num_steps, bool(data.heldout), directory)
 
     def export_base_adapter(self, directory: Path) -> bool:

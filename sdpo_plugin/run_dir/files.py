@@ -36,6 +36,16 @@ def write_bytes(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Put the content of a file that another has written on disk.
+
+    Raises:
+        OSError: it cannot be opened or synced.
+    """
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_directory(directory: Path) -> None:
     """Put the names in ``directory`` on disk: without it a rename may be lost with the power.
 

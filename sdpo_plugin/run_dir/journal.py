@@ -12,7 +12,8 @@ from sdpo_plugin.run_dir.cleanup import sweep
 from sdpo_plugin.run_dir.drift import require_same_steps
 from sdpo_plugin.run_dir.files import explaining_write_errors, remove_folder, write_json
 from sdpo_plugin.run_dir.fresh import require_own_places
-from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Ledger
+from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Hook, Ledger
+from sdpo_plugin.run_dir.made_rows import MadeRows
 from sdpo_plugin.run_dir.models import about_model, final_model_files
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.sealed import publish, seal
@@ -83,6 +84,12 @@ class Journal:
     def is_exported(self, step: StepPlan) -> bool:
         """Whether M_t has been written, so that the step never trains again."""
         return self.ledger.records[step.index - 1].state == "exported"
+
+    def is_due(self, hook: Hook, step: StepPlan) -> bool:
+        """Whether a user's hook is still to be called: before a step has its reference, or while M_t stands."""
+        record = self.ledger.records[step.index - 1]
+        in_time = record.state == "planned" if hook == "before_step" else record.state == "exported" and record.kept
+        return in_time and hook not in record.called
 
     def has_table(self, step: StepPlan) -> bool:
         """Whether the reference table of D_t was made before step 1."""
@@ -155,10 +162,12 @@ class Journal:
         """
 
         def is_known(step: StepPlan) -> bool:
-            whole = step.reference == model and (step == referenced or self.has_table(step))
+            is_referenced = referenced is not None and step.index == referenced.index
+            whole = step.reference == model and (is_referenced or self.has_table(step))
             return whole or self._run.key(self._run.log_probs(model, step)) in self.ledger.tables
 
-        return [step for step in self._plan.steps if self._plan.diagnostics and not is_known(step)]
+        made = [step for step in self._plan.steps if not step.is_awaited]
+        return [step for step in made if self._plan.diagnostics and not is_known(step)]
 
     def record_reference(
         self,
@@ -194,6 +203,21 @@ class Journal:
         """Record facts of a step (see ``StepRecord``)."""
         self.ledger = self.ledger.record(step.index, **facts)
         self._write()
+
+    def record_call(self, hook: Hook, step: StepPlan, made: MadeRows | None = None) -> None:
+        """Record that a user's hook has come back, and the rows that it has made for the step."""
+        if made is not None:
+            key = self._run.key(self._run.made_rows_of(step.name))
+            rows = {**self.ledger.identity.get("rows", {}), f"source {step.index}": dict(made.facts)}
+            self.ledger = replace(
+                self.ledger,
+                plan=made.plan,
+                identity={**self.ledger.identity, "rows": rows},
+                made_rows={**self.ledger.made_rows, key: made.digest},
+            )
+            self._plan = made.plan
+            self._ranks.on_rank_0(lambda: _write_plan(self._run, made.plan))
+        self.record(step, called=(*self.ledger.records[step.index - 1].called, hook))
 
     def about_checkpoint(self, step: StepPlan) -> dict[str, str]:
         """The text of the seal of each checkpoint of the step."""

@@ -16,6 +16,7 @@ from sdpo_plugin.schema import STRICT, Count
 
 SCHEMA_VERSION = 2
 State = Literal["planned", "referenced", "training", "trained", "exported"]
+Hook = Literal["before_step", "after_step"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class StepRecord:
         log_probs_seconds, diagnostics_seconds, train_seconds, export_seconds: wall time, without what a dead run lost.
         settings: the hyper-parameters that the step began to train with.
         kept: whether M_t is still there; `export_steps: last` keeps only the model that resume may need.
+        called: the user's hooks that have been called for this step and have come back.
     """
 
     __pydantic_config__ = STRICT
@@ -46,6 +48,7 @@ class StepRecord:
     export_seconds: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     kept: bool = True
+    called: tuple[Hook, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Ledger:
         finished: all steps are trained, and the held-out log-probs of the last model are on disk.
         saved: the host has written the final model.
         final: digest of the final model's seal.
+        made_rows: digest of each file of rows that `sdpo.before_step` has made, by its path.
     """
 
     __pydantic_config__ = STRICT
@@ -77,6 +81,7 @@ class Ledger:
     finished: bool = False
     saved: bool = False
     final: str | None = None
+    made_rows: dict[PathBelow, str] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, plan: Plan, identity: Mapping[str, Any], tables: Mapping[str, str] | None = None) -> "Ledger":
@@ -148,6 +153,8 @@ class Ledger:
         for step, record in self.steps:
             if record.state != "planned" and layout.reference(step).as_posix() not in self.tables:
                 raise ValueError(f"step {step.name} is {record.state} and has no reference table")
+            if record.state != "planned" and step.is_awaited:
+                raise ValueError(f"step {step.name} is {record.state}, and its rows are not made")
             if record.state == "exported" and record.kept and model_name(step.index) not in self.exports:
                 raise ValueError(f"step {step.name} is exported and has no digest of its model")
         exported = [(step, record) for step, record in self.steps if record.state == "exported"]
@@ -157,3 +164,6 @@ class Ledger:
         unknown = [model for model in self.exports if model not in models]
         if unknown:
             raise ValueError(f"it vouches for models that no step makes: {unknown}")
+        unknown = sorted(set(self.made_rows) - {layout.key(layout.made_rows_of(step.name)) for step in self.plan.steps})
+        if unknown:
+            raise ValueError(f"it vouches for rows of no step: {unknown}")

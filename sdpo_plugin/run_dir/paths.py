@@ -55,6 +55,15 @@ class RunDir:
         return self.folder / "staging"
 
     @property
+    def made_rows(self) -> Path:
+        """The folder of the rows that `sdpo.before_step` has made."""
+        return self.folder / "data"
+
+    def made_rows_of(self, name: str) -> Path:
+        """The rows that `sdpo.before_step` has made for the step of this name."""
+        return self.made_rows / f"{name}.jsonl"
+
+    @property
     def tables(self) -> tuple[Path, ...]:
         """The folders that hold tables of log-probs."""
         return tuple(self.folder / name for name in ("pool", "reference", "log-probs", "heldout", "samples"))

@@ -8,6 +8,7 @@ from sdpo_plugin.errors import OutputError
 from sdpo_plugin.plan import M_0, StepPlan, model_name
 from sdpo_plugin.run_dir.checkpoints import TO_RESUME, checkpoint_to_resume
 from sdpo_plugin.run_dir.ledger import Ledger
+from sdpo_plugin.run_dir.made_rows import kept_rows
 from sdpo_plugin.run_dir.models import about_model, final_model_flaw, model_dir
 from sdpo_plugin.run_dir.next_action import Action, next_action
 from sdpo_plugin.run_dir.paths import RunDir
@@ -65,6 +66,15 @@ def find_start(run: RunDir, asked: Path | None = None) -> Start:
     if action.kind == "nothing":  # M_T's double may be gone, as `export_steps: last` says
         return _finished(run, _with_models_as_on_disk(run, ledger, Start(ledger, action)))
     return _with_models_as_on_disk(run, ledger, Start(ledger, action, model_dir(run, ledger, action.model)))
+
+
+def steps_with_made_rows(run: RunDir) -> tuple[str, ...]:
+    """The names of the steps whose rows a hook of the run has made, if there is a run to resume.
+
+    Raises:
+        OutputError: the ledger is damaged; rows are missing, or have been changed.
+    """
+    return kept_rows(run, Ledger.load(run.ledger)) if run.ledger.exists() else ()
 
 
 def _without_lost_table(ledger: Ledger, run: RunDir) -> Ledger:

@@ -15,6 +15,9 @@ from sdpo_plugin.tables import LogProbTable
 IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
 
+_NOTHING = np.zeros(0, dtype=np.int64)
+
+
 def row_facts(dataset: Dataset) -> RowFacts:
     """Keys and lengths of all rows, in one pass over the memory-mapped columns."""
     parts = []
@@ -23,7 +26,7 @@ def row_facts(dataset: Dataset) -> RowFacts:
         parts.append(
             facts_of([(_integers(column.flatten()), _integers(pc.list_value_length(column))) for column in columns])
         )
-    return rows.concatenate(parts)
+    return rows.concatenate(parts or [facts_of([(_NOTHING, _NOTHING)] * len(IDS))])
 
 
 def largest_id(dataset: Dataset) -> int:

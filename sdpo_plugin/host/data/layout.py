@@ -36,6 +36,7 @@ class StepData:
         total_num_steps: optimizer steps by the host's count.
         settings: the host keys that the step sets for itself.
         source_rows: rows that come from each entry of ``cfg.datasets``; empty where the host merged them.
+        is_awaited: `sdpo.before_step` makes the rows, and has not yet.
     """
 
     name: str
@@ -47,6 +48,7 @@ class StepData:
     total_num_steps: int
     settings: Mapping[str, Any]
     source_rows: tuple[int, ...] = ()
+    is_awaited: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,8 @@ def _plan(
             total_num_steps=step.total_num_steps,
             settings=step.settings,
             source_rows=step.source_rows,
-            rows_digest=step.facts.digest(),
+            rows_digest=None if step.is_awaited else step.facts.digest(),
+            is_awaited=step.is_awaited,
         )
         for step in steps
     ]

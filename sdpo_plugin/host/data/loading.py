@@ -2,9 +2,10 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from axolotl.common.datasets import TrainDatasetMeta, load_preference_datasets
@@ -22,6 +23,7 @@ from sdpo_plugin.host.data.local_data import CONTENT, address
 from sdpo_plugin.host.data.prepared import Prepared, RawReader, raw_parts
 from sdpo_plugin.host.data.read_errors import explained, require_no_null_text, source_name
 from sdpo_plugin.host.patches import loading_through
+from sdpo_plugin.run_dir.paths import RunDir
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
 SCHEDULES = ("one_cycle", "rex", *(schedule.value for schedule in SchedulerType))  # the first two are Axolotl's own
@@ -45,6 +47,7 @@ class LoadedSource:
         num_dropped: rows that are in neither; None where that is not known.
         total_num_steps: optimizer steps by the host's count.
         settings: the host keys that the source sets for itself.
+        is_awaited: `sdpo.before_step` makes the rows, and has not yet: there are none.
     """
 
     name: str
@@ -54,35 +57,65 @@ class LoadedSource:
     num_dropped: int | None
     total_num_steps: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    is_awaited: bool = False
 
 
 def flatten_steps(cfg: DictDefault, block: SDPOConfig) -> None:
     """Put the data sets of `sdpo.steps` into `datasets:`, in order, so that the host validates and normalizes them."""
     if block.steps is not None:
-        cfg["datasets"] = [entry for step in block.steps for entry in step.datasets]
+        cfg["datasets"] = [entry for step in block.steps for entry in step.entries]
 
 
-def load_sources(cfg: DictDefault, block: SDPOConfig) -> list[LoadedSource]:
+def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()) -> list[LoadedSource]:
     """Load every source, through the host's prepared-dataset cache.
 
+    Args:
+        cfg: the host's config.
+        block: the `sdpo:` block.
+        made: names of the steps whose rows a hook has made already.
+
     Raises:
+        ConfigError: a step contradicts itself or what is supported.
         DataError: a step that cannot be read, is not preference data, or has no row left.
     """
     steps = block.steps or [StepArgs(datasets=[dict(entry)]) for entry in cfg.datasets]
     names = step_names(steps)
     cfgs, first = [], 0
     for name, step in zip(names, steps, strict=True):
-        cfgs.append(_source_cfg(name, cfg, step, cfg.datasets[first : first + len(step.datasets)]))
-        first += len(step.datasets)
-    keys = ("datasets", "test_datasets")
-    entries = iter(address([entry for source_cfg in cfgs for key in keys for entry in source_cfg[key] or []]))
+        cfgs.append(_source_cfg(name, cfg, step, cfg.datasets[first : first + len(step.entries)]))
+        first += len(step.entries)
+    there = [_made_entries(name, c) if name in made else [] for name, c in zip(names, cfgs, strict=True)]
+    wanted = [
+        (kept if step.from_hook else source_cfg.datasets, source_cfg.test_datasets or [])
+        for step, source_cfg, kept in zip(steps, cfgs, there, strict=True)
+    ]
+    addressed = iter(address([entry for lists in wanted for entries in lists for entry in entries]))
     known = HeldoutSets([name for name, source_cfg in zip(names, cfgs, strict=True) if source_cfg.val_set_size])
     loaded = []
-    for name, step, source_cfg in zip(names, steps, cfgs, strict=True):
-        own, held = (list(islice(entries, len(source_cfg[key] or []))) for key in keys)
+    for name, step, source_cfg, lists in zip(names, steps, cfgs, wanted, strict=True):
+        own, held = (list(islice(addressed, len(entries))) for entries in lists)
         data = _load_source(name, source_cfg, own, held, known)
         loaded.append(replace(data, settings=describe_settings(step)))
     return loaded
+
+
+def load_made_rows(name: str, cfg: DictDefault) -> LoadedSource:
+    """The rows that `sdpo.before_step` has just made, as ``load_sources`` loads them when the run is resumed.
+
+    Args:
+        name: of the step.
+        cfg: of its source, which was loaded without them.
+
+    Raises:
+        DataError: they cannot be read, are no preference data, or none is left.
+    """
+    return _load_rows(name, cfg, address(_made_entries(name, cfg)))
+
+
+def _made_entries(name: str, cfg: DictDefault) -> list[DictDefault]:
+    """The entries of a step whose rows a hook has made, as they are read: out of the run directory."""
+    kept = {"path": str(RunDir(Path(cfg.output_dir)).made_rows_of(name)), "ds_type": "json", "split": "train"}
+    return [DictDefault({**entry, **kept}) for entry in cfg.datasets]
 
 
 def _source_cfg(name: str, cfg: DictDefault, step: StepArgs, entries: Sequence[DictDefault]) -> DictDefault:
@@ -100,6 +133,12 @@ def _source_cfg(name: str, cfg: DictDefault, step: StepArgs, entries: Sequence[D
         source_cfg.save_steps = 1.0 / (cfg.saves_per_epoch * source_cfg.num_epochs)
     if "num_epochs" in overrides and cfg.evals_per_epoch:
         source_cfg.eval_steps = 1.0 / (cfg.evals_per_epoch * source_cfg.num_epochs)
+    if step.from_hook and source_cfg.val_set_size:
+        raise ConfigError(
+            f"step {name}: val_set_size: {source_cfg.val_set_size!r} of the config would hold out rows that "
+            "sdpo.before_step makes, and M_0 is evaluated on every held-out set before that; set val_set_size: 0 in "
+            "this step, or test_datasets."
+        )
     check_losses(f"step {name}", source_cfg)
     if source_cfg.lr_scheduler and source_cfg.lr_scheduler not in SCHEDULES:
         raise ConfigError(
@@ -129,15 +168,13 @@ def _load_source(
     Args:
         name: of the step.
         cfg: its config alone.
-        entries: its data sets, addressed by content.
+        entries: its data sets, addressed by content; none where a hook has still to make them.
         held: its held-out entries likewise.
         known: held-out sets that steps before it have loaded.
     """
-    train_cfg = _for_rows(cfg, entries)
-    train_cfg.val_set_size = cfg.val_set_size
-    sources = ", ".join(source_name(entry) for entry in entries)
-    meta, raw = _load(name, train_cfg)
-    heldout = {} if meta.eval_dataset is None else {name: meta.eval_dataset}
+    awaited = LoadedSource(name, cfg, Dataset.from_dict({}), {}, None, 0, is_awaited=True)
+    source = _load_rows(name, cfg, entries) if entries else awaited
+    heldout = dict(source.heldout)
     for entry, addressed in zip(cfg.test_datasets or [], held, strict=True):
         test_name = known.find(entry)
         if test_name is None:
@@ -145,12 +182,21 @@ def _load_source(
             if is_main_process():
                 LOG.info("held-out set %s: test_datasets: %s", test_name, source_name(entry))
         heldout[test_name] = known.sets[test_name][1]
-    for test_name, rows in heldout.items():
-        if not len(rows):
-            raise DataError(
-                f"step {name}: held-out set {test_name} has no rows (sequence_len: {cfg.sequence_len} drops longer "
-                "ones); set another source, a larger sequence_len or a larger val_set_size."
-            )
+    return replace(source, heldout=heldout)
+
+
+def _load_rows(name: str, cfg: DictDefault, entries: Sequence[DictDefault]) -> LoadedSource:
+    """The rows of one step, with those of its own that it holds out."""
+    train_cfg = _for_rows(cfg, entries)
+    train_cfg.val_set_size = cfg.val_set_size
+    sources = ", ".join(source_name(entry) for entry in entries)
+    meta, raw = _load(name, train_cfg)
+    heldout = {} if meta.eval_dataset is None else {name: meta.eval_dataset}
+    if meta.eval_dataset is not None and not len(meta.eval_dataset):
+        raise DataError(
+            f"step {name}: held-out set {name} has no rows (sequence_len: {cfg.sequence_len} drops longer "
+            "ones); set another source, a larger sequence_len or a larger val_set_size."
+        )
     kept = len(meta.train_dataset) + len(meta.eval_dataset or ())
     if not len(meta.train_dataset):
         held = f", {len(meta.eval_dataset)} are held out" if meta.eval_dataset else ""

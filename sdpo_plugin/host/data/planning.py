@@ -37,6 +37,7 @@ class Sketch:
     settings: Mapping[str, Any]
     source_rows: tuple[int, ...] = ()
     rows_digest: str | None = None
+    is_awaited: bool = False
 
 
 def needs_base_tables(block: SDPOConfig) -> bool:
@@ -65,6 +66,7 @@ def _sketch(source: LoadedSource) -> Sketch:
         num_dropped=source.num_dropped,
         total_num_steps=source.total_num_steps,
         settings=source.settings,
+        is_awaited=source.is_awaited,
     )
 
 
@@ -143,6 +145,7 @@ def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[Sketch]) -> P
                 policy_init=named[block.policy_init],
                 settings=dict(step.settings),
                 source_rows=step.source_rows,
+                is_awaited=step.is_awaited,
             )
         )
     compared = block.diagnostics.model_dump(exclude={"matrix"}) if block.diagnostics.matrix else {}

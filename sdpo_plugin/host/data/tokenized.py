@@ -8,7 +8,7 @@ from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 
 from sdpo_plugin.errors import DataError
-from sdpo_plugin.host.data.columns import row_facts
+from sdpo_plugin.host.data.columns import IDS, row_facts
 from sdpo_plugin.host.data.heldout import merged
 from sdpo_plugin.host.data.loading import LoadedSource
 from sdpo_plugin.rows import RowFacts
@@ -22,7 +22,7 @@ class TokenizedSource:
     """A source as token ids.
 
     Attributes:
-        cfg, num_dropped, total_num_steps, settings: as in ``LoadedSource``.
+        cfg, num_dropped, total_num_steps, settings, is_awaited: as in ``LoadedSource``.
         train: tokenized rows.
         facts: keys and lengths of these rows.
         heldout: its held-out sets by name, tokenized.
@@ -36,6 +36,7 @@ class TokenizedSource:
     num_dropped: int | None
     total_num_steps: int
     settings: Mapping[str, Any]
+    is_awaited: bool = False
 
 
 def tokenize(trainer: "DPOTrainer", sources: Sequence[LoadedSource]) -> list[TokenizedSource]:
@@ -44,7 +45,11 @@ def tokenize(trainer: "DPOTrainer", sources: Sequence[LoadedSource]) -> list[Tok
     Raises:
         DataError: no row of a set is short enough.
     """
-    trains = [_prepare(trainer, source.train, f"source {t}", source.name) for t, source in enumerate(sources, 1)]
+    nothing = Dataset.from_dict({column: [] for column in IDS})
+    trains = [
+        nothing if source.is_awaited else _prepare(trainer, source.train, f"source {t}", source.name)
+        for t, source in enumerate(sources, 1)
+    ]
     heldout = tokenize_heldout(trainer, sources)
     return [
         TokenizedSource(
@@ -57,6 +62,7 @@ def tokenize(trainer: "DPOTrainer", sources: Sequence[LoadedSource]) -> list[Tok
             None if source.num_dropped is None else source.num_dropped + len(source.train) - len(train),
             source.total_num_steps,
             source.settings,
+            source.is_awaited,
         )
         for source, train in zip(sources, trains, strict=True)
     ]

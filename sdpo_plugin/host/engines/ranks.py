@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from sdpo_plugin.errors import RankZeroError, SDPOError
+from sdpo_plugin.errors import OutputError, RankZeroError, SDPOError
 from sdpo_plugin.run_dir.sealed import names_in
 
 T = TypeVar("T")
@@ -90,11 +90,26 @@ def gather(mine: list[T]) -> list[T]:
     return [item for part in parts for item in part]
 
 
-def first_unseen(directory: Path) -> tuple[int, Path] | None:
-    """A rank that does not see a file that rank 0 sees below ``directory``, and the file: they share no file system."""
+def require_seen_by_all(directory: Path, what: str, output_dir: Path) -> None:
+    """Refuse a file below ``directory`` that rank 0 sees and another rank does not: they share no file system.
+
+    Args:
+        directory: of the run.
+        what: the end of "which …", for the message.
+        output_dir: of the run.
+
+    Raises:
+        OutputError: it names the rank and the file.
+    """
     names = on_rank_0(lambda: names_in(directory))
     missing = gather([[directory / name for name in names if not (directory / name).is_file()]])
-    return next(((rank, paths[0]) for rank, paths in enumerate(missing) if paths), None)
+    for rank, paths in enumerate(missing):
+        if paths:
+            raise OutputError(
+                f"rank {rank} does not see {paths[0]}, which {what}: the machines do not share "
+                f"output_dir: {str(output_dir)!r}. Put it on a file system that all of them see, or copy it from "
+                "the first machine to the others, and run the same command."
+            )
 
 
 def place() -> tuple[int, int]:

@@ -45,7 +45,7 @@ def check_positions(
     Raises:
         DataError: it names the set, the length and the size of the table.
     """
-    lengths = {source.name: source.facts.lengths for source in sources}
+    lengths = {source.name: source.facts.lengths for source in sources if not source.is_awaited}
     heldout = merged(source.heldout for source in sources)
     lengths |= {f"held-out {name}": row_facts(rows).lengths for name, rows in heldout.items()}
     cut = {name: np.minimum(found, trainer.args.max_length or found) for name, found in lengths.items()}

@@ -195,8 +195,8 @@ def test_unknown_key_of_a_step_names_key_value_and_what_was_meant(key: str, valu
         pytest.param(
             {"seed": 42},
             "sdpo.seed: 42 is set, but there is no such key; "
-            "Keys here: steps, partition, reference, policy_init, packed, export_steps, diagnostics, lm_eval, before_step, "
-            "after_step.",
+            "Keys here: steps, partition, reference, policy_init, packed, export_steps, diagnostics, lm_eval, "
+            "before_step, after_step.",
             id="block",
         ),
         pytest.param(

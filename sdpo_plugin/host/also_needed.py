@@ -1,15 +1,16 @@
-"""What a run needs beside its own model and data, looked at before anything is loaded: a reference, benchmarks."""
+"""What a run needs beside its own model and data, before it trains: a reference that fits, benchmarks, a template."""
+
+from typing import Any
 
 from axolotl.utils.dict import DictDefault
 
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.engines.external import require_same_tokenizer
-
-REQUIRE_TASKS_IMPORT
+from sdpo_plugin.host.evaluation.tasks import require_chat_template, require_tasks
 
 
 def require_what_else_is_needed(cfg: DictDefault, block: SDPOConfig, *, begins: bool) -> None:
-    """Refuse an external reference that does not fit, and benchmarks that do not exist.
+    """Refuse an external reference that does not fit, and benchmarks that do not exist; nothing is loaded yet.
 
     Args:
         cfg: the host's config.
@@ -22,3 +23,12 @@ def require_what_else_is_needed(cfg: DictDefault, block: SDPOConfig, *, begins: 
     if block.reference not in ("previous", "base"):
         require_same_tokenizer(cfg, block.reference)
     require_tasks(block.lm_eval, reads_data=begins)
+
+
+def require_fitting_tokenizer(block: SDPOConfig, tokenizer: Any) -> None:
+    """Refuse benchmarks in a chat template that the tokenizer does not have.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    require_chat_template(block.lm_eval, tokenizer)

@@ -10,13 +10,12 @@ from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 
 from sdpo_plugin.args import SDPOConfig
+from sdpo_plugin.host.also_needed import require_fitting_tokenizer, require_what_else_is_needed
 from sdpo_plugin.host.data.columns import concatenate
 from sdpo_plugin.host.data.loading import LoadedSource, load_made_rows, load_sources
 from sdpo_plugin.host.data.planning import preview
 from sdpo_plugin.host.data.tokenized import TokenizedSource, tokenize
-from sdpo_plugin.host.engines.external import require_same_tokenizer
 from sdpo_plugin.host.engines.memory import pass_over_imports
-from sdpo_plugin.host.evaluation.tasks import require_chat_template, require_tasks
 from sdpo_plugin.host.forward.positions import check_positions
 from sdpo_plugin.host.forward.vocabulary import check_vocabulary
 from sdpo_plugin.host.session import Session
@@ -47,9 +46,7 @@ def load(
         DataError: a source cannot be read, is not preference data, or has no row left.
     """
     pass_over_imports()  # of the host: all but the trainer's
-    if block.reference not in ("previous", "base"):
-        require_same_tokenizer(cfg, block.reference)
-    require_tasks(block.lm_eval, reads_data=begins)
+    require_what_else_is_needed(cfg, block, begins=begins)
     sources = load_sources(cfg, block, made)
     return sources, preview(cfg, block, sources)  # on every rank: a pool that is too small ends them all
 
@@ -91,7 +88,7 @@ class RunSetup:
             ConfigError: benchmarks in a chat template that the tokenizer does not have.
             DataError: no row of a set is short enough; a row has token ids or positions that the model does not have.
         """
-        require_chat_template(block.lm_eval, trainer.processing_class)
+        require_fitting_tokenizer(block, trainer.processing_class)
         tokenized = tokenize(trainer, sources)
         check_vocabulary(trainer, tokenized)
         check_positions(trainer, tokenized)

@@ -8,7 +8,7 @@ from sdpo_plugin.run_dir.sealed import remove
 
 
 def clear(run: RunDir) -> None:
-    """Remove what a run that came to nothing has left: records, tables, evaluations, made rows, a model half written."""
+    """Remove what a run that came to nothing has left: records, tables, evaluations, rows, a model half written."""
     run.ledger.unlink(missing_ok=True)
     run.progress.unlink(missing_ok=True)
     run.loggers.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -52,6 +53,35 @@ def parsed(cards: list[str]) -> list[dict[str, Any]]:
     from huggingface_hub import ModelCard
 
     return [ModelCard(card).data.to_dict() for card in cards]
+
+
+def named(folder: str) -> dict[str, Any]:
+    """Base models by where they lie, as cards name them. Runs in a fork, which lays a model into the hub's cache."""
+    from axolotl.utils.dict import DictDefault
+    from huggingface_hub import constants
+
+    from sdpo_plugin.host.model_card import base_of, on_hub
+
+    root, cached = Path(folder), Path(constants.HF_HUB_CACHE) / "models--org--cached"
+    card = "license: other\nlicense_name: own-1.0\nlicense_link: LICENSE"
+    snapshot = cached / "snapshots" / ("0" * 40)
+    for place, front in (
+        (snapshot, card),
+        (root / "of-config", card),
+        (root / "damaged", "license: [unclosed"),
+        (root / "of-a-path", f"base_model: {root}/damaged\nlicense: mit"),
+    ):
+        place.mkdir(parents=True)
+        (place / "README.md").write_text(f"---\n{front}\n---\n# A model\n", encoding="utf-8")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    (root / "of-config" / "config.json").write_text(json.dumps({"_name_or_path": "org/origin"}))
+    places = ["org/cached", "org/unknown", "gpt2", *(str(path) for path in (snapshot, *sorted(root.iterdir())))]
+    found = [base_of(DictDefault(base_model=place)) for place in places]
+    data = [{"path": "org/pairs", "split": "train"}, {"path": "json"}, {"path": f"{root.name}/damaged"}]
+    os.chdir(root.parent)
+    sets = on_hub(DictDefault(datasets=data, sdpo={"reference": "org/reference"}))
+    return {"bases": [[base.name, base.hub_id, dict(base.license)] for base in found], "on hub": sets}
 
 
 @pytest.fixture(scope="module", params=[{}, LORA], ids=["full", "lora"])
@@ -191,3 +221,20 @@ def test_cards_of_a_repository(pushed: Hub, model: Path) -> None:
     assert "**Not finished:**" not in pushed.files["README.md"].decode()
     assert "\n# aligned, M_1 (step-1)\n" in pushed.files["step-1/README.md"].decode()
     assert "sdpo/report.md" in pushed.files
+
+
+def test_names_and_licences_of_base_models(host: Host, tmp_path: Path) -> None:
+    """A relative path looks like a hub id; the disk tells them apart. A licence beside a local model has no address."""
+    found = host.python("integration_tests.test_cards:named", tmp_path / "models")
+    own = {"license": "other", "license_name": "own-1.0"}
+    linked = {**own, "license_link": "https://huggingface.co/org/cached/blob/main/LICENSE"}
+    assert found["bases"] == [
+        ["org/cached", "org/cached", linked],
+        ["org/unknown", "org/unknown", {}],
+        ["gpt2", "gpt2", {}],
+        ["org/cached", "org/cached", linked],  # by the path of its snapshot
+        ["damaged", None, {}],
+        ["of-a-path", None, {"license": "mit"}],
+        ["of-config", "org/origin", own],
+    ]
+    assert found["on hub"] == {"org/pairs:train": "org/pairs", "org/reference": "org/reference"}

@@ -92,6 +92,7 @@ def installed(host: Host) -> list[str]:
 def loggers(folder: Path, project: str, installed: list[str]) -> Config:
     """The host's keys for every logger that is there."""
     keys = {"use_tensorboard": True, "wandb_project": project, "wandb_name": "named-w", "wandb_mode": "offline"}
+    keys |= {"wandb_log_model": "checkpoint"}
     keys |= {"use_trackio": True, "trackio_project_name": project, "trackio_run_name": "named-t"}
     if "mlflow" in installed:
         keys |= {"mlflow_tracking_uri": f"file://{folder}/mlruns", "mlflow_experiment_name": project}
@@ -213,6 +214,8 @@ def test_wandb(logged: Logged) -> None:
     assert run["config"]["output_dir"] == str(logged.out)
     assert [run["config"][f"sdpo/step_{step}/num_rows"] for step in (1, 2)] == [18, 24]
     assert len([name for name in run["artifacts"] if name.startswith("config-")]) == 1
+    # M_0's architecture, checkpoints after updates 2, 4, 5 of step 1 and 2, 4, 6 of step 2, and M_2
+    assert run["artifacts"].count("model-named-w") == 1 + 6 + 1
     tables = [row for row in run["rows"] if "sdpo/gamma/nrows" in row]
     assert [(row["train/global_step"], row["sdpo/gamma/nrows"]) for row in tables] == [(5, 2), (11, 2)]
     for key in ("sdpo/picture/path", "train/sdpo/own"):

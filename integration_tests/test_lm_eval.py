@@ -158,10 +158,10 @@ def test_adapter_first_and_last_in_its_own_words(
 def test_ranks_that_share_the_model_find_what_a_plain_loop_finds(
     host: Host, model: Path, two_sets: list[Config], folder: Path, tasks: Path, engine: str
 ) -> None:
-    """An adapter under ZeRO-3, full fine-tuning under FSDP2; shares and texts of different length."""
+    """Full fine-tuning under ZeRO-3, an adapter under FSDP2; shares and texts of different length."""
     make, settings = {
-        "zero3": (lora_config, {**ADAPTER, "deepspeed": str(write_zero3(folder / "zero3.json"))}),
-        "fsdp2": (base_config, {"learning_rate": 1.0e-2, **fsdp2()}),
+        "zero3": (base_config, {**FULL, "deepspeed": str(write_zero3(folder / "zero3.json"))}),
+        "fsdp2": (lora_config, {**ADAPTER, **fsdp2()}),
     }[engine]
     config = make(model, two_sets, folder / engine, micro_batch_size=2, **settings)
     out = run_sdpo(host, sdpo_config(config, sdpo=lm_eval_block(tasks, CHOICE, WRITE)), ranks=2)

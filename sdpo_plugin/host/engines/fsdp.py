@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.distributed.fsdp import FSDPModule
+from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import Trainer
 
 from sdpo_plugin.errors import ConfigError
@@ -42,6 +43,20 @@ def reshard(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@contextmanager
+def generating(model: torch.nn.Module) -> Iterator[None]:
+    """Within this context ``model`` may generate, also where it is an adapter: its `generate` is that of the model below
+    it, and goes past the outermost module, whose forward pass gathers the embeddings."""
+    if not (isinstance(model, FSDPModule) and isinstance(model, PeftModel)):
+        yield
+        return
+    register_fsdp_forward_method(model, "generate")
+    try:
+        yield
+    finally:
+        del model.generate
 
 
 @contextmanager

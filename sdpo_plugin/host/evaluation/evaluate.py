@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import is_sharded, ready_model
+from sdpo_plugin.host.engines.fsdp import generating
 from sdpo_plugin.host.engines.memory import free_memory
 from sdpo_plugin.host.evaluation.attempt import attempt
 from sdpo_plugin.host.evaluation.tasks import run_task
@@ -74,7 +75,8 @@ def evaluate(
     if not left:
         return
     try:
-        with unchanged(trainer.model if other is None else other), ready_model(trainer, other) as ready:
+        model = trainer.model if other is None else other
+        with unchanged(model), ready_model(trainer, other) as ready, generating(model):
             lm, error = _model_for(trainer, ready, args, check)
             for entry in left:
                 record = _recorded(setup.run, record, args, entry, partial(_run, lm, args, entry, error))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+COMMIT = "0" * 40
+
 
 @dataclass
 class Hub:
@@ -50,7 +52,8 @@ class Hub:
             return {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
         if "/commit/" in path:
             self._take([json.loads(line) for line in body.splitlines()])
-            return {"commitUrl": f"{self.endpoint}{path}", "commitOid": "0" * 40, "success": True}
+            repository = path.removeprefix("/api/models/").partition("/commit/")[0]
+            return {"commitUrl": f"{self.endpoint}/{repository}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
         return None
 
     def _take(self, lines: list[dict[str, Any]]) -> None:

@@ -1,24 +1,22 @@
 """The content of a report, made from the records of a run: no model, no host, also for a run that died."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sdpo_plugin import measures
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.plan import StepPlan
 from sdpo_plugin.report.cells import heldout_cells, references, training_cells
 from sdpo_plugin.report.forecast import forecast
 from sdpo_plugin.report.matrices import changes, matrices
 from sdpo_plugin.report.notes import notes
-from sdpo_plugin.report.render import markdown
+from sdpo_plugin.report.steps import step_block
 from sdpo_plugin.report.verdicts import as_rows, verdicts
-from sdpo_plugin.run_dir.files import explaining_write_errors, write_bytes, write_json
-from sdpo_plugin.run_dir.ledger import Ledger, StepRecord
+from sdpo_plugin.report.write import write_report
+from sdpo_plugin.run_dir.files import explaining_write_errors
+from sdpo_plugin.run_dir.history import ReadableHistories
+from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.progress import read_progress
 from sdpo_plugin.run_dir.table_files import ReadableTables
-from sdpo_plugin.tables import LogProbTable
 
 SCHEMA_VERSION = 3
 
@@ -26,18 +24,20 @@ SCHEMA_VERSION = 3
 def build_report(run: RunDir) -> dict[str, Any]:
     """The content of `sdpo/report.json`, as `report.schema.json` beside this module describes it.
 
-    A table that is missing or damaged leaves its cells empty, and a line in `warnings`.
+    A table or history that is missing or damaged leaves its cells or its curve empty, and a line in `warnings`.
 
     Raises:
         OutputError: there is no run here, or its ledger is missing or damaged.
     """
     require_run(run)
     ledger = Ledger.load(run.ledger)
-    plan, found = ledger.plan, ReadableTables(run, ledger)
+    plan, found, logged = ledger.plan, ReadableTables(run, ledger), ReadableHistories(run)
     of_steps = references(found, run, ledger)
     train, heldout = training_cells(found, run, ledger, of_steps), heldout_cells(found, run, ledger)
     now = forecast(ledger, read_progress(run))
-    steps = [_step(step, record, of_steps.get(step.index)) for step, record in ledger.steps]
+    steps = [
+        step_block(step, record, of_steps.get(step.index), logged.read(step, record)) for step, record in ledger.steps
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "finished": ledger.finished,
@@ -48,23 +48,13 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "partition": plan.partition,
         "ordering": [asdict(rank) for rank in plan.ordering],
         "overlaps": [asdict(overlap) for overlap in plan.overlaps],
-        "warnings": [*notes(plan), *found.missed],
+        "warnings": [*notes(plan), *found.missed, *logged.missed],
         "verdicts": as_rows(verdicts(plan, of_steps, train, heldout, [step["beta"] for step in steps])),
         "steps": steps,
         "train": matrices(train),
         "heldout": matrices(heldout),
         "changes": [*changes(train, "train"), *changes(heldout, "heldout")],
     }
-
-
-def write_report(run: RunDir, report: Mapping[str, Any]) -> None:
-    """Write `report.json` and `report.md`.
-
-    Raises:
-        OSError: they cannot be written.
-    """
-    write_json(run.report, report)
-    write_bytes(run.report.with_suffix(".md"), markdown(report).encode())
 
 
 def report_run(run: RunDir) -> dict[str, Any]:
@@ -95,28 +85,3 @@ def require_run(run: RunDir) -> None:
         )
     if not run.ledger.exists():
         raise OutputError(f"{run.ledger} does not exist: the run died as it began; begin it again, or restore it.")
-
-
-def _step(step: StepPlan, record: StepRecord, table: LogProbTable | None) -> dict[str, Any]:
-    return {
-        "index": step.index,
-        "name": step.name,
-        "state": record.state,
-        "model_dir": step.name if record.state == "exported" and record.kept else None,
-        "sources": list(step.sources),
-        "num_rows": step.num_rows,
-        "num_dropped": step.num_dropped,
-        "num_optimizer_steps": record.num_optimizer_steps,
-        "reference": step.reference,
-        "policy_init": step.policy_init,
-        "source_rows": list(step.source_rows),
-        "gamma_ref": None if table is None else asdict(measures.gamma_stats(table)),
-        "first_loss": record.first_loss,
-        "final_loss": record.final_loss,
-        "beta": record.beta,
-        "learning_rate": record.settings.get("learning_rate"),
-        "log_probs_seconds": record.log_probs_seconds,
-        "diagnostics_seconds": record.diagnostics_seconds,
-        "train_seconds": record.train_seconds,
-        "export_seconds": record.export_seconds,
-    }

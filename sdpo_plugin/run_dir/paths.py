@@ -79,6 +79,15 @@ class RunDir:
         """The log-probs of the sampled rows of D_t under a model, where those of all rows are not there."""
         return self.folder / "samples" / f"{model}-{step.name}.safetensors"
 
+    @property
+    def histories(self) -> Path:
+        """The folder of what the host logged in each step."""
+        return self.folder / "history"
+
+    def history(self, step: StepPlan) -> Path:
+        """What the host logged while step t trained."""
+        return self.histories / f"{step.name}.json"
+
     def step(self, step: StepPlan) -> Path:
         """M_t and the host's checkpoints of step t."""
         return self.root / step.name

@@ -27,11 +27,11 @@ def html(report: Mapping[str, Any]) -> str:
     title = f"{TITLE}: {report['base_model']}"
     body = [
         _header(report),
-        section("Remarks", [_remarks(report)]).replace("<section>", '<section class="remarks">', 1),
+        section("Remarks", [_remarks(report)], class_="remarks"),
         section("Steps", [table(view.step_rows(report))]),
         section("What each step began at", _gamma(report)),
         section("Training", _curves(report)),
-        section("Order of the sources", filter(None, [table(view.ordering_rows(report))])),
+        section("Order of the sources", [table(view.ordering_rows(report))]),
         *(section(f"Models on {what}", _models(report, kind)) for kind, what in KINDS),
         section("Where the time went", [table(view.time_rows(report))]),
         section("Words", [_definitions()]),
@@ -64,7 +64,7 @@ def _remarks(report: Mapping[str, Any]) -> str:
 def _gamma(report: Mapping[str, Any]) -> Iterator[str]:
     found = rises(report)
     if found:
-        caption = "γ_ref on the step's data: mean and quartiles under its reference, and under M_0 on the same rows"
+        caption = "γ_ref on the step's data: mean and quartiles under its reference (filled) and M_0, same rows (open)"
         yield _figure(caption, spread_chart("γ_ref of each step", found))
 
 
@@ -84,7 +84,8 @@ def _models(report: Mapping[str, Any], kind: str) -> Iterator[str]:
     if filled:
         maps = "\n".join(heat_map(report, kind, matrix) for matrix in filled)
         yield element("div", maps, class_="matrices")
-    yield from filter(None, (table(view.drift_rows(report, kind)), table(view.change_rows(report, kind))))
+    yield table(view.drift_rows(report, kind))
+    yield table(view.change_rows(report, kind))
 
 
 def _definitions() -> str:

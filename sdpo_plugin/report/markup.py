@@ -30,10 +30,10 @@ def element(name: str, content: str, **attributes: str) -> str:
     return f"<{name}{written}>{content}</{name}>"
 
 
-def section(heading: str, parts: Iterable[str]) -> str:
-    """A section of the page; empty where it has no parts."""
-    content = "\n".join(parts)
-    return element("section", f"<h2>{text(heading)}</h2>\n{content}") if content else ""
+def section(heading: str, parts: Iterable[str], class_: str = "") -> str:
+    """A section of the page; empty where its parts are."""
+    content = "\n".join(filter(None, parts))
+    return element("section", f"<h2>{text(heading)}</h2>\n{content}", class_=class_) if content else ""
 
 
 def table(rows: Iterable[Row]) -> str:

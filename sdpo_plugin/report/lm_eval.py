@@ -38,14 +38,16 @@ def lm_eval_results(run: RunDir, ledger: Ledger) -> tuple[dict[str, dict[str, An
 
 
 def lm_eval_table(results: Results) -> str | None:
-    """A line a metric, a column a model: value ± standard error. None where nothing was evaluated."""
-    lines = dict.fromkeys(line for entries in results.values() for line in _lines(entries))
-    if not lines:
-        return None
-    rows = [("lm-eval", "metric", *results)]
-    for name, task, metric in lines:
-        rows.append((task, metric, *(_cell(entries.get(name), task, metric) for entries in results.values())))
-    return text_table(rows)
+    """``lm_eval_rows`` as text. None where nothing was evaluated."""
+    rows = list(lm_eval_rows(results))
+    return text_table(rows) if len(rows) > 1 else None
+
+
+def lm_eval_rows(results: Results) -> Iterator[tuple[str, ...]]:
+    """A line a metric, a column a model: value ± standard error; the first line is the heading."""
+    yield "lm-eval", "metric", *results
+    for name, task, metric in dict.fromkeys(line for entries in results.values() for line in _lines(entries)):
+        yield task, metric, *(_cell(entries.get(name), task, metric) for entries in results.values())
 
 
 def _named(found: Mapping[int, Evaluation]) -> Iterator[tuple[str, Evaluation]]:

@@ -47,8 +47,8 @@ def reshard(model: torch.nn.Module) -> None:
 
 @contextmanager
 def generating(model: torch.nn.Module) -> Iterator[None]:
-    """Within this context ``model`` may generate, also where it is an adapter: its `generate` is that of the model below
-    it, and goes past the outermost module, whose forward pass gathers the embeddings."""
+    """Within this context ``model`` may generate, also where it is an adapter: its `generate` is that of the model
+    below it, and goes past the outermost module, whose forward pass gathers the embeddings."""
     if not (isinstance(model, FSDPModule) and isinstance(model, PeftModel)):
         yield
         return

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from integration_tests.harness.data import Config, base_config, write_config
 from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
+from sdpo_plugin.report.pictures import CAPTIONS
 
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 FULL = {"config.json", "generation_config.json", "model.safetensors"} | TOKENIZER
@@ -19,7 +23,9 @@ HOST = {"README.md", "debug.log"}
 EXPORT = {"training_args.bin", "README.md", "sdpo_seal.json"}
 SDPO = {
     "sdpo_seal.json",
-    *(f"sdpo/{name}" for name in ("plan.json", "ledger.json", "lock", "report.json", "report.md")),
+    *(f"sdpo/{name}" for name in ("plan.json", "ledger.json", "lock", "report.json", "report.md", "report.html")),
+    *(f"sdpo/history/step-{index}.json" for index in (1, 2)),
+    *(f"sdpo/{name}" for name in CAPTIONS if importlib.util.find_spec("matplotlib")),
 }
 TABLES = {f"sdpo/reference/step-{index}.safetensors" for index in (1, 2)}
 SAMPLES = {f"sdpo/samples/M_{model}-step-{step}.safetensors" for model, step in ((0, 2), (1, 1), (2, 1), (2, 2))}
@@ -122,6 +128,26 @@ def test_the_chain_is_one_tensorboard_run(rich: Trained, host: Host) -> None:
     assert (counted[0][0], counted[-1][0]) == (0, 5 + 6)
     steps = [value for _, value in run["train/sdpo/step"]]
     assert (steps, set(steps)) == (sorted(steps), {1, 2})
+
+
+def test_curves_of_the_report_are_what_was_logged(rich: Trained, host: Host) -> None:
+    """5 and 6 updates, logged first and at every third; within a step they count from its start."""
+    (run,) = host.python("integration_tests.harness.events:scalars", rich.out).values()
+    first, second = (step["curve"] for step in read_report(rich.out)["steps"])
+    assert (first["update"], second["update"]) == ([1, 3], [1, 3, 6])
+    for name, key in (
+        ("loss", "loss"),
+        ("reward_margin", "rewards/margins"),
+        ("reward_accuracy", "rewards/accuracies"),
+    ):
+        logged = dict(run[f"train/{key}"])
+        assert [*first[name], *second[name]] == pytest.approx([logged[update] for update in (1, 3, 6, 8, 11)], abs=1e-5)
+
+
+def test_report_is_what_its_schema_says(rich: Trained) -> None:
+    schema = json.loads((files("sdpo_plugin.report") / "report.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator(schema).validate(read_report(rich.out))
+    assert "<h2>Models on held-out sets</h2>" in (rich.out / "sdpo" / "report.html").read_text(encoding="utf-8")
 
 
 def test_metrics_begin_afresh_with_each_step(rich: Trained, host: Host) -> None:

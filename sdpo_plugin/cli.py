@@ -41,7 +41,7 @@ def report(output_dir: tuple[Path, ...]) -> None:
     """Make the report of the run in OUTPUT_DIR again, and print it; compare several runs.
 
     Made from what a run left on disk, also while it trains or if it died: then with how far it came, and how long it
-    has to go. Needs no model. Writes sdpo/report.json and sdpo/report.md there; a comparison writes nothing.
+    has to go. Needs no model. Writes sdpo/report.json, report.md and report.html there; a comparison writes nothing.
     """
     from sdpo_plugin.report import command
 

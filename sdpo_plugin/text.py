@@ -10,7 +10,7 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned by width, the first row as heading; columns of numbers stand to the right."""
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    right = [all(map(_is_number, column[1:])) for column in columns]
+    right = [all(map(is_number, column[1:])) for column in columns]
 
     def line(cells: Sequence[str]) -> str:
         padded = (
@@ -44,5 +44,6 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell of a table is a number, or empty."""
     return cell in ("", "–") or cell.strip("+-").replace(",", "").replace(".", "").isdigit()

@@ -57,6 +57,7 @@ def resume(run_dir: RunDir, host: FakeHost, plan: Plan | None = None) -> Ledger:
     """Resume the run in a new process, to its end; return the ledger it ends with."""
     start, plan = find_start(run_dir), plan or make_plan()
     assert start.ledger is not None
+    host.run_dir = run_dir
     journal = Journal(run_dir, host, plan, start.ledger)
     run_steps(plan, host, journal, start)
     return journal.ledger

@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sdpo_plugin.plan import Plan, StepPlan
-from sdpo_plugin.report.build import build_report, write_report
+from sdpo_plugin.report.build import report_run
 from sdpo_plugin.run_dir.checkpoints import checkpoints
 from sdpo_plugin.run_dir.cleanup import clear, sweep
 from sdpo_plugin.run_dir.fresh import require_fresh
+from sdpo_plugin.run_dir.history import save_history
 from sdpo_plugin.run_dir.journal import Journal, Samples, Tables, close_run
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.lock import RunLock
@@ -161,6 +162,7 @@ class DyingHost:
             facts.setdefault("first_loss", now.loss)
             if now.done % EVERY == 0:
                 self._checkpoint(self.run.step(step), now, training.about, facts)
+        save_history(self.run, step, [{"step": now.done, "loss": now.loss}])
         return TrainOutcome(facts["first_loss"], now.loss, now.done)
 
     def export_base_adapter(self, directory: Path) -> bool:
@@ -171,7 +173,7 @@ class DyingHost:
         self.policy.save(directory, "config.json", step=step.index)
 
     def report(self) -> None:
-        write_report(self.run, build_report(self.run))
+        report_run(self.run)
 
     def on_rank_0(self, action: Callable[[], T]) -> T:
         return action()
@@ -231,6 +233,7 @@ def advance(out: Path, variant: Variant, seed: int, on_work: Callable[[], None] 
         run_steps(plan, host, Journal(run, host, plan, ledger or Ledger.begin(plan, IDENTITY)), start)
         host.policy.save(out, "config.json")
         close_run(run, keep_last=variant.export_steps == "all")
+        report_run(run)
     finally:
         lock.release()
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from sdpo_plugin import digests
 from sdpo_plugin.plan import Plan, StepPlan, model_name
+from sdpo_plugin.run_dir.history import save_history
 from sdpo_plugin.run_dir.journal import Journal, Tables
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
@@ -99,6 +100,7 @@ class FakeHost:
         self.watch: Callable[[str], None] = lambda call: None
         self.after_action: Callable[[], None] = lambda: None
         self.on_report: Callable[[], None] = lambda: None
+        self.run_dir: RunDir | None = None  # where histories go; that of the run
 
     def early_tables(self, plan: Plan) -> EarlyTables:
         self._called("early tables")
@@ -161,6 +163,8 @@ class FakeHost:
         self.theta, self.model = self.theta + 2.0, model_name(step.index)
         # One update fewer than planned, as with early stopping: what was made differs from what was planned.
         earlier = 0.0 if training.checkpoint is None else 1000.0
+        if self.run_dir is not None and self.rank == 0:
+            save_history(self.run_dir, step, logged(step))
         return TrainOutcome(math.log(2), 0.7 - 0.1 * step.index, step.num_optimizer_steps - 1, earlier, 0.1)
 
     def export_base_adapter(self, directory: Path) -> bool:
@@ -198,6 +202,23 @@ class FakeHost:
         self.watch(call)
         if call == self.dies_in:
             raise HostDiedError(call)
+
+
+def logged(step: StepPlan) -> list[dict[str, Any]]:
+    """What the host logs in a step: ln 2 and 0, then 0.05·t less and 0.25·t more with every update; not all numbers."""
+    made = range(step.num_optimizer_steps - 1)
+    entries: list[dict[str, Any]] = [
+        {
+            "step": update + 1,
+            "loss": math.log(2) - 0.05 * step.index * update,
+            "rewards/margins": 0.25 * step.index * update,
+            "rewards/accuracies": min(0.5 * update, 1.0),
+            "grad_norm": math.inf,
+            "note": "text",
+        }
+        for update in made
+    ]
+    return [*entries, {"step": len(made), "train_runtime": 1.5}]
 
 
 def table_of(rows: Sequence[float], theta: float, model: str) -> LogProbTable:
@@ -265,6 +286,7 @@ def of_other_rows(plan: Plan, **changes: object) -> Plan:
 def run(host: FakeHost, run_dir: RunDir, plan: Plan | None = None) -> Ledger:
     """A new run, to its end."""
     plan = plan or make_plan()
+    host.run_dir = run_dir
     journal = Journal(run_dir, host, plan, Ledger.begin(plan, IDENTITY))
     run_steps(plan, host, journal)
     return journal.ledger

@@ -51,6 +51,7 @@ ALLOWED = {
     "run_dir.evaluations": "run_dir.files run_dir.paths run_dir.stored schema",
     "run_dir.files": "errors",
     "run_dir.fresh": "errors run_dir.checkpoints run_dir.files run_dir.ledger run_dir.paths run_dir.sealed",
+    "run_dir.history": "plan run_dir.files run_dir.ledger run_dir.paths run_dir.stored schema",
     "run_dir.inputs": "args errors run_dir.paths",
     "run_dir.journal": (
         "plan run_dir.checkpoints run_dir.cleanup run_dir.drift run_dir.files run_dir.fresh run_dir.ledger "
@@ -73,26 +74,37 @@ ALLOWED = {
     "run_dir.stored": "digests run_dir.files",
     "run_dir.table_files": "errors run_dir.files run_dir.ledger run_dir.paths tables",
     "report": "",
-    "report.command": "errors report.build report.compare report.render run_dir.files run_dir.paths",
+    "report.command": "errors report.build report.compare report.render report.write run_dir.files run_dir.paths",
     "report.compare": (
         "estimates measures report.build report.cells run_dir.ledger run_dir.paths run_dir.table_files tables text"
     ),
     "report.build": (
-        "errors report.cells report.forecast report.lm_eval report.matrices report.notes report.render report.steps "
-        "report.verdicts run_dir.files run_dir.ledger run_dir.paths run_dir.progress run_dir.table_files"
+        "errors report.cells report.forecast report.lm_eval report.matrices report.notes report.steps report.verdicts "
+        "report.write run_dir.files run_dir.history run_dir.ledger run_dir.paths run_dir.progress run_dir.table_files"
     ),
-    "report.steps": "measures plan run_dir.ledger tables",
     "report.forecast": "run_dir.ledger run_dir.progress",
     "report.logged": "",
-    "report.lines": "report.render text",
-    "report.card": "report.published report.render",
+    "report.lines": "report.view text",
+    "report.card": "report.published report.view",
     "report.cells": "plan run_dir.ledger run_dir.paths run_dir.table_files sampling tables",
+    "report.curves": "",
+    "report.figures": "report.curves report.palette report.view",
+    "report.html": "report.curves report.lm_eval report.markup report.view report.style report.svg",
+    "report.markup": "report.palette report.view",
     "report.matrices": "measures report.cells",
     "report.notes": "plan",
+    "report.oklab": "",
+    "report.palette": "report.oklab",
+    "report.pictures": "report.figures",  # where matplotlib is
+    "report.render": "report.lm_eval report.view text",
+    "report.view": "report.palette text",
+    "report.steps": "measures plan report.curves run_dir.history run_dir.ledger tables",
+    "report.style": "report.palette",
+    "report.svg": "report.curves report.markup",
     "report.verdicts": "estimates measures plan report.cells tables",
     "report.published": "run_dir.drift scrub",
     "report.lm_eval": "plan run_dir.evaluations run_dir.ledger run_dir.paths text",
-    "report.render": "report.lm_eval text",
+    "report.write": "report.html report.pictures report.render run_dir.files run_dir.paths",
     "runner": "plan run_dir.journal run_dir.ledger run_dir.made_rows run_dir.next_action run_dir.resume tables",
     "step_hooks": "errors plan run_dir.ledger",
 }
@@ -281,7 +293,9 @@ def writes_ledger(tree: ast.AST) -> bool:
 
 
 def test_only_journal_and_seals_write_records() -> None:
-    assert {name for name in MODULES if uses(parse(name), "write_stored")} == {"run_dir.journal", "run_dir.sealed"}
+    """And histories, which no resume reads."""
+    writers = {name for name in MODULES if uses(parse(name), "write_stored")}
+    assert writers == {"run_dir.journal", "run_dir.sealed", "run_dir.history"}
 
 
 def test_only_the_journal_writes_the_ledger() -> None:

@@ -15,7 +15,13 @@ def tree(root: Path) -> set[str]:
 
 def test_clearing_removes_the_files_of_a_run_without_a_finished_step(run_dir: RunDir) -> None:
     die(run_dir, "train M_0 on D_1", FakeHost(adapter=True, early=["M_0"]))
-    for path in (run_dir.pool(1), run_dir.staging / "half.bin", run_dir.root / "mine.txt", run_dir.lock):
+    for path in (
+        run_dir.pool(1),
+        run_dir.history(make_plan().steps[0]),
+        run_dir.staging / "half.bin",
+        run_dir.root / "mine.txt",
+        run_dir.lock,
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     clear(run_dir)

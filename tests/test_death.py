@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from sdpo_plugin.errors import SDPOError
+from sdpo_plugin.report import write
 from sdpo_plugin.report.build import build_report
+from sdpo_plugin.report.pictures import CAPTIONS
 from sdpo_plugin.run_dir.checkpoints import checkpoints
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
@@ -39,6 +41,14 @@ OTHERS = [
 ]
 KILLED = -signal.SIGKILL
 Baseline = Callable[[Variant, int], dict[str, Any]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_pictures() -> Iterator[None]:
+    """Hundreds of runs write pictures that are not drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "pictures", lambda report: dict.fromkeys(CAPTIONS, b"drawn"))
+        yield
 
 
 @pytest.fixture

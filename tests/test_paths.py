@@ -23,9 +23,10 @@ from tests.fakes import make_plan
         (lambda run, step: run.reference(step), "sdpo/reference/step-2.safetensors"),
         (lambda run, step: run.log_probs("M_0", step), "sdpo/log-probs/M_0-step-2.safetensors"),
         (lambda run, step: run.heldout("M_1", 0), "sdpo/heldout/M_1-1.safetensors"),
+        (lambda run, step: run.history(step), "sdpo/history/step-2.json"),
         (lambda run, step: run.step(step), "step-2"),
     ],
-    ids="records plan ledger lock report start staging pool reference log-probs heldout step".split(),
+    ids="records plan ledger lock report start staging pool reference log-probs heldout history step".split(),
 )
 def test_layout(path: Any, expected: str) -> None:
     assert path(RunDir(Path("out")), make_plan().steps[1]) == Path("out") / expected

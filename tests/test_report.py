@@ -12,8 +12,9 @@ import pytest
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.plan import OrderedSource, Overlap, Plan
-from sdpo_plugin.report.build import build_report, write_report
+from sdpo_plugin.report.build import build_report
 from sdpo_plugin.report.render import markdown, summary_table
+from sdpo_plugin.report.write import write_report
 from sdpo_plugin.run_dir.journal import close_run
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
@@ -89,6 +90,7 @@ def test_keys_of_a_step_are_frozen(report: dict[str, Any]) -> None:
             "final_loss",
             "beta",
             "learning_rate",
+            "curve",
             "log_probs_seconds",
             "diagnostics_seconds",
             "train_seconds",
@@ -120,7 +122,9 @@ def test_what_the_run_was(report: dict[str, Any]) -> None:
 
 def test_what_a_step_was(report: dict[str, Any]) -> None:
     step = report["steps"][1]
-    assert {key: value for key, value in step.items() if key != "gamma_ref" and not key.endswith("_seconds")} == {
+    assert {
+        key: value for key, value in step.items() if key not in ("gamma_ref", "curve") and not key.endswith("_seconds")
+    } == {
         "index": 2,
         "name": "step-2",
         "state": "exported",
@@ -420,7 +424,7 @@ def test_written_report_is_the_report(run_dir: RunDir) -> None:
 
 
 def test_markdown_stands_beside_the_report(run_dir: RunDir) -> None:
-    report = finish(run_dir)
+    report = die(run_dir, "train M_1 on D_2")
     write_report(run_dir, report)
     assert (run_dir.root / "sdpo" / "report.md").read_text() == markdown(report)
 
@@ -601,7 +605,7 @@ def test_markdown_shows_the_models_on_what_is_held_out(
     report: dict[str, Any], heading: str, lines: list[list[str]]
 ) -> None:
     text = markdown(report)
-    held_out = text[text.index("## Models on held out") : text.index("## Models on training rows")]
+    held_out = text[text.index("## Models on held-out sets") : text.index("## Models on training rows")]
     assert tables(held_out)[heading] == lines
 
 

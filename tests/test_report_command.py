@@ -14,6 +14,8 @@ import pytest
 import sdpo_plugin
 from sdpo_plugin.cli import sdpo
 from sdpo_plugin.report.build import build_report
+from sdpo_plugin.report.html import html
+from sdpo_plugin.report.pictures import CAPTIONS
 from sdpo_plugin.report.render import markdown
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
@@ -34,12 +36,17 @@ def main(arguments: list[str]) -> int:
     return int(caught.value.code or 0)
 
 
+def environment() -> dict[str, str]:
+    """Of a process that finds this package, and whatever else this one finds."""
+    package_root = str(Path(sdpo_plugin.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))}
+
+
 def command(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     """The command as a user types it."""
-    package_root = str(Path(sdpo_plugin.__file__).parents[1])
     return subprocess.run(
         [sys.executable, "-m", "sdpo_plugin", "report", *arguments],
-        env={**os.environ, "PYTHONPATH": package_root, "PYTHONIOENCODING": "utf-8", **options},  # type: ignore[dict-item]
+        env={**environment(), "PYTHONIOENCODING": "utf-8", **options},  # type: ignore[dict-item]
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -53,7 +60,10 @@ def test_report_is_made_and_printed(finished: RunDir, capsys: pytest.CaptureFixt
     report = build_report(finished)
     assert capsys.readouterr() == (markdown(report) + "\n", "")
     assert json.loads(finished.report.read_text()) == report
-    assert finished.report.with_suffix(".md").read_text(encoding="utf-8") == markdown(report)
+    written = finished.report.with_suffix(".md").read_text(encoding="utf-8")
+    assert written == markdown(report, list(CAPTIONS.items()))
+    assert {name for name in CAPTIONS if not (finished.folder / name).exists()} == set()
+    assert finished.report.with_suffix(".html").read_text(encoding="utf-8") == html(report)
 
 
 def test_report_of_a_run_that_lost_a_table_is_made_and_says_so(finished: RunDir) -> None:
@@ -173,11 +183,10 @@ def test_reader_that_has_seen_enough_is_no_error(finished: RunDir) -> None:
     """`| head`; the report is on disk all the same."""
     read, write = os.pipe()
     os.close(read)
-    package_root = str(Path(sdpo_plugin.__file__).parents[1])
     with os.fdopen(write, "wb") as closed:
         done = subprocess.run(
             [sys.executable, "-m", "sdpo_plugin", "report", str(finished.root)],
-            env={**os.environ, "PYTHONPATH": package_root},
+            env=environment(),
             stdout=closed,
             stderr=subprocess.PIPE,
             timeout=60,

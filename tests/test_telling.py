@@ -8,7 +8,8 @@ import pytest
 from sdpo_plugin.report.build import build_report
 from sdpo_plugin.report.forecast import forecast
 from sdpo_plugin.report.lines import news, run_ended, step_begins
-from sdpo_plugin.report.render import left, markdown
+from sdpo_plugin.report.render import markdown
+from sdpo_plugin.report.view import left
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.progress import Progress, read_progress, write_progress

@@ -52,6 +52,7 @@ LIGHT = (
     "safetensors.torch",
     "tensorboard",
     "trackio",  # the model card asks for it; it takes as long as the rest of a run
+    *("matplotlib.style", "matplotlib.figure", "matplotlib.backends.backend_agg"),  # the report is drawn with it
 )
 UNDER_TEST = "sdpo_plugin"
 PLUGINS = "axolotl.plugins"

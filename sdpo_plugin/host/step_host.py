@@ -16,7 +16,7 @@ from sdpo_plugin.host.identity import settings_of
 from sdpo_plugin.host.policy import Policy
 from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.step_args import step_args
-from sdpo_plugin.host.telling import tell
+from sdpo_plugin.host.telling import keep_history, tell
 from sdpo_plugin.host.training import train_policy
 from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
 from sdpo_plugin.run_dir.journal import Tables
@@ -98,6 +98,7 @@ class AxolotlStepHost:
         outcome, self.output = train_policy(
             self._trainer, step, training, self.layout, self.args_of(step), self._passes.stop
         )
+        self.on_rank_0(lambda: keep_history(self._setup.run, step, self._trainer.state.log_history))
         return outcome
 
     def args_of(self, step: StepPlan) -> AxolotlDPOConfig:

@@ -2,15 +2,18 @@
 run. For rank 0."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from sdpo_plugin import crash
 from sdpo_plugin.errors import OutputError
+from sdpo_plugin.plan import StepPlan
 from sdpo_plugin.report.build import report_run
 from sdpo_plugin.report.lines import news, run_ended
 from sdpo_plugin.report.logged import Logged, logged
 from sdpo_plugin.run_dir.checkpoints import KEY_TO_RESUME
+from sdpo_plugin.run_dir.history import save_history
 from sdpo_plugin.run_dir.paths import RunDir
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
@@ -31,6 +34,17 @@ def tell_the_end(run: RunDir) -> None:
     with _or_say_so():
         for line in run_ended(report_run(run), run.root):
             LOG.info(line)
+
+
+def keep_history(run: RunDir, step: StepPlan, logged: Iterable[Mapping[str, Any]]) -> None:
+    """Keep what the host logged in the step that was just trained; of a resumed one the checkpoint had the rest.
+
+    A trained step is worth more than its curve: where that cannot be written, the log says so.
+    """
+    try:
+        save_history(run, step, logged)
+    except OutputError as error:
+        LOG.warning("the report will have no curve of step %s: %s", step.name, error)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The content of a report, made from the records of a run: no model, no host, also for a run that died."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,10 +9,11 @@ from sdpo_plugin.report.forecast import forecast
 from sdpo_plugin.report.lm_eval import lm_eval_results
 from sdpo_plugin.report.matrices import changes, matrices
 from sdpo_plugin.report.notes import notes
-from sdpo_plugin.report.render import markdown
 from sdpo_plugin.report.steps import step_facts
 from sdpo_plugin.report.verdicts import as_rows, verdicts
-from sdpo_plugin.run_dir.files import explaining_write_errors, write_bytes, write_json
+from sdpo_plugin.report.write import write_report
+from sdpo_plugin.run_dir.files import explaining_write_errors
+from sdpo_plugin.run_dir.history import ReadableHistories
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.progress import read_progress
@@ -25,19 +25,21 @@ SCHEMA_VERSION = 3
 def build_report(run: RunDir) -> dict[str, Any]:
     """The content of `sdpo/report.json`, as `report.schema.json` beside this module describes it.
 
-    A table that is missing or damaged leaves its cells empty, and a line in `warnings`.
+    A table or history that is missing or damaged leaves its cells or its curve empty, and a line in `warnings`.
 
     Raises:
         OutputError: there is no run here, or its ledger is missing or damaged.
     """
     require_run(run)
     ledger = Ledger.load(run.ledger)
-    plan, found = ledger.plan, ReadableTables(run, ledger)
+    plan, found, logged = ledger.plan, ReadableTables(run, ledger), ReadableHistories(run)
     of_steps = references(found, run, ledger)
     train, heldout = training_cells(found, run, ledger, of_steps), heldout_cells(found, run, ledger)
     now = forecast(ledger, read_progress(run))
-    steps = [step_facts(step, record, of_steps.get(step.index)) for step, record in ledger.steps]
     lm_eval, lm_eval_missed = lm_eval_results(run, ledger)
+    steps = [
+        step_facts(step, record, of_steps.get(step.index), logged.read(step, record)) for step, record in ledger.steps
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "finished": ledger.finished,
@@ -48,7 +50,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "partition": plan.partition,
         "ordering": [asdict(rank) for rank in plan.ordering],
         "overlaps": [asdict(overlap) for overlap in plan.overlaps],
-        "warnings": [*notes(plan), *found.missed, *lm_eval_missed],
+        "warnings": [*notes(plan), *found.missed, *logged.missed, *lm_eval_missed],
         "verdicts": as_rows(verdicts(plan, of_steps, train, heldout, [step["beta"] for step in steps])),
         "steps": steps,
         "train": matrices(train),
@@ -56,16 +58,6 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "changes": [*changes(train, "train"), *changes(heldout, "heldout")],
         "lm_eval": lm_eval,
     }
-
-
-def write_report(run: RunDir, report: Mapping[str, Any]) -> None:
-    """Write `report.json` and `report.md`.
-
-    Raises:
-        OSError: they cannot be written.
-    """
-    write_json(run.report, report)
-    write_bytes(run.report.with_suffix(".md"), markdown(report).encode())
 
 
 def report_run(run: RunDir) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sdpo_plugin.report.published import BaseModel, shown, shown_config
-from sdpo_plugin.report.render import number
+from sdpo_plugin.report.view import number
 
 TAGS = ("stepwise-dpo", "dpo", "trl", "axolotl", "generated_from_trainer")
 ADAPTERS = {"lora": "LoRA", "qlora": "QLoRA"}

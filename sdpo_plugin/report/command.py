@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.report.build import build_report, write_report
+from sdpo_plugin.report.build import build_report
 from sdpo_plugin.report.compare import compare as side_by_side
 from sdpo_plugin.report.render import markdown
+from sdpo_plugin.report.write import write_report
 from sdpo_plugin.run_dir.files import require_no_link
 from sdpo_plugin.run_dir.paths import RunDir
 
@@ -25,7 +26,7 @@ def report(output_dir: Path) -> None:
         made = build_report(run)
         _print(markdown(made))
         require_no_link(run.folder)
-        write_report(run, made)
+        write_report(run, made, draw=True)
     except OSError as error:
         raise OutputError(f"the report could not be read or written in {run.root}: {error}") from error
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdpo_plugin.report.render import number, remarks
+from sdpo_plugin.report.view import number, remarks
 from sdpo_plugin.text import duration
 
 TIMES = (("training", "train_seconds"), ("reference", "log_probs_seconds"), ("export", "export_seconds"))

@@ -37,15 +37,20 @@ def lm_eval_results(run: RunDir, ledger: Ledger) -> tuple[dict[str, dict[str, An
     return entries, lines
 
 
-def lm_eval_table(results: Results) -> str | None:
-    """A line a metric, a column a model: value ± standard error. None where nothing was evaluated."""
+def lm_eval_rows(results: Results) -> list[tuple[str, ...]]:
+    """A heading, then a line a metric, a column a model: value ± standard error. Empty: nothing was evaluated."""
     lines = dict.fromkeys(line for entries in results.values() for line in _lines(entries))
-    if not lines:
-        return None
-    rows = [("lm-eval", "metric", *results)]
-    for name, task, metric in lines:
-        rows.append((task, metric, *(_cell(entries.get(name), task, metric) for entries in results.values())))
-    return text_table(rows)
+    rows = [
+        (task, metric, *(_cell(entries.get(name), task, metric) for entries in results.values()))
+        for name, task, metric in lines
+    ]
+    return [("lm-eval", "metric", *results), *rows] if rows else []
+
+
+def lm_eval_table(results: Results) -> str | None:
+    """The same as text. None where nothing was evaluated."""
+    rows = lm_eval_rows(results)
+    return text_table(rows) if rows else None
 
 
 def _named(found: Mapping[int, Evaluation]) -> Iterator[tuple[str, Evaluation]]:

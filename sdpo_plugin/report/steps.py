@@ -5,12 +5,23 @@ from typing import Any
 
 from sdpo_plugin import measures
 from sdpo_plugin.plan import StepPlan
+from sdpo_plugin.report.curves import curve
+from sdpo_plugin.run_dir.history import Entry
 from sdpo_plugin.run_dir.ledger import StepRecord
 from sdpo_plugin.tables import LogProbTable
 
 
-def step_facts(step: StepPlan, record: StepRecord, table: LogProbTable | None) -> dict[str, Any]:
-    """One entry of `steps`; ``table`` is the reference table of D_t, None where it is not there."""
+def step_facts(
+    step: StepPlan, record: StepRecord, table: LogProbTable | None, history: tuple[Entry, ...] | None
+) -> dict[str, Any]:
+    """One entry of `steps`.
+
+    Args:
+        step: t.
+        record: of it, in the ledger.
+        table: its reference table; None where it has none, or none that can be read.
+        history: what was logged in it, likewise.
+    """
     return {
         "index": step.index,
         "name": step.name,
@@ -28,6 +39,7 @@ def step_facts(step: StepPlan, record: StepRecord, table: LogProbTable | None) -
         "final_loss": record.final_loss,
         "beta": record.beta,
         "learning_rate": record.settings.get("learning_rate"),
+        "curve": None if history is None else curve(history),
         "log_probs_seconds": record.log_probs_seconds,
         "diagnostics_seconds": record.diagnostics_seconds,
         "train_seconds": record.train_seconds,

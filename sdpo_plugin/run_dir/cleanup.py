@@ -8,11 +8,11 @@ from sdpo_plugin.run_dir.sealed import remove
 
 
 def clear(run: RunDir) -> None:
-    """Remove what a run that came to nothing has left: records, tables, evaluations, rows, a model half written."""
+    """Remove what a run that came to nothing has left: its records but the plan, and a model half written."""
     run.ledger.unlink(missing_ok=True)
     run.progress.unlink(missing_ok=True)
     run.loggers.unlink(missing_ok=True)
-    for folder in (*run.tables, run.lm_evals, run.made_rows, run.base_adapter, run.staging):
+    for folder in (*run.tables, run.histories, run.lm_evals, run.made_rows, run.base_adapter, run.staging):
         remove_folder(folder)
 
 

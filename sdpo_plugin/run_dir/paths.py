@@ -97,6 +97,15 @@ class RunDir:
         """What lm-eval found of M_t."""
         return self.lm_evals / f"{model}.json"
 
+    @property
+    def histories(self) -> Path:
+        """The folder of what the host logged in each step."""
+        return self.folder / "history"
+
+    def history(self, step: StepPlan) -> Path:
+        """What the host logged while step t trained."""
+        return self.histories / f"{step.name}.json"
+
     def step(self, step: StepPlan) -> Path:
         """M_t and the host's checkpoints of step t."""
         return self.root / step.name

@@ -131,13 +131,17 @@ def test_the_chain_is_one_tensorboard_run(rich: Trained, host: Host) -> None:
 
 
 def test_curves_of_the_report_are_what_was_logged(rich: Trained, host: Host) -> None:
-    """5 and 6 updates, logged first and at every third."""
-    runs = host.python("integration_tests.harness.events:scalars", rich.out)
-    for step, run in zip(read_report(rich.out)["steps"], runs.values(), strict=True):
-        for name, key in (("loss", "loss"), ("reward_margin", "rewards/margins")):
-            found = dict(zip(step["curve"]["update"], step["curve"][name], strict=True))
-            assert found == {update: pytest.approx(value, abs=1e-5) for update, value in run[f"train/{key}"]}
-    assert [step["curve"]["update"] for step in read_report(rich.out)["steps"]] == [[1, 3], [1, 3, 6]]
+    """5 and 6 updates, logged first and at every third; within a step they count from its start."""
+    (run,) = host.python("integration_tests.harness.events:scalars", rich.out).values()
+    first, second = (step["curve"] for step in read_report(rich.out)["steps"])
+    assert (first["update"], second["update"]) == ([1, 3], [1, 3, 6])
+    for name, key in (
+        ("loss", "loss"),
+        ("reward_margin", "rewards/margins"),
+        ("reward_accuracy", "rewards/accuracies"),
+    ):
+        logged = dict(run[f"train/{key}"])
+        assert [*first[name], *second[name]] == pytest.approx([logged[update] for update in (1, 3, 6, 8, 11)], abs=1e-5)
 
 
 def test_report_is_what_its_schema_says(rich: Trained) -> None:

@@ -249,6 +249,8 @@ def test_files_of_a_finished_run(done: Done) -> None:
         "sdpo/ledger.json",
         "sdpo/reference/step-1.safetensors",
         "sdpo/reference/step-2.safetensors",
+        "sdpo/history/step-1.json",
+        "sdpo/history/step-2.json",
         *(f"sdpo/heldout/{model_name(model)}-{column}.safetensors" for model in (0, 1, 2) for column in (1, 2)),
         *(f"step-{step}/{name}" for step in (1, 2) for name in (WEIGHTS, "config.json", SEAL)),
     }

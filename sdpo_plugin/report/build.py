@@ -9,7 +9,7 @@ from sdpo_plugin.report.forecast import forecast
 from sdpo_plugin.report.lm_eval import lm_eval_results
 from sdpo_plugin.report.matrices import changes, matrices
 from sdpo_plugin.report.notes import notes
-from sdpo_plugin.report.steps import step_block
+from sdpo_plugin.report.steps import step_facts
 from sdpo_plugin.report.verdicts import as_rows, verdicts
 from sdpo_plugin.report.write import write_report
 from sdpo_plugin.run_dir.files import explaining_write_errors
@@ -36,10 +36,10 @@ def build_report(run: RunDir) -> dict[str, Any]:
     of_steps = references(found, run, ledger)
     train, heldout = training_cells(found, run, ledger, of_steps), heldout_cells(found, run, ledger)
     now = forecast(ledger, read_progress(run))
-    steps = [
-        step_block(step, record, of_steps.get(step.index), logged.read(step, record)) for step, record in ledger.steps
-    ]
     lm_eval, lm_eval_missed = lm_eval_results(run, ledger)
+    steps = [
+        step_facts(step, record, of_steps.get(step.index), logged.read(step, record)) for step, record in ledger.steps
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "finished": ledger.finished,

@@ -26,6 +26,7 @@ def html(report: Mapping[str, Any]) -> str:
         report: the content of `report.json`.
     """
     title = f"{TITLE}: {report['base_model']}"
+    benchmarks = lm_eval_rows(report["lm_eval"])
     body = [
         _header(report),
         section("Remarks", [_remarks(report)], class_="remarks"),
@@ -34,7 +35,7 @@ def html(report: Mapping[str, Any]) -> str:
         section("Training", _curves(report)),
         section("Order of the sources", [table(view.ordering_rows(report))]),
         *(section(f"Models on {what}", _models(report, kind)) for kind, what in KINDS),
-        section("Benchmarks", [table(lm_eval_rows(report["lm_eval"]))]),
+        section("Benchmarks", [table(benchmarks)] if benchmarks else []),
         section("Where the time went", [table(view.time_rows(report))]),
         section("Words", [_definitions()]),
         _footer(report),

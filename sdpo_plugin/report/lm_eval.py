@@ -37,17 +37,20 @@ def lm_eval_results(run: RunDir, ledger: Ledger) -> tuple[dict[str, dict[str, An
     return entries, lines
 
 
+def lm_eval_rows(results: Results) -> list[tuple[str, ...]]:
+    """A heading, then a line a metric, a column a model: value ± standard error. Empty: nothing was evaluated."""
+    lines = dict.fromkeys(line for entries in results.values() for line in _lines(entries))
+    rows = [
+        (task, metric, *(_cell(entries.get(name), task, metric) for entries in results.values()))
+        for name, task, metric in lines
+    ]
+    return [("lm-eval", "metric", *results), *rows] if rows else []
+
+
 def lm_eval_table(results: Results) -> str | None:
-    """``lm_eval_rows`` as text. None where nothing was evaluated."""
-    rows = list(lm_eval_rows(results))
-    return text_table(rows) if len(rows) > 1 else None
-
-
-def lm_eval_rows(results: Results) -> Iterator[tuple[str, ...]]:
-    """A line a metric, a column a model: value ± standard error; the first line is the heading."""
-    yield "lm-eval", "metric", *results
-    for name, task, metric in dict.fromkeys(line for entries in results.values() for line in _lines(entries)):
-        yield task, metric, *(_cell(entries.get(name), task, metric) for entries in results.values())
+    """The same as text. None where nothing was evaluated."""
+    rows = lm_eval_rows(results)
+    return text_table(rows) if rows else None
 
 
 def _named(found: Mapping[int, Evaluation]) -> Iterator[tuple[str, Evaluation]]:

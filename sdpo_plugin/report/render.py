@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sdpo_plugin.report import view
-from sdpo_plugin.report.lm_eval import lm_eval_table
+from sdpo_plugin.report.lm_eval import lm_eval_rows
 from sdpo_plugin.report.view import DEFINITIONS, KINDS, MATRICES, NOTHING, SAME_PAIRS, TITLE, MatrixView, Row, remarks
 from sdpo_plugin.text import text_table
 
@@ -38,8 +38,8 @@ def markdown(report: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ())
         tables = list(_tables(report, kind))
         if tables:
             parts += [f"## Models on {what}", *tables]
-    benchmarks = lm_eval_table(report["lm_eval"])
-    parts += [] if benchmarks is None else ["## Benchmarks", f"```\n{benchmarks}\n```"]
+    benchmarks = lm_eval_rows(report["lm_eval"])
+    parts += ["## Benchmarks", _block(benchmarks)] if benchmarks else []
     parts += ["## Where the time went", _block(view.time_rows(report))]
     if report["versions"]:
         versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())

@@ -1,4 +1,4 @@
-"""The part of a report about each step."""
+"""What a report says of each step: its plan, what was done of it, and how the reference stood to its data."""
 
 from dataclasses import asdict
 from typing import Any
@@ -11,10 +11,10 @@ from sdpo_plugin.run_dir.ledger import StepRecord
 from sdpo_plugin.tables import LogProbTable
 
 
-def step_block(
+def step_facts(
     step: StepPlan, record: StepRecord, table: LogProbTable | None, history: tuple[Entry, ...] | None
 ) -> dict[str, Any]:
-    """One of `steps` in `report.json`.
+    """One entry of `steps`.
 
     Args:
         step: t.

@@ -137,7 +137,7 @@ def test_host_takes_it(read: Read, name: str) -> None:
     assert (found["rl"], found["trainer_cls"]) == ("dpo", TRAINER_CLS)
     assert set(config) <= set(found["known"])
     steps = [] if config.get("datasets") else config["sdpo"]["steps"]
-    trained = config.get("datasets") or [entry for step in steps for entry in StepArgs(**step).entries]
+    trained = config.get("datasets") or [entry for step in steps for entry in step.get("datasets", [])]
     for said, kept in ((trained, found["datasets"]), (config.get("test_datasets") or [], found["test_datasets"] or [])):
         for entry, validated in zip(said, kept, strict=True):
             lost = {key: value for key, value in entry.items() if validated.get(key) != value}

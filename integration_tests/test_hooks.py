@@ -165,7 +165,9 @@ def test_preprocess_says_that_rows_are_not_made_yet(host: Host, life: Life) -> N
 
 def test_evaluate_needs_no_rows_that_a_hook_makes(host: Host, life: Life) -> None:
     """It is about held-out sets, which are of files."""
-    result = host.run(["evaluate", str(life.out.parent / "config.yaml")], life.out.parent).check()
+    result = host.run(
+        ["evaluate", str(life.out.parent / "config.yaml"), "--launcher", "python"], life.out.parent
+    ).check()
     assert "M_3 on held-out rows" in result.log_text
 
 

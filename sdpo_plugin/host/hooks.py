@@ -10,7 +10,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 from axolotl.utils.logging import get_logger
 
-from sdpo_plugin.args import MADE_BY_HOOK, SDPOConfig
+from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.host import compat, patches, registration
@@ -119,8 +119,7 @@ class Hooks:
             raise registration.foreign_trainer(cfg, type(trainer))
         compat.require_trainer_as_built(trainer)
         keep_best_model(cfg, trainer, self._sources)
-        known = [entry for entry in cfg.datasets if entry["path"] != MADE_BY_HOOK]
-        trainer.dataset_tags = [source_name(entry) for entry in known if not Path(entry["path"]).is_dir()]
+        trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
         assert self._session is not None, "the host loads the data before it builds the trainer"
         setup = RunSetup.of(trainer, cfg, _block(cfg), self._session, self._sources)
         trainer.attach(partial(run_chain, trainer, setup), cfg, self._written)

@@ -61,9 +61,12 @@ class LoadedSource:
 
 
 def flatten_steps(cfg: DictDefault, block: SDPOConfig) -> None:
-    """Put the data sets of `sdpo.steps` into `datasets:`, in order, so that the host validates and normalizes them."""
+    """Put the data sets of `sdpo.steps` into `datasets:`, in order, so that the host validates and normalizes them.
+
+    Rows that a hook makes are not among them: `axolotl evaluate` loads all that is there.
+    """
     if block.steps is not None:
-        cfg["datasets"] = [entry for step in block.steps for entry in step.entries]
+        cfg["datasets"] = [entry for step in block.steps for entry in step.datasets or []]
 
 
 def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()) -> list[LoadedSource]:
@@ -82,8 +85,9 @@ def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()
     names = step_names(steps)
     cfgs, first = [], 0
     for name, step in zip(names, steps, strict=True):
-        cfgs.append(_source_cfg(name, cfg, step, cfg.datasets[first : first + len(step.entries)]))
-        first += len(step.entries)
+        own_entries = cfg.datasets[first : first + len(step.datasets or [])]
+        first += len(own_entries)
+        cfgs.append(_source_cfg(name, cfg, step, own_entries or [DictDefault(entry) for entry in step.entries]))
     there = [_made_entries(name, c) if name in made else [] for name, c in zip(names, cfgs, strict=True)]
     wanted = [
         (kept if step.from_hook else source_cfg.datasets, source_cfg.test_datasets or [])

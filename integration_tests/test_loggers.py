@@ -25,6 +25,7 @@ from integration_tests.harness.zero3 import write_zero3
 READ = "integration_tests.harness.loggers"
 FIGURES = "integration_tests.harness.step_figures.StepFigures"
 PLUGINS = ["sdpo_plugin.SDPOPlugin", "integration_tests.harness.faults.FaultPlugin", FIGURES]
+PICTURES = ["sdpo/gamma_ref", "sdpo/matrices", "sdpo/training"]
 MATRICES = [f"sdpo/models/{name}" for name in ("gamma", "reference_free_accuracy", "implicit_reward_accuracy")]
 UPDATES = list(range(1, 12))
 TIMES = ("runtime", "per_second")
@@ -197,7 +198,7 @@ def test_tensorboard(logged: Logged) -> None:
     ]
     assert updates_of(points["train/sdpo/global_step"]) == [value for _, value in points["train/sdpo/global_step"]]
     tags = next(iter(logged.host.python("integration_tests.harness.events:tags", logged.folder).values()))
-    assert tags["images"] == ["sdpo/picture"]
+    assert sorted(tags["images"]) == sorted(["sdpo/picture", *PICTURES])
     texts = ("args", "model_config", "sdpo/steps", "sdpo/gamma", *MATRICES)
     assert {f"{name}/text_summary" for name in texts} == set(tags["tensors"])
     for key, value in looked_at(logged.out).items():
@@ -250,7 +251,9 @@ def test_mlflow(logged: Logged, installed: list[str]) -> None:
     assert [file for file in ours if file.startswith("sdpo/models")] == sorted(
         f"{name}/{at}.json" for name in MATRICES for at in (0, 5, 11)
     )
-    assert [file for file in ours if not file.startswith("sdpo/models")] == [
+    drawn = [f"{name}/11/{name.removeprefix('sdpo/')}.png" for name in PICTURES]
+    assert {*drawn} <= {*ours}
+    assert [file for file in ours if not file.startswith("sdpo/models") and file not in drawn] == [
         *("sdpo/gamma/11.json", "sdpo/gamma/5.json", "sdpo/picture/11/picture.png", "sdpo/picture/5/picture.png"),
     ]
 

@@ -4,6 +4,7 @@ run. For rank 0."""
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from sdpo_plugin import crash
@@ -25,7 +26,8 @@ def tell(run: RunDir) -> Logged:
         report = report_run(run)
         for line in news(report):
             LOG.info(line)
-        return logged(report)
+        pictures = sorted(run.folder.glob("*.png")) if report["finished"] else []
+        return replace(logged(report), pictures=pictures)
     return Logged()
 
 

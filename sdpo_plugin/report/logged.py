@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 # Of every set: what says where a model stands, whatever the reference of its step was.
@@ -23,11 +24,13 @@ class Logged:
         values: of the model that was looked at last, by name, e.g. "sdpo/heldout/val/kl_to_base".
         columns: of the tables: the model, then a set each.
         tables: rows of each matrix, by name, e.g. "sdpo/models/gamma".
+        pictures: the report's, when the chain is over.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
     columns: Sequence[str] = ()
     tables: Mapping[str, Sequence[Sequence[Any]]] = field(default_factory=dict)
+    pictures: Sequence[Path] = ()
 
 
 def logged(report: Mapping[str, Any]) -> Logged:

@@ -126,6 +126,8 @@ class ChainLoggers(TrainerCallback):  # type: ignore[misc]  # the host ships no 
             self.log(logged.values)
             for name, rows in logged.tables.items():
                 self.log_table(name, logged.columns, rows)
+            for path in logged.pictures:
+                self.log_image(f"sdpo/{path.stem}", path)
 
     # --- the run of each logger ---
 

@@ -173,3 +173,18 @@ def test_export_last_keeps_the_final_model_only(
     assert [step["model_dir"] for step in read_report(made["last"])["steps"]] == [None, None]
     digests = [host.python("integration_tests.harness.probes:weights_digest", out) for out in made.values()]
     assert digests[0] == digests[1]
+
+
+def test_curve_that_cannot_be_kept_costs_itself(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path
+) -> None:
+    """A file stands where the folder would be: the steps are trained, exported and reported all the same."""
+    place = tmp_path / "out" / "sdpo" / "history"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    config = sdpo_config(base_config(model, two_sets, tmp_path))
+    log = host.train(write_config(tmp_path / "config.yaml", config)).check().log_text
+    for name in ("step-1", "step-2"):
+        assert f"the report will have no curve of step {name}: {place}/{name}.json could not be written: " in log
+    report = read_report(tmp_path / "out")
+    assert (report["finished"], [step["curve"] for step in report["steps"]]) == (True, [None, None])

@@ -67,7 +67,11 @@ def test_report_of_a_dead_run_is_what_the_schema_says(run_dir: RunDir, call: str
 
 def test_report_with_everything_in_it_is_what_the_schema_says(run_dir: RunDir) -> None:
     report = golden_report(run_dir.root)
-    empty = [key for key in ("ordering", "overlaps", "warnings", "verdicts", "changes", "versions") if not report[key]]
+    empty = [
+        key
+        for key in ("ordering", "overlaps", "warnings", "verdicts", "changes", "versions", "lm_eval")
+        if not report[key]
+    ]
     assert (wrong(report), empty) == ([], [])
 
 

@@ -10,7 +10,7 @@ from sdpo_plugin.report.palette import DARK, LIGHT
 from sdpo_plugin.report.view import MatrixView, Row
 
 # A number, or several with the words between them: "+1.20 to +3.40".
-_NUMBERS = re.compile(r"(–|[-+]?[\d,.]+( to |, )?)*")
+_NUMBERS = re.compile(r"(–|[-+]?[\d,.]+( to |, | ± )?)*")
 
 
 def text(value: str) -> str:

@@ -73,7 +73,7 @@ def test_the_last_lines_say_where_everything_is(whole: tuple[Path, str]) -> None
     out, log = whole
     at_end = ours(log)[-3:]
     assert at_end[0].startswith(f"stepwise DPO is done: M_2, the final model, is in {out}; M_1 in {out}/step-1; ")
-    assert at_end[1].endswith(f": {out}/sdpo/report.md")
+    assert at_end[1].endswith(f": {out}/sdpo/report.html")
     assert at_end[2].startswith("next: axolotl evaluate, ")
 
 

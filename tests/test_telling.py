@@ -173,7 +173,7 @@ def test_last_lines_say_where_everything_is(run_dir: RunDir) -> None:
         models
         == f"stepwise DPO is done: M_2, the final model, is in {root}; M_1 in {root}/step-1; M_2 in {root}/step-2"
     )
-    assert report == f"report, with no remarks: {root}/sdpo/report.md"
+    assert report == f"report, with no remarks: {root}/sdpo/report.html"
     assert following == (
         "next: axolotl evaluate, inference, merge-lora and lm-eval take the same file; "
         f"axolotl sdpo report {root} OTHER_OUTPUT_DIR compares with another run"
@@ -185,7 +185,7 @@ def test_remarks_stand_below_the_report_s_path(run_dir: RunDir) -> None:
     path = run_dir.reference(make_plan().steps[0])
     path.unlink()
     first, remark = run_ended(build_report(run_dir), run_dir.root)[1].splitlines()
-    assert first == f"report, with 1 remark: {run_dir.root}/sdpo/report.md"
+    assert first == f"report, with 1 remark: {run_dir.root}/sdpo/report.html"
     assert remark.startswith("  sdpo/reference/step-1.safetensors cannot be used")
 
 

@@ -48,7 +48,7 @@ def run_ended(report: Mapping[str, Any], root: Path) -> list[str]:
     count = f"{len(found) or 'no'} remark{'' if len(found) == 1 else 's'}"
     return [
         "; ".join([f"stepwise DPO is done: M_{len(steps)}, the final model, is in {root}", *kept]),
-        "\n  ".join([f"report, with {count}: {root / 'sdpo' / 'report.md'}", *found]),
+        "\n  ".join([f"report, with {count}: {root / 'sdpo' / 'report.html'}", *found]),
         "next: axolotl evaluate, inference, merge-lora and lm-eval take the same file; "
         f"axolotl sdpo report {root} OTHER_OUTPUT_DIR compares with another run",
     ]

@@ -1,5 +1,7 @@
 """The reproduction's parts that need no host: its task, its statistics, and that all variants have one budget."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,13 @@ import pytest
 
 from example_configs.reproduction.intervals import estimate, paired
 from example_configs.reproduction.ranking import SOURCES, TRAINING_ROWS, Rows, World, flip, set_keys
+from example_configs.reproduction.settings import SECOND_VARIANTS
 from example_configs.reproduction.table import markdown
 from example_configs.reproduction.variants import BATCH, NATURAL, VARIANTS, Settings, Variant, config
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.partition import Partition, easy_to_hard_rows, natural, random, stratified
 
+ROOT = Path(__file__).parents[1]
 SIZES = [TRAINING_ROWS] * len(SOURCES)
 ACCURACIES = {"near": 0.5, "far": 0.8, "close": 0.4, "middling": 0.6}
 MAY_DIFFER = {"rl", "plugins", "sdpo", "datasets", "rl_beta"}
@@ -147,3 +151,15 @@ def test_table() -> None:
     assert [line[0] for line in cells] == ["plain", "one", "two"]
     assert [line[2] for line in cells] == ["", "+0.015 ± 0.064", "**+0.100 ± 0.000**"]
     assert cells[0][1:2] + cells[0][3:] == ["0.750 ± 0.635", "0.750 ± 0.000", "+2.00 ± 0.00", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"), [("results.json", range(len(VARIANTS))), ("results-1e-3.json", SECOND_VARIANTS)]
+)
+def test_page_shows_the_results_that_are_kept(name: str, numbers: Sequence[int]) -> None:
+    """The tables of docs/reproduction.md are made from the files, and every variant has run with every seed."""
+    results = json.loads((ROOT / "example_configs" / "reproduction" / name).read_text(encoding="utf-8"))
+    assert list(results) == ["S, the base model", *(VARIANTS[number].name for number in numbers)]
+    assert {tuple(by_seed) for by_seed in results.values()} == {("0", "1", "2", "3", "4")}
+    page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert markdown(results, VARIANTS[0].name) in page

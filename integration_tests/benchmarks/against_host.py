@@ -116,9 +116,10 @@ def sdpo_run(
     ranks: int,
     packed: bool | str,
     profile: Path | None = None,
+    matrix: bool = False,
 ) -> Run:
     """The same as one `rl: sdpo` run."""
-    config = sdpo_config(dpo_config(work, base, list(entries), folder), packed=packed)
+    config = sdpo_config(dpo_config(work, base, list(entries), folder), packed=packed, matrix=matrix)
     took, marks = start(config, folder, ranks, profile)
     return of(took, [marks], folder / "out", work.micro_batch * ranks)
 
@@ -188,7 +189,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--adapter", choices=("lora",))
     parser.add_argument("--optimizer", default="adamw_torch", help="sgd amplifies no rounding: for comparing weights")
     parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--sides", default="host,packed", help="of host, packed, padded")
+    parser.add_argument(
+        "--sides", default="host,packed", help="of host, packed, padded, reported: packed, with the matrices"
+    )
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--profile", action="store_true", help="one packed run: where its time goes")
     return parser.parse_args()
@@ -231,6 +234,7 @@ def main() -> None:
             "host": lambda place: host_chain(work, base, entries, place, given.ranks),
             "packed": lambda place: sdpo_run(work, base, entries, place, given.ranks, "auto"),
             "padded": lambda place: sdpo_run(work, base, entries, place, given.ranks, False),
+            "reported": lambda place: sdpo_run(work, base, entries, place, given.ranks, "auto", matrix=True),
         }
         runs: dict[str, list[Run]] = {side: [] for side in given.sides.split(",")}
         for _ in range(given.repeat):

@@ -119,7 +119,15 @@ def dpo_config(work: Workload, model: Path, entries: list[Mapping[str, Any]], fo
     return config
 
 
-def sdpo_config(config: Mapping[str, Any], *, packed: bool | str) -> dict[str, Any]:
-    """The same config as `rl: sdpo`."""
+def sdpo_config(config: Mapping[str, Any], *, packed: bool | str, matrix: bool = False) -> dict[str, Any]:
+    """The same config as `rl: sdpo`.
+
+    Args:
+        config: as `rl: dpo`.
+        packed: `sdpo.packed`.
+        matrix: whether every model is looked at on every step's rows for the report, as by default; nobody does that
+            for a chain of separate runs.
+    """
     plugins = ["sdpo_plugin.SDPOPlugin", *config["plugins"]]
-    return {**config, "rl": "sdpo", "plugins": plugins, "sdpo": {"packed": packed}}
+    block = {"packed": packed, "diagnostics": {"matrix": matrix}}
+    return {**config, "rl": "sdpo", "plugins": plugins, "sdpo": block}

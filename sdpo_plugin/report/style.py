@@ -48,7 +48,7 @@ figure {{ margin: 0 0 1.6rem; min-width: 0; }}
 .matrix {{ margin: 0; max-width: 100%; }}
 figcaption {{ font-weight: 600; font-size: .95rem; margin-bottom: .35rem; }}
 figcaption span {{ color: var(--soft); font-weight: 400; }}
-.heat {{ border-collapse: separate; border-spacing: 2px; margin: 0 -2px; }}
+.heat {{ border-collapse: separate; border-spacing: 2px; }}
 .heat th, .heat td {{ border: 0 !important; padding: .34rem .6rem; }}
 .heat thead th {{
   font-size: .8rem; text-align: right; max-width: 9rem; min-width: 4.6rem; overflow-wrap: anywhere; padding-left: .2rem;

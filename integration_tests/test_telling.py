@@ -35,7 +35,7 @@ def whole(
 ) -> tuple[Path, str]:
     """A run without bars, which tells its progress after every update; its output directory and log."""
     folder = tmp_path_factory.mktemp("whole")
-    result = train(host, model, two_sets, folder, "often:", val_set_size=0.25, disable_tqdm=True).check()
+    result = train(host, model, two_sets, folder, "often:", val_set_size=0.25).check()
     return folder / "out", result.log_text
 
 
@@ -86,6 +86,7 @@ def test_the_last_line_of_a_dead_run_says_how_to_resume_it_and_its_report_how_fa
     way = f"what was finished is in {out}; to resume, run the same command with auto_resume_from_checkpoints: true."
     assert ways_to_go_on(result) == [way]
     assert result.log_text.rstrip().endswith(f"sdpo_plugin: {way}")
+    assert re.search(r"step 1/2 step-1: .*chain: \d+ s left", result.log_text)  # behind the bar
     shown = host.run(["sdpo", "report", str(out)], tmp_path).check().log_text
     report = read_report(out)
     assert (report["finished"], report["progress"]["steps_done"], report["progress"]["step"]) == (False, 1, 2)

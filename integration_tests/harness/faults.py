@@ -16,7 +16,7 @@ The environment says which fault, so that the config stays that of the run that 
 - `limit-data:BYTES`: the same, from before the data are loaded.
 - `single:`: a batch of one row is computed otherwise than the same row among others.
 - `alone:`: accelerate gives every model back as it is, without the wrapper by which ranks share their gradients.
-- `often:`: a run tells its progress after every update, not every few seconds.
+- `often:`: a run without bars, which tells its progress after every update, not every few seconds; so does `raise`.
 - `slow:SECONDS`: every forward pass takes that much longer.
 - `gate:FOLDER`: nothing, but each rank notes in a file of its own what its start gate is given.
 - `full`: the disk says that it has a megabyte left.
@@ -38,7 +38,7 @@ from typing import Any
 
 import torch
 from axolotl.integrations.base import BasePlugin
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from sdpo_plugin.host import progress
 
@@ -70,6 +70,8 @@ class FaultPlugin(BasePlugin):
         if self._life is not None:
             trainer.model.register_forward_pre_hook(self._life.forward)
             return []
+        if self._kind == "often":
+            trainer.remove_callback(ProgressCallback)
         if self._kind == "slow":
             seconds = float(self._value)
             trainer.model.register_forward_pre_hook(lambda module, arguments: time.sleep(seconds))

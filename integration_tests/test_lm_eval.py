@@ -116,7 +116,7 @@ def test_task_that_fails_is_said_and_costs_nothing_else(both: list[Path]) -> Non
     assert report["finished"]
     assert report["warnings"] == [f"lm-eval failed on {BROKEN} with {model}: {error}" for model in MODELS]
     text = (both[0] / "sdpo" / "report.md").read_text(encoding="utf-8")
-    assert f"Note: lm-eval failed on {BROKEN} with M_1: {error}." in text
+    assert f"- lm-eval failed on {BROKEN} with M_1: {error}." in text
     line = next(line for line in text.splitlines() if line.startswith(f"{WRITE} "))
     assert [f"{found_of(both[0], model)['letters']:.3f}" in line for model in MODELS] == [True] * 3
     assert "secret" not in (both[0] / "debug.log").read_text(encoding="utf-8")

@@ -125,6 +125,7 @@ def test_the_estimate_counts_what_lies_there(host: Host, runs: list[Path], confi
     log = host.train(write_config(tmp_path / "config.yaml", made)).check().log_text
     lines = [line for line in log.splitlines() if line.startswith(("exported models", "final model", "checkpoints"))]
     assert [line.split()[-3] for line in lines] == ["3", "1", "2"]
-    found = [path.parent for path in (tmp_path / "out").rglob("*.safetensors") if path.parent.name != "reference"]
+    weights = [path for path in (tmp_path / "out").rglob("*.safetensors") if path.name == "adapter_model.safetensors"]
+    found = [path.parent for path in weights]
     checkpoints = [path for path in found if path.name.startswith("checkpoint-")]
     assert (len(checkpoints), len(found)) == (2, 3 + 1 + 2), found

@@ -81,7 +81,8 @@ def test_wheel_holds_the_package_and_nothing_else(installed: Installed) -> None:
     with zipfile.ZipFile(installed.wheel) as wheel:
         names = {Path(name) for name in wheel.namelist()}
     code = {path for path in names if path.parts[0] == "sdpo_plugin"}
-    wanted = {path.relative_to(ROOT) for path in (ROOT / "sdpo_plugin").rglob("*.py")} | {Path("sdpo_plugin/py.typed")}
+    wanted = {path.relative_to(ROOT) for path in (ROOT / "sdpo_plugin").rglob("*.py")}
+    wanted |= {Path("sdpo_plugin") / name for name in ("py.typed", "report/report.schema.json")}
     assert code == wanted
     assert {path.parts[0].split("-")[0] for path in names - code} == {"axolotl_sdpo"}
 

@@ -24,6 +24,9 @@ SGD = {"optimizer": "sgd", "learning_rate": 0.2, "num_epochs": 2}
 # Measured: 3.6e-7, 1.8e-7, 4.9e-4, where the first step moved weights by 0.03, 0.09 and 0.04. The host keeps the
 # adapter of a 4-bit model in half precision: that is one bit of it.
 CLOSE = {"full": 1e-6, "lora": 1e-6, "qlora": 2e-3}
+# Of the numbers in the report's matrices, and of pairs that may change sides in an accuracy: that one bit moves γ by
+# up to 0.02, and some of the pairs are nearer to 0 than that (one of twelve and one of sixteen seen).
+REPORTED = {"full": (1e-4, 0), "lora": (1e-4, 0), "qlora": (0.05, 2)}
 OF_ZERO_3 = (
     *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters"),
     *("stage3_max_reuse_distance", "stage3_gather_16bit_weights_on_model_save", "sub_group_size"),
@@ -56,8 +59,9 @@ def settings(engine: str, folder: Path) -> dict[str, Any]:
     return {"deepspeed": str(path)}
 
 
-def assert_same_matrices(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
-    """Every number of the matrices of two reports; an accuracy may be off by a pair whose γ is rounded to 0."""
+def assert_same_matrices(one: dict[str, Any], other: dict[str, Any], tolerance: float, pairs: int) -> None:
+    """Every number of the matrices of two reports; so many pairs may change sides in an accuracy."""
+    fewest = min(one["train"]["num_rows"])
     assert one["train"].keys() == other["train"].keys()
     for name, matrix in one["train"].items():
         if name in ("sets", "num_rows", "of_rows"):
@@ -66,7 +70,8 @@ def assert_same_matrices(one: dict[str, Any], other: dict[str, Any], tolerance: 
         for row, other_row in zip(matrix, other["train"][name], strict=True):
             assert [value is None for value in row] == [value is None for value in other_row]
             values, others = ([value for value in line if value is not None] for line in (row, other_row))
-            assert values == pytest.approx(others, rel=tolerance, abs=tolerance), name
+            off = tolerance + (pairs / fewest if "accuracy" in name else 0)
+            assert values == pytest.approx(others, rel=tolerance, abs=off), name
 
 
 # ZeRO keeps a float32 copy of a half-precision adapter, which one process does not: nothing to compare with.
@@ -83,7 +88,7 @@ def test_equals_one_process(
     for step in ("step-1", "step-2", ""):
         assert apart(host, out / step, alone[kind] / step) <= CLOSE[kind]
     assert apart(host, out / "step-1", out) > 1e-3
-    assert_same_matrices(read_report(alone[kind]), read_report(out), 1e-4 if kind != "qlora" else 0.05)
+    assert_same_matrices(read_report(alone[kind]), read_report(out), *REPORTED[kind])
     noise = 5e-5 if kind != "qlora" else 5e-3  # of half precision
     assert [step["first_loss"] for step in read_report(out)["steps"]] == pytest.approx([0.6931, 0.6931], abs=noise)
 

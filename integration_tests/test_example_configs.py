@@ -17,8 +17,10 @@ import yaml
 from integration_tests.harness.data import WORDS
 from integration_tests.harness.env import ROOT
 from integration_tests.harness.launch import Host
-from sdpo_plugin.args import PartitionArgs, SDPOConfig, StepArgs
+from sdpo_plugin.args import SDPOConfig
+from sdpo_plugin.partition_args import PartitionArgs
 from sdpo_plugin.recognition import TRAINER_CLS
+from sdpo_plugin.steps_args import StepArgs
 
 FOLDER = ROOT / "example_configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))

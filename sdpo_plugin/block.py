@@ -6,9 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from sdpo_plugin.args import HookRows, PartitionArgs, SDPOConfig, StepArgs
+from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.lm_eval_args import LMEvalArgs, TaskArgs
+from sdpo_plugin.partition_args import PartitionArgs
+from sdpo_plugin.steps_args import HookRows, StepArgs
 
 
 def parse_block(block: Mapping[str, Any] | None) -> SDPOConfig:

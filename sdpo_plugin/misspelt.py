@@ -3,8 +3,9 @@
 from collections.abc import Container, Mapping
 from typing import Any
 
-from sdpo_plugin.args import PartitionArgs, SDPOConfig
+from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.partition_args import PartitionArgs
 from sdpo_plugin.recognition import BLOCK, RL, is_nearly_sdpo
 from sdpo_plugin.text import is_close, plain
 

@@ -9,10 +9,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from sdpo_plugin.args import OVERRIDES, HookRows, PartitionArgs, SDPOArgs, SDPOConfig, StepArgs, step_names
+from sdpo_plugin.args import SDPOArgs, SDPOConfig
 from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.partition import step_sizes
+from sdpo_plugin.partition_args import PartitionArgs
+from sdpo_plugin.steps_args import OVERRIDES, HookRows, StepArgs, step_names
 
 DATA = [{"path": "pairs.jsonl", "type": "chatml.intel"}]
 BLOCK_KEYS = [

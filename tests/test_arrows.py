@@ -15,8 +15,8 @@ MOST_IMPORTS = 15  # modules of this package that one of them needs; more of the
 # Each module of the core, and the modules of this package that it may import.
 ALLOWED = {
     "__init__": "crash plugin_name versions",  # and args, host.plugin, but not before someone asks for them
-    "args": "lm_eval_args names",
-    "block": "args errors lm_eval_args",
+    "args": "lm_eval_args partition_args steps_args",
+    "block": "args errors lm_eval_args partition_args steps_args",
     "bounds": "errors",
     "__main__": "cli",
     "cli": "crash errors host.commands report.command versions",  # the host's when a command needs it
@@ -29,9 +29,10 @@ ALLOWED = {
     "local_files": "",
     "estimates": "",
     "measures": "estimates tables",
-    "misspelt": "args errors recognition text",
+    "misspelt": "args errors partition_args recognition text",
     "names": "",
     "partition": "errors",
+    "partition_args": "",
     "plan": "names schema text",
     "plugin_name": "crash errors text",
     "recognition": "plugin_name text",
@@ -39,6 +40,7 @@ ALLOWED = {
     "batches": "rows",
     "sampling": "digests plan",
     "schema": "",
+    "steps_args": "names",
     "scrub": "",
     "tables": "digests errors",
     "text": "",
@@ -52,7 +54,7 @@ ALLOWED = {
     "run_dir.files": "errors",
     "run_dir.fresh": "errors run_dir.checkpoints run_dir.files run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.history": "plan run_dir.files run_dir.ledger run_dir.paths run_dir.stored schema",
-    "run_dir.inputs": "args errors run_dir.paths",
+    "run_dir.inputs": "args errors run_dir.paths steps_args",
     "run_dir.journal": (
         "plan run_dir.checkpoints run_dir.cleanup run_dir.drift run_dir.files run_dir.fresh run_dir.ledger "
         "run_dir.made_rows run_dir.models run_dir.next_action run_dir.paths run_dir.sealed run_dir.stored "
@@ -113,7 +115,10 @@ METHOD = (
     "plan sampling estimates partition batches rows tables measures gate text digests schema names errors scrub".split()
 )
 # What a user writes and sees.
-CONFIG = "args block bounds conflicts crash lm_eval_args local_files misspelt plugin_name recognition versions".split()
+CONFIG = (
+    "args block bounds conflicts crash lm_eval_args local_files misspelt partition_args plugin_name recognition "
+    "steps_args versions"
+).split()
 # Each wing, and the wings that it may import; itself goes without saying.
 ARROWS = {
     "method": set(),

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from sdpo_plugin.args import OVERRIDES
 from sdpo_plugin.bounds import BOUNDS, check_bounds
 from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.steps_args import OVERRIDES
 
 ABOVE_ZERO = ["learning_rate", "num_epochs", "rl_beta", "dpo_beta", "trl.beta"]
 COUNTS = ["max_steps", "micro_batch_size", "gradient_accumulation_steps"]

@@ -9,8 +9,10 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sdpo_plugin.args import DiagnosticsArgs, HookRows, PartitionArgs, SDPOConfig, StepArgs
+from sdpo_plugin.args import DiagnosticsArgs, SDPOConfig
 from sdpo_plugin.lm_eval_args import LMEvalArgs
+from sdpo_plugin.partition_args import PartitionArgs
+from sdpo_plugin.steps_args import HookRows, StepArgs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "example_configs" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

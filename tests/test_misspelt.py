@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from sdpo_plugin.args import PartitionArgs, SDPOConfig
+from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.misspelt import OWNERS, require_known_keys, require_known_rl
+from sdpo_plugin.partition_args import PartitionArgs
 from sdpo_plugin.plugin_name import is_listed, require_plugin_name
 
 HOST = {"rl", "datasets", "seed", "plugins", "learning_rate", "sdpo"}

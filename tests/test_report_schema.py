@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from sdpo_plugin.args import PartitionArgs
+from sdpo_plugin.partition_args import PartitionArgs
 from sdpo_plugin.plan import OrderedSource, Overlap
 from sdpo_plugin.report.build import build_report
 from sdpo_plugin.run_dir.paths import RunDir

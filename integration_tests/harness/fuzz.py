@@ -31,9 +31,9 @@ import sdpo_plugin.host.data.loading
 from integration_tests.harness.data import Config
 from integration_tests.harness.mutations import Case, cases
 from integration_tests.harness.spoilt import REMOVED
-from sdpo_plugin.args import step_names
 from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import SDPOError
+from sdpo_plugin.steps_args import step_names
 
 OURS = Path(sdpo_plugin.__file__).parent
 HOSTS_OWN = axolotl.train.setup_reference_model

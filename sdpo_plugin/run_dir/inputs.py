@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdpo_plugin.args import SDPOConfig, step_names
+from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.steps_args import step_names
 
 
 def written_names(block: SDPOConfig, num_sources: int) -> list[str]:

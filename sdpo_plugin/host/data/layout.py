@@ -10,12 +10,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sdpo_plugin import estimates, measures, partition, rows, tables
-from sdpo_plugin.args import PartitionArgs, SDPOConfig
+from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.data.columns import IDS, concatenate, row_facts
 from sdpo_plugin.host.data.heldout import merged
 from sdpo_plugin.host.data.planning import Sketch, drawn_parts, make_plan, needs_base_tables, step_cfg
 from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.host.data.tokenized import TokenizedSource
+from sdpo_plugin.partition_args import PartitionArgs
 from sdpo_plugin.plan import OrderedSource, Overlap, Plan, StepPlan, host_total_steps
 from sdpo_plugin.rows import RowFacts
 from sdpo_plugin.tables import LogProbTable

@@ -15,7 +15,7 @@ from axolotl.utils.distributed import is_main_process
 from datasets import Dataset
 from transformers.trainer_utils import SchedulerType
 
-from sdpo_plugin.args import SDPOConfig, StepArgs, step_names
+from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.conflicts import check_losses
 from sdpo_plugin.errors import ConfigError, DataError
 from sdpo_plugin.host.data.heldout import HeldoutSets
@@ -24,6 +24,7 @@ from sdpo_plugin.host.data.prepared import Prepared, RawReader, raw_parts
 from sdpo_plugin.host.data.read_errors import explained, require_no_null_text, source_name
 from sdpo_plugin.host.patches import loading_through
 from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.steps_args import StepArgs, step_names
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
 SCHEDULES = ("one_cycle", "rex", *(schedule.value for schedule in SchedulerType))  # the first two are Axolotl's own

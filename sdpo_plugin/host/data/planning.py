@@ -7,11 +7,12 @@ from typing import Any
 from axolotl.utils.dict import DictDefault
 
 from sdpo_plugin import partition
-from sdpo_plugin.args import PartitionArgs, SDPOConfig
+from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.data.heldout import merged
 from sdpo_plugin.host.data.loading import LoadedSource
 from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.host.data.tokenized import TokenizedSource
+from sdpo_plugin.partition_args import PartitionArgs
 from sdpo_plugin.plan import Plan, StepPlan, host_total_steps, model_name
 
 DEFAULT_SEED = 42

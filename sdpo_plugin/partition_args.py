@@ -1,0 +1,75 @@
+"""`sdpo.partition`: how a pool of rows becomes steps (arXiv 2403.19270 v2, §3.2)."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+FRACTION_SLACK = 1e-3
+"""The distance from 1 that a sum of fractions may have, so that three thirds can be written as 0.333 each."""
+
+MAX_STEPS = 1000
+"""More steps than anyone trains; a slip of the keyboard must not ask for more shares than there is memory for."""
+
+
+class PartitionArgs(BaseModel):
+    """`sdpo.partition`: how the pool of all `datasets:` entries becomes steps (arXiv 2403.19270 v2, §3.2)."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    strategy: Literal["natural", "easy_to_hard", "random", "stratified"] = Field(
+        description="natural: an entry is a step, in order. easy_to_hard: ordered by the base model's own log-probs. "
+        "random: rows drawn whatever their source. stratified: every step holds the same share of every source."
+    )
+    unit: Literal["source", "row"] | None = Field(
+        None,
+        description="easy_to_hard only. source: entries in descending order of the base model's reference-free "
+        "accuracy, one step each. row: all rows ranked by γ under the base model and cut. Default: source.",
+    )
+    score: Literal["log_ratio", "log_ratio_per_token"] | None = Field(
+        None,
+        description="easy_to_hard only. log_ratio: γ summed over tokens, in nats, as in the paper. "
+        "log_ratio_per_token: each log-prob divided by its tokens first. Default: log_ratio.",
+    )
+    num_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = Field(
+        None, description="Number of steps of equal size; for random, stratified and easy_to_hard by row."
+    )
+    fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] | None = Field(
+        None, description="Share of the pool of each step, instead of num_steps; they sum to 1."
+    )
+    seed: Annotated[int, Field(ge=0)] | None = Field(None, description="Seed of random and stratified. Default: 42.")
+
+    @model_validator(mode="after")
+    def _keys_fit_the_strategy(self) -> "PartitionArgs":
+        orders = self.strategy == "easy_to_hard"
+        draws = self.strategy in ("random", "stratified")
+        by_source = orders and self.unit != "row"
+        what = f"strategy: {self.strategy}" + (" by source" if by_source else "")
+        for key, belongs in (("unit", orders), ("score", orders), ("seed", draws)):
+            if getattr(self, key) is not None and not belongs:
+                owner = "easy_to_hard" if key != "seed" else "random and stratified"
+                raise ValueError(f"{key}: {getattr(self, key)!r} belongs to {owner}, not to {what}; remove {key}")
+        cut = {key: getattr(self, key) for key in ("num_steps", "fractions") if getattr(self, key) is not None}
+        if cut and (by_source or self.strategy == "natural"):
+            key, value = next(iter(cut.items()))
+            remedy = "set unit: row, or remove it" if orders else "remove it"
+            raise ValueError(f"{key}: {value!r} has no use with {what}, where each source is a step; {remedy}")
+        if len(cut) != 1 and (draws or (orders and not by_source)):
+            both = " and ".join(f"{key}: {value!r}" for key, value in cut.items())
+            seen = f"{both} are both set; keep one" if cut else "they are both missing; set one, e.g. num_steps: 2"
+            raise ValueError(f"{what} needs num_steps or fractions: {seen}")
+        return self
+
+    @field_validator("fractions")
+    @classmethod
+    def _fractions_sum_to_one(cls, fractions: list[float] | None) -> list[float] | None:
+        if fractions is not None and abs(sum(fractions) - 1) > FRACTION_SLACK:
+            raise ValueError(f"{fractions} sum to {sum(fractions):.4g}, not to 1; set shares that do")
+        return fractions
+
+    def shares(self) -> list[float]:
+        """Share of the pool of each step, summing to 1 exactly enough for ``partition.step_sizes``."""
+        if self.fractions is not None:
+            total = sum(self.fractions)
+            return [fraction / total for fraction in self.fractions]
+        assert self.num_steps is not None
+        return [1 / self.num_steps] * self.num_steps

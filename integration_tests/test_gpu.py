@@ -4,6 +4,9 @@ a GPU; elsewhere skipped by name. Every run is a process of its own: CUDA does n
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 
 from integration_tests.harness.compare import apart
 from integration_tests.harness.data import Config, base_config, lora_config, write_config
+from integration_tests.harness.env import ROOT
 from integration_tests.harness.fresh import run_fresh
 from integration_tests.harness.launch import Host
 from integration_tests.harness.models import make_model
@@ -62,6 +66,17 @@ def test_bfloat16(host: Host, wide: Path, two_sets: list[Config], tmp_path: Path
         ends[packed] = folder / "out"
     assert apart(host, ends[True], ends[False]) <= 0.02
     assert apart(host, ends[True] / "step-1", ends[True]) > 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+def test_the_kernel_for_all_pairs_is_no_noisier(kind: str) -> None:
+    """Than attention pair by pair: bfloat16 beside float32, with grouped heads and windows shorter than a row."""
+    code = f"import json; from integration_tests.harness.packed import on_gpu; print(json.dumps(on_gpu({kind!r})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
+    )
+    off = json.loads(done.stdout.splitlines()[-1])
+    assert 0.0 < off["kernel"] <= 2 * off["pairs"]
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])

@@ -54,7 +54,19 @@ def test_log_probs_and_gradients_are_those_of_padded_rows(host: Host, kind: str)
     assert found["takes"]
     assert found["log-probs"] <= 1e-5 * found["largest"]
     assert found["gradients"] <= 1e-4
+    assert found["weights"] <= 1e-5 < 1e-3 < found["moved"]
     assert found["leaks"] == 0.0
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gpt2"])
+def test_with_a_kernel_that_takes_all_pairs_at_once(host: Host, kind: str) -> None:
+    """A GPU's, in whose place one in plain PyTorch stands: two calls a layer, grouped heads, windows."""
+    found = host.python(COMPARE, kind, "sdpa", "kernel")
+    assert found["log-probs"] <= 1e-5 * found["largest"]
+    assert found["gradients"] <= 1e-4
+    assert found["weights"] <= 1e-5
+    assert found["leaks"] == 0.0
+    assert found["calls"] > 0
 
 
 def test_the_docs_say_which() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -77,20 +80,26 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
     Args:
         kind: of `MODELS`.
         attention: that the model is loaded with.
-        mode: "checkpointing" or "reentrant checkpointing": of gradients.
+        mode: "checkpointing" or "reentrant checkpointing": of gradients; "kernel": a GPU's for all pairs at once,
+            whose place one in plain PyTorch takes.
 
     Returns:
-        ``takes``: whether the model takes packed rows at all; if so, the largest differences of a log-prob and of a
-        gradient, the largest log-prob, and ``leaks``: how far the log-probs of one text move with another text.
+        ``takes``: whether the model takes packed rows at all; if so, the largest differences of a log-prob, of a
+        gradient and of a weight after three updates, the largest log-prob and the largest move of a weight, and
+        ``leaks``: how far the log-probs of one text move with another text.
     """
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+    from sdpo_plugin.host.forward import varlen
     from sdpo_plugin.host.forward.attention import packed_attention
     from sdpo_plugin.host.forward.packed import no_way_in
     from sdpo_plugin.host.forward.packing import PackingCollator
 
     model = build(kind, attention)
-    if mode:
+    called: list[int] = []
+    if mode == "kernel":
+        varlen.kernel_for = lambda *states: partial(kernel, called)
+    elif mode:
         model.gradient_checkpointing_enable({"use_reentrant": mode.startswith("reentrant")})
         model.enable_input_require_grads()
     with packed_attention(model) as takes:
@@ -101,11 +110,15 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
         packing = PackingCollator(MAX_LENGTH)
         packed = log_probs(model, packing(rows()))
         by_packed = gradients(model, packed)
+        ends = [trained(model, collate(rows())) for collate in (DataCollatorForPreference(0, MAX_LENGTH), packing)]
         found = {
             "takes": True,
             "log-probs": float((padded - packed).detach().abs().max()),
             "gradients": max(float((one - other).abs().max()) for one, other in zip(by_padded, by_packed, strict=True)),
+            "weights": float((ends[0] - ends[1]).abs().max()),
+            "moved": float((ends[0] - flat(model)).abs().max()),
             "largest": float(padded.detach().abs().max()),
+            "calls": len(called),
             "leaks": leaks(model, packing),
         }
     assert model.config._attn_implementation == attention, "the model has its own attention back"
@@ -144,6 +157,25 @@ def half_precision(kind: str) -> dict[str, float]:
             return {how: float((log_probs(model, batch) - exact).abs().mean()) for how, batch in inputs.items()}
 
 
+def on_gpu(kind: str) -> dict[str, float]:
+    """Log-probs in bfloat16 on a GPU, where the kernel takes all pairs at once, beside those in float32."""
+    from sdpo_plugin.host.forward import varlen
+    from sdpo_plugin.host.forward.attention import packed_attention
+    from sdpo_plugin.host.forward.packing import PACKED, PackingCollator
+
+    batch = PackingCollator(MAX_LENGTH)(rows())
+    batch = {key: value if key == PACKED else value.cuda() for key, value in batch.items()}
+    model = build(kind, "sdpa").cuda()
+    with torch.no_grad(), packed_attention(model):
+        exact = log_probs(model, batch)
+        model.to(torch.bfloat16)
+        fast = log_probs(model, batch)
+        assert varlen._calls.cache_info().currsize, "the kernel has computed it"
+        varlen.kernel_for = lambda *states: None
+        slow = log_probs(model, batch)
+    return {how: float((found - exact).abs().mean()) for how, found in (("kernel", fast), ("pairs", slow))}
+
+
 def log_probs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     """Summed log-probs of a batch, shape (2, B), as TRL computes them."""
     from sdpo_plugin.host.forward.log_probs import taking
@@ -161,6 +193,58 @@ def gradients(model: Any, found: torch.Tensor) -> list[torch.Tensor]:
     weights = torch.linspace(-1.0, 1.0, found.numel()).reshape(found.shape)
     (found * weights).sum().backward()
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def trained(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """All weights after three updates of DPO (β 1, SGD) on one batch; the reference is the model as it stands."""
+    policy = copy.deepcopy(model)
+    with torch.no_grad():
+        reference = log_probs(policy, batch)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    for _ in range(3):
+        chosen, rejected = log_probs(policy, batch) - reference
+        optimizer.zero_grad()
+        (-torch.nn.functional.logsigmoid(chosen - rejected)).mean().backward()
+        optimizer.step()
+    return flat(policy)
+
+
+def flat(model: Any) -> torch.Tensor:
+    """All weights, one after the other."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def kernel(
+    called: list[int],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_ends: torch.Tensor,
+    key_ends: torch.Tensor,
+    longest_query: int,
+    longest_key: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """What `torch.nn.attention.varlen.varlen_attn` documents, in plain PyTorch: states of shape (T, heads, size)."""
+    called.append(len(query))
+    (before, after), bounds = window_size, [list(pairwise(ends.tolist())) for ends in (query_ends, key_ends)]
+    assert (longest_query, longest_key) == tuple(max(end - start for start, end in texts) for texts in bounds)
+    assert after == 0
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    parts = []
+    for (q0, q1), (k0, k1) in zip(*bounds, strict=True):
+        at = torch.arange(k1 - k0 - (q1 - q0), k1 - k0)[:, None]  # the last query stands where the last key does
+        seen = torch.arange(k1 - k0) <= at
+        if before >= 0:
+            seen &= torch.arange(k1 - k0) >= at - before
+        groups = query.shape[1] // key.shape[1]
+        scores = torch.einsum("qhd,khd->hqk", query[q0:q1], key[k0:k1].repeat_interleave(groups, 1)) * scale
+        shares = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        parts.append(torch.einsum("hqk,khd->qhd", shares, value[k0:k1].repeat_interleave(groups, 1)))
+    return torch.cat(parts)
 
 
 def leaks(model: Any, packing: Any) -> float:

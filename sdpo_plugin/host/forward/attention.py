@@ -1,4 +1,5 @@
-"""Attention for packed rows: the model's own, called pair by pair, so that no pair sees another one.
+"""Attention for packed rows: the model's own, called pair by pair, so that no pair sees another one; on a GPU a kernel
+that takes all of them at once.
 
 Prompt and chosen answer attend causally; a rejected answer attends to its prompt and to itself. A model finds this
 attention by its name in transformers' registry, and the layout of the row among the arguments of its forward pass.
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from sdpo_plugin.host.forward import varlen
 from sdpo_plugin.host.forward.packing import PACKED, PackedLayout, Pair
 
 PREFIX = "sdpo_packed_"  # of the names that our attentions are registered by
@@ -106,6 +108,10 @@ def _attention_by(original: str) -> Attention:
         layout: PackedLayout | None = kwargs.pop(PACKED, None)
         if layout is None:
             return _function(module, original)(module, query, key, value, attention_mask, **kwargs)
+        kernel = None if original == EAGER else varlen.kernel_for(query, key, value, kwargs)
+        if kernel is not None:
+            window = kwargs.get("sliding_window")
+            return varlen.attend(kernel, query, key, value, layout, kwargs.get("scaling"), window), None
         name = EAGER if original == EAGER else SDPA
         attend = _function(module, name)
         texts = _texts(layout, kwargs.get("sliding_window"), query.dtype, query.device, needs_mask=name == EAGER)

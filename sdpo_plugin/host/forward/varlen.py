@@ -1,0 +1,148 @@
+"""Attention of a packed row in two calls of PyTorch's own kernel for texts of different lengths, on a GPU that has it.
+
+The first call is of every [prompt | chosen] among themselves, the second of every rejected answer against its
+[prompt | rejected]: a causal kernel aligns the last query with the last key.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+
+from sdpo_plugin.host.forward.packing import PackedLayout
+
+Kernel = Callable[..., torch.Tensor]
+MODULE = "torch.nn.attention.varlen"
+NEEDS = {"scale", "window_size", "enable_gqa"}  # of its arguments; PyTorch's first kernel had none of them
+AMPERE = (8, 0)  # compute capability of the oldest GPUs that its flash attention runs on
+LARGEST_HEAD = 256
+# What a model may hand to its attention that this kernel does not compute.
+OTHERS = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+def kernel_for(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, arguments: Mapping[str, Any]
+) -> Kernel | None:
+    """The kernel, where it computes what the model asks for; None: pair by pair.
+
+    Args:
+        query, key, value: states of shape (1, heads, N, size).
+        arguments: the others that the model gives its attention.
+    """
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or torch.version.cuda is None:
+        return None
+    size = query.shape[-1]
+    if size > LARGEST_HEAD or size % 8 or value.shape[-1] != size:
+        return None
+    if arguments.get("dropout") or any(arguments.get(name) is not None for name in OTHERS):
+        return None
+    return _kernel() if torch.cuda.get_device_capability(query.device) >= AMPERE else None
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> Kernel | None:
+    """PyTorch's, where this release has it."""
+    if find_spec(MODULE) is None:
+        return None
+    from torch.nn.attention.varlen import varlen_attn
+
+    kernel: Kernel = varlen_attn
+    return kernel if inspect.signature(kernel).parameters.keys() >= NEEDS else None
+
+
+def attend(
+    kernel: Kernel,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: PackedLayout,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Attention of a packed row of N tokens.
+
+    Args:
+        kernel: PyTorch's `varlen_attn`.
+        query: of shape (1, heads, N, size).
+        key, value: likewise; they may have fewer heads.
+        layout: of the row.
+        scaling: of the scores; None: one over the root of ``size``.
+        window: how many tokens back a layer looks, itself among them; None: all.
+
+    Returns:
+        Of shape (1, N, heads, size).
+    """
+    queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+    calls, back = _calls(layout, query.device)
+    parts = [
+        kernel(
+            queries.index_select(0, call.queries.tokens),
+            keys.index_select(0, call.keys.tokens),
+            values.index_select(0, call.keys.tokens),
+            call.queries.ends,
+            call.keys.ends,
+            call.queries.longest,
+            call.keys.longest,
+            scale=scaling,
+            window_size=(-1 if window is None else window - 1, 0),
+            enable_gqa=queries.shape[1] != keys.shape[1],
+        )
+        for call in calls
+    ]
+    return torch.cat(parts).index_select(0, back)[None]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of different lengths, end to end.
+
+    Attributes:
+        tokens: place of each token in the packed row.
+        ends: where each text ends, after a 0; int32.
+        longest: tokens of the longest.
+    """
+
+    tokens: torch.Tensor
+    ends: torch.Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]], device: torch.device) -> "Texts":
+        """Texts by the places of their tokens."""
+        ends = accumulate(map(len, texts), initial=0)
+        return cls(
+            torch.tensor(list(chain.from_iterable(texts)), device=device),
+            torch.tensor(list(ends), dtype=torch.int32, device=device),
+            max(map(len, texts)),
+        )
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the kernel: queries, and the keys that they see the beginnings of."""
+
+    queries: Texts
+    keys: Texts
+
+
+@lru_cache(maxsize=2)  # every layer of a batch asks
+def _calls(layout: PackedLayout, device: torch.device) -> tuple[list[Call], torch.Tensor]:
+    """The calls for a packed row, and which of their rows, end to end, each of its tokens has."""
+    firsts, rejecteds, seen = [], [], []
+    for pair in layout.pairs:
+        middle = pair.start + pair.prompt + pair.chosen
+        firsts.append(range(pair.start, middle))
+        if pair.rejected:
+            rejecteds.append(range(middle, pair.start + len(pair)))
+            seen.append([*range(pair.start, pair.start + pair.prompt), *rejecteds[-1]])
+    first = Texts.of(firsts, device)
+    calls = [Call(first, first)]
+    if rejecteds:
+        calls.append(Call(Texts.of(rejecteds, device), Texts.of(seen, device)))
+    back = torch.argsort(torch.cat([call.queries.tokens for call in calls]))
+    return calls, back

@@ -1,6 +1,5 @@
 """Numbers about tables of log-probs: γ, accuracies, drift from M_0, what a step changed. Pure functions on arrays."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,25 +154,57 @@ def _require_same_rows(one: LogProbTable, other: LogProbTable) -> None:
     assert one.rows_digest == other.rows_digest, "tables of other rows cannot be compared"
 
 
-OF_A_MODEL: dict[str, Callable[[LogProbTable], float]] = {
-    "gamma": lambda table: gamma_stats(table).mean,
-    "gamma_median": lambda table: gamma_stats(table).median,
-    "gamma_q05": lambda table: gamma_stats(table).q05,
-    "gamma_q25": lambda table: gamma_stats(table).q25,
-    "gamma_q75": lambda table: gamma_stats(table).q75,
-    "gamma_q95": lambda table: gamma_stats(table).q95,
-    "gamma_per_token": lambda table: gamma_stats(table).per_token_mean,
-    "reference_free_accuracy": reference_free_accuracy,
-    "chosen_log_prob_per_token": lambda table: float(chosen_per_token(table).mean()),
-    "rejected_log_prob_per_token": lambda table: float(rejected_per_token(table).mean()),
-}
-"""The measures of one model on one set of pairs, by the name that the report gives them."""
+@dataclass(frozen=True)
+class OfAModel:
+    """The measures of one model on one set of pairs, by the names that the report gives them."""
 
-AGAINST_BASE: dict[str, Callable[[LogProbTable, LogProbTable], float]] = {
-    "implicit_reward_accuracy": implicit_reward_accuracy,
-    "chosen_log_ratio": lambda table, base: float(log_ratios(table, base)[0].mean()),
-    "rejected_log_ratio": lambda table, base: float(log_ratios(table, base)[1].mean()),
-    "log_ratio_margin": lambda table, base: float((gamma(table) - gamma(base)).mean()),
-    "kl_to_base": kl_to_base,
-}
-"""The measures of M_t against M_0, likewise."""
+    gamma: float
+    gamma_median: float
+    gamma_q05: float
+    gamma_q25: float
+    gamma_q75: float
+    gamma_q95: float
+    gamma_per_token: float
+    reference_free_accuracy: float
+    chosen_log_prob_per_token: float
+    rejected_log_prob_per_token: float
+
+    @classmethod
+    def of(cls, table: LogProbTable) -> "OfAModel":
+        """Measure a table."""
+        stats = gamma_stats(table)
+        return cls(
+            gamma=stats.mean,
+            gamma_median=stats.median,
+            gamma_q05=stats.q05,
+            gamma_q25=stats.q25,
+            gamma_q75=stats.q75,
+            gamma_q95=stats.q95,
+            gamma_per_token=stats.per_token_mean,
+            reference_free_accuracy=reference_free_accuracy(table),
+            chosen_log_prob_per_token=float(chosen_per_token(table).mean()),
+            rejected_log_prob_per_token=float(rejected_per_token(table).mean()),
+        )
+
+
+@dataclass(frozen=True)
+class AgainstBase:
+    """The measures of M_t against M_0 on one set of pairs, likewise."""
+
+    implicit_reward_accuracy: float
+    chosen_log_ratio: float
+    rejected_log_ratio: float
+    log_ratio_margin: float
+    kl_to_base: float
+
+    @classmethod
+    def of(cls, table: LogProbTable, base: LogProbTable) -> "AgainstBase":
+        """Measure a table beside that of M_0."""
+        chosen, rejected = log_ratios(table, base)
+        return cls(
+            implicit_reward_accuracy=implicit_reward_accuracy(table, base),
+            chosen_log_ratio=float(chosen.mean()),
+            rejected_log_ratio=float(rejected.mean()),
+            log_ratio_margin=float((gamma(table) - gamma(base)).mean()),
+            kl_to_base=kl_to_base(table, base),
+        )

@@ -1,14 +1,15 @@
 """Matrices of a report: a row per model, a column per set of pairs, and what each step changed."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 from sdpo_plugin import measures
+from sdpo_plugin.measures import AgainstBase, OfAModel
 from sdpo_plugin.report.cells import Cells
 
 Matrix = list[list[float | None]]
-T = TypeVar("T")
+T = TypeVar("T", OfAModel, AgainstBase)
 
 
 def matrices(cells: Cells) -> dict[str, Any]:
@@ -16,22 +17,24 @@ def matrices(cells: Cells) -> dict[str, Any]:
 
     Measures against M_0 have no numbers in its own row.
     """
-    shape = (len(cells.models), len(cells.sets))
-
-    def matrix(values: Mapping[tuple[int, int], T], measure: Callable[[T], float]) -> Matrix:
-        found = {at: measure(value) for at, value in values.items()}
-        return [[found.get((row, column)) for column in range(shape[1])] for row in range(shape[0])]
-
-    against = cells.against_base()
+    alone = {at: OfAModel.of(table) for at, table in cells.tables.items()}
+    against = {at: AgainstBase.of(table, base) for at, (table, base) in cells.against_base().items()}
     return {
         "sets": list(cells.sets),
         "num_rows": list(cells.num_rows),
         "of_rows": list(cells.of_rows),
-        **{name: matrix(cells.tables, measure) for name, measure in measures.OF_A_MODEL.items()},
-        **{
-            name: matrix(against, lambda pair, measure=measure: measure(*pair))  # type: ignore[misc]
-            for name, measure in measures.AGAINST_BASE.items()
-        },
+        **_by_name(OfAModel, cells, alone),
+        **_by_name(AgainstBase, cells, against),
+    }
+
+
+def _by_name(kind: type[T], cells: Cells, found: Mapping[tuple[int, int], T]) -> dict[str, Matrix]:
+    """Each measure as a matrix, a row per model."""
+    rows, columns = range(len(cells.models)), range(len(cells.sets))
+    values = {at: vars(measured) for at, measured in found.items()}
+    return {
+        field.name: [[values.get((row, column), {}).get(field.name) for column in columns] for row in rows]
+        for field in fields(kind)
     }
 
 

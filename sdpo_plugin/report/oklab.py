@@ -22,6 +22,7 @@ _LAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
+_FROM_CONES, _FROM_LAB = np.linalg.inv(_CONES), np.linalg.inv(_LAB)
 
 
 def rgb_of(text: str) -> Rgb:
@@ -37,7 +38,7 @@ def hex_of(rgb: Rgb) -> str:
 def mixed(one: Rgb, other: Rgb, share: float) -> Rgb:
     """The colour that lies ``share`` of the way from one to the other."""
     lab = (1 - share) * _to_lab(one) + share * _to_lab(other)
-    linear = np.linalg.solve(_CONES, np.linalg.solve(_LAB, lab) ** 3)
+    linear = _FROM_CONES @ (_FROM_LAB @ lab) ** 3
     colour: Rgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0) ** (1 / 2.4) - 0.055)
     return colour
 

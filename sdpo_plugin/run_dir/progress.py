@@ -1,6 +1,7 @@
 """How far the step under way has come: a small file that is written while it trains, and that nothing relies on."""
 
 from dataclasses import asdict, dataclass
+from functools import cache
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -42,6 +43,11 @@ def write_progress(run: RunDir, progress: Progress) -> None:
 def read_progress(run: RunDir) -> Progress | None:
     """What ``write_progress`` wrote last; None where it is missing or damaged: it only tells."""
     try:
-        return TypeAdapter(Progress).validate_json(run.progress.read_bytes())
+        return _adapter().validate_json(run.progress.read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+@cache
+def _adapter() -> TypeAdapter[Progress]:
+    return TypeAdapter(Progress)

@@ -10,6 +10,8 @@ FRACTION_SLACK = 1e-3
 MAX_STEPS = 1000
 """More steps than anyone trains; a slip of the keyboard must not ask for more shares than there is memory for."""
 
+DEFAULT_SEED = 42
+
 
 class PartitionArgs(BaseModel):
     """`sdpo.partition`: how the pool of all `datasets:` entries becomes steps (arXiv 2403.19270 v2, §3.2)."""
@@ -36,7 +38,17 @@ class PartitionArgs(BaseModel):
     fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] | None = Field(
         None, description="Share of the pool of each step, instead of num_steps; they sum to 1."
     )
-    seed: Annotated[int, Field(ge=0)] | None = Field(None, description="Seed of random and stratified. Default: 42.")
+    max_rows: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Rows of the pool at most: so many are drawn, of each source its share; the rest is left out."
+    )
+    weights: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = Field(
+        None,
+        description="One number per entry of datasets:, in order: the proportions in which the pool has rows of them. "
+        "Default: their sizes.",
+    )
+    seed: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Seed of random and stratified, and of the rows that max_rows and weights draw. Default: 42."
+    )
 
     @model_validator(mode="after")
     def _keys_fit_the_strategy(self) -> "PartitionArgs":
@@ -44,9 +56,9 @@ class PartitionArgs(BaseModel):
         draws = self.strategy in ("random", "stratified")
         by_source = orders and self.unit != "row"
         what = f"strategy: {self.strategy}" + (" by source" if by_source else "")
-        for key, belongs in (("unit", orders), ("score", orders), ("seed", draws)):
+        for key, belongs in (("unit", orders), ("score", orders), ("seed", draws or self.leaves_rows)):
             if getattr(self, key) is not None and not belongs:
-                owner = "easy_to_hard" if key != "seed" else "random and stratified"
+                owner = "easy_to_hard" if key != "seed" else "random, stratified, max_rows and weights"
                 raise ValueError(f"{key}: {getattr(self, key)!r} belongs to {owner}, not to {what}; remove {key}")
         cut = {key: getattr(self, key) for key in ("num_steps", "fractions") if getattr(self, key) is not None}
         if cut and (by_source or self.strategy == "natural"):
@@ -65,6 +77,16 @@ class PartitionArgs(BaseModel):
         if fractions is not None and abs(sum(fractions) - 1) > FRACTION_SLACK:
             raise ValueError(f"{fractions} sum to {sum(fractions):.4g}, not to 1; set shares that do")
         return fractions
+
+    @property
+    def leaves_rows(self) -> bool:
+        """Whether some rows of the sources may be in no step because fewer are drawn."""
+        return self.max_rows is not None or self.weights is not None
+
+    @property
+    def drawn_by(self) -> int:
+        """The seed, or what it is where none is set."""
+        return DEFAULT_SEED if self.seed is None else self.seed
 
     def shares(self) -> list[float]:
         """Share of the pool of each step, summing to 1 exactly enough for ``partition.step_sizes``."""

@@ -98,6 +98,29 @@ class Overlap:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Rows of a source that no step trains on, because ``key`` of `sdpo.partition` leaves them out.
+
+    Attributes:
+        source: its path.
+        num_rows: that are left out.
+        of_rows: that it has, without those that the host has dropped.
+        key: "max_rows" or "weights".
+    """
+
+    __pydantic_config__ = STRICT
+
+    source: str
+    num_rows: Count
+    of_rows: Count
+    key: str
+
+    def describe(self) -> str:
+        """In words."""
+        return f"{self.key} leaves out {self.num_rows:,} of {self.of_rows:,} rows of {self.source}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole chain.
 
@@ -108,6 +131,7 @@ class Plan:
         ordering: sources easy to hard, with partition easy_to_hard by source.
         overlaps: where prompts of a step stand elsewhere too.
         diagnostics: `max_rows` and `seed` of the rows on which every model is compared; empty: none is.
+        left_out: rows that are in no step because `sdpo.partition` leaves them out.
     """
 
     __pydantic_config__ = STRICT
@@ -120,6 +144,7 @@ class Plan:
     ordering: tuple[OrderedSource, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
     diagnostics: dict[str, Count] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
 
     def __post_init__(self) -> None:
         indices = [step.index for step in self.steps]
@@ -143,7 +168,7 @@ class Plan:
                     step.policy_init,
                 )
             )
-        return text_table(rows)
+        return "\n".join([text_table(rows), *(part.describe() for part in self.left_out)])
 
 
 def model_name(index: int) -> str:

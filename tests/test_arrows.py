@@ -34,6 +34,7 @@ ALLOWED = {
     "partition": "errors",
     "partition_args": "",
     "plan": "names schema text",
+    "pool": "errors",
     "plugin_name": "crash errors text",
     "recognition": "plugin_name text",
     "rows": "",
@@ -112,7 +113,8 @@ ALLOWED = {
 }
 
 METHOD = (
-    "plan sampling estimates partition batches rows tables measures gate text digests schema names errors scrub".split()
+    "plan sampling estimates partition pool batches rows tables measures gate text digests schema names errors "
+    "scrub".split()
 )
 # What a user writes and sees.
 CONFIG = (

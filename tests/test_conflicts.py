@@ -12,6 +12,7 @@ from sdpo_plugin.conflicts import (
     check_conflicts,
     check_data_sources,
     check_losses,
+    check_weights,
 )
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.recognition import TRAINER_CLS
@@ -286,3 +287,14 @@ def test_data_sets_of_another_shape_are_refused(value: object, message: str) -> 
         check_data_sources({"datasets": value}, has_steps=False)
     with pytest.raises(ConfigError, match="test_" + message):
         check_data_sources({"datasets": [{"path": "x"}] * 2, "test_datasets": value}, has_steps=False)
+
+
+def test_weights_are_one_for_each_entry() -> None:
+    check_weights(None, [{"path": "a"}])
+    check_weights([1.0, 2.0], [{"path": "a"}, {"path": "b"}])
+    with pytest.raises(ConfigError) as caught:
+        check_weights([1.0, 2.0], [{"path": "a"}] * 3)
+    assert str(caught.value) == (
+        "sdpo.partition.weights: [1.0, 2.0] has 2 numbers and datasets: 3 entries; "
+        "give each entry one weight, in order."
+    )

@@ -13,8 +13,15 @@ from sdpo_plugin import estimates, measures, partition, rows, tables
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.data.columns import IDS, concatenate, row_facts
 from sdpo_plugin.host.data.heldout import merged
-from sdpo_plugin.host.data.planning import Sketch, drawn_parts, make_plan, needs_base_tables, step_cfg
-from sdpo_plugin.host.data.read_errors import source_name
+from sdpo_plugin.host.data.planning import (
+    Sketch,
+    drawn_parts,
+    make_plan,
+    name_of,
+    needs_base_tables,
+    not_drawn,
+    step_cfg,
+)
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.partition_args import PartitionArgs
 from sdpo_plugin.plan import OrderedSource, Overlap, Plan, StepPlan, host_total_steps
@@ -93,11 +100,11 @@ def lay_out(
     args = block.partition
     heldout = merged(source.heldout for source in sources)
     if args is None or args.strategy == "natural":
-        steps = [StepData(**vars(source)) for source in sources]
-        return Layout(_plan(cfg, block, steps, heldout, ()), steps, heldout)
+        steps = [_source_as_step(source) for source in sources]
+        return Layout(_plan(cfg, block, sources, steps, ()), steps, heldout)
     parts, ordering = _parts_of(args, sources, base_tables)
     steps = [_step(index, part, sources, by_source=bool(ordering)) for index, part in enumerate(parts, 1)]
-    plan = _plan(cfg, block, steps, heldout, ordering)
+    plan = _plan(cfg, block, sources, steps, ordering)
     if not needs_base_tables(block):
         return Layout(plan, steps, heldout)
     pool = tables.concatenate(base_tables)
@@ -119,9 +126,13 @@ def _parts_of(
         return partition.easy_to_hard_rows(np.concatenate(gammas), args.shares()), ()
     intervals = [estimates.wilson(int((gamma > 0).sum()), len(gamma)) for gamma in gammas]
     order, parts = partition.easy_to_hard_sources(sizes, [interval.value for interval in intervals])
-    names = [", ".join(source_name(entry) for entry in source.cfg.datasets) for source in sources]
+    names = [name_of(source) for source in sources]
     ranks = [OrderedSource(names[s], sizes[s], intervals[s].value, intervals[s].low, intervals[s].high) for s in order]
     return parts, tuple(ranks)
+
+
+def _source_as_step(source: TokenizedSource) -> StepData:
+    return StepData(**{name: value for name, value in vars(source).items() if name in StepData.__dataclass_fields__})
 
 
 def _step(index: int, part: partition.Rows, sources: Sequence[TokenizedSource], *, by_source: bool) -> StepData:
@@ -147,8 +158,8 @@ def _step(index: int, part: partition.Rows, sources: Sequence[TokenizedSource], 
 def _plan(
     cfg: DictDefault,
     block: SDPOConfig,
+    sources: Sequence[TokenizedSource],
     steps: Sequence[StepData],
-    heldout: Mapping[str, Dataset],
     ordering: tuple[OrderedSource, ...],
 ) -> Plan:
     sketches = [
@@ -170,7 +181,8 @@ def _plan(
         make_plan(cfg, block, sketches),
         partition={} if block.partition is None else block.partition.model_dump(exclude_none=True),
         ordering=ordering,
-        overlaps=tuple(_overlaps(steps, heldout)),
+        overlaps=tuple(_overlaps(steps, merged(source.heldout for source in sources))),
+        left_out=not_drawn(block, sources),
     )
 
 

@@ -18,6 +18,7 @@ from transformers.trainer_utils import SchedulerType
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.conflicts import check_losses
 from sdpo_plugin.errors import ConfigError, DataError
+from sdpo_plugin.host.data.drawing import draw
 from sdpo_plugin.host.data.heldout import HeldoutSets
 from sdpo_plugin.host.data.local_data import CONTENT, address
 from sdpo_plugin.host.data.prepared import Prepared, RawReader, raw_parts
@@ -49,6 +50,7 @@ class LoadedSource:
         total_num_steps: optimizer steps by the host's count.
         settings: the host keys that the source sets for itself.
         is_awaited: `sdpo.before_step` makes the rows, and has not yet: there are none.
+        num_left_out: rows that `sdpo.partition` has not drawn into its pool.
     """
 
     name: str
@@ -59,6 +61,7 @@ class LoadedSource:
     total_num_steps: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     is_awaited: bool = False
+    num_left_out: int = 0
 
 
 def flatten_steps(cfg: DictDefault, block: SDPOConfig) -> None:
@@ -71,7 +74,7 @@ def flatten_steps(cfg: DictDefault, block: SDPOConfig) -> None:
 
 
 def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()) -> list[LoadedSource]:
-    """Load every source, through the host's prepared-dataset cache.
+    """Load every source, through the host's prepared-dataset cache; of a pool that is drawn the rows that it keeps.
 
     Args:
         cfg: the host's config.
@@ -79,7 +82,7 @@ def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()
         made: names of the steps whose rows a hook has made already.
 
     Raises:
-        ConfigError: a step contradicts itself or what is supported.
+        ConfigError: a step contradicts itself or what is supported; a pool that is drawn takes no row of a source.
         DataError: a step that cannot be read, is not preference data, or has no row left.
     """
     steps = block.steps or [StepArgs(datasets=[dict(entry)]) for entry in cfg.datasets]
@@ -101,7 +104,7 @@ def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()
         own, held = (list(islice(addressed, len(entries))) for entries in lists)
         data = _load_source(name, source_cfg, own, held, known)
         loaded.append(replace(data, settings=describe_settings(step)))
-    return loaded
+    return draw(block, loaded)
 
 
 def load_made_rows(name: str, cfg: DictDefault) -> LoadedSource:

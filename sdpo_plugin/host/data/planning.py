@@ -1,7 +1,7 @@
 """The plan of a run, from what is known of its steps: before anything is tokenized, and when all is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from axolotl.utils.dict import DictDefault
@@ -13,9 +13,7 @@ from sdpo_plugin.host.data.loading import LoadedSource
 from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.partition_args import PartitionArgs
-from sdpo_plugin.plan import Plan, StepPlan, host_total_steps, model_name
-
-DEFAULT_SEED = 42
+from sdpo_plugin.plan import LeftOut, Plan, StepPlan, host_total_steps, model_name
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,25 @@ def preview(cfg: DictDefault, block: SDPOConfig, sources: Sequence[LoadedSource]
     """
     args = block.partition
     if args is None or args.strategy == "natural" or (args.strategy == "easy_to_hard" and args.unit != "row"):
-        return make_plan(cfg, block, [_sketch(source) for source in sources])
-    return make_plan(cfg, block, _sketches_by_row(args, sources))
+        sketches = [_sketch(source) for source in sources]
+    else:
+        sketches = _sketches_by_row(args, sources)
+    return replace(make_plan(cfg, block, sketches), left_out=not_drawn(block, sources))
+
+
+def not_drawn(block: SDPOConfig, sources: Sequence[LoadedSource | TokenizedSource]) -> tuple[LeftOut, ...]:
+    """The rows that `max_rows` or `weights` leave out."""
+    key = "weights" if block.partition is None or block.partition.max_rows is None else "max_rows"
+    return tuple(
+        LeftOut(name_of(source), source.num_left_out, len(source.train) + source.num_left_out, key)
+        for source in sources
+        if source.num_left_out
+    )
+
+
+def name_of(source: LoadedSource | TokenizedSource) -> str:
+    """A source by the paths of its entries."""
+    return ", ".join(source_name(entry) for entry in source.cfg.datasets)
 
 
 def _sketch(source: LoadedSource) -> Sketch:
@@ -77,11 +92,10 @@ def drawn_parts(args: PartitionArgs, sizes: Sequence[int]) -> partition.Partitio
     Raises:
         ConfigError: a step would have no rows.
     """
-    seed = DEFAULT_SEED if args.seed is None else args.seed
     if args.strategy == "random":
-        return partition.random(sum(sizes), args.shares(), seed)
+        return partition.random(sum(sizes), args.shares(), args.drawn_by)
     if args.strategy == "stratified":
-        return partition.stratified(sizes, args.shares(), seed)
+        return partition.stratified(sizes, args.shares(), args.drawn_by)
     return None
 
 

@@ -38,6 +38,14 @@ class PartitionArgs(BaseModel):
     fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] | None = Field(
         None, description="Share of the pool of each step, instead of num_steps; they sum to 1."
     )
+    pool: Literal["disjoint", "cumulative"] | None = Field(
+        None,
+        description="easy_to_hard by row only. disjoint: each row is in one step. cumulative: step t has all rows up "
+        "to its difficulty, so those of the steps before it as well. Default: disjoint.",
+    )
+    drop_hardest: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="easy_to_hard by row only. Share of the pool, its hardest rows, that no step trains on."
+    )
     max_rows: Annotated[int, Field(gt=0)] | None = Field(
         None, description="Rows of the pool at most: so many are drawn, of each source its share; the rest is left out."
     )
@@ -56,10 +64,16 @@ class PartitionArgs(BaseModel):
         draws = self.strategy in ("random", "stratified")
         by_source = orders and self.unit != "row"
         what = f"strategy: {self.strategy}" + (" by source" if by_source else "")
-        for key, belongs in (("unit", orders), ("score", orders), ("seed", draws or self.leaves_rows)):
-            if getattr(self, key) is not None and not belongs:
-                owner = "easy_to_hard" if key != "seed" else "random, stratified, max_rows and weights"
-                raise ValueError(f"{key}: {getattr(self, key)!r} belongs to {owner}, not to {what}; remove {key}")
+        owners = (
+            (("unit", "score"), orders, "easy_to_hard"),
+            (("pool", "drop_hardest"), orders and not by_source, "easy_to_hard by row"),
+            (("seed",), draws or self.leaves_rows, "random, stratified, max_rows and weights"),
+        )
+        for keys, belongs, owner in owners:
+            for key in keys:
+                if getattr(self, key) is not None and not belongs:
+                    remedy = "set unit: row, or remove it" if by_source and "by row" in owner else f"remove {key}"
+                    raise ValueError(f"{key}: {getattr(self, key)!r} belongs to {owner}, not to {what}; {remedy}")
         cut = {key: getattr(self, key) for key in ("num_steps", "fractions") if getattr(self, key) is not None}
         if cut and (by_source or self.strategy == "natural"):
             key, value = next(iter(cut.items()))

@@ -105,7 +105,7 @@ class LeftOut:
         source: its path.
         num_rows: that are left out.
         of_rows: that it has, without those that the host has dropped.
-        key: "max_rows" or "weights".
+        key: "max_rows", "weights" or "drop_hardest".
     """
 
     __pydantic_config__ = STRICT

@@ -21,7 +21,7 @@ BLOCK_KEYS = [
     *("steps", "partition", "reference", "policy_init", "packed", "export_steps", "diagnostics", "lm_eval"),
     *("before_step", "after_step"),
 ]
-PARTITION_KEYS = "strategy unit score num_steps fractions max_rows weights seed".split()
+PARTITION_KEYS = "strategy unit score num_steps fractions pool drop_hardest max_rows weights seed".split()
 STEP_KEYS = [
     "name",
     "datasets",
@@ -544,6 +544,8 @@ ROW = {"strategy": "easy_to_hard", "unit": "row"}
         {"strategy": "natural", "max_rows": 100, "weights": [1.0, 0.5], "seed": 3},
         {"strategy": "easy_to_hard", "max_rows": 1, "seed": 3},
         {"strategy": "natural", "weights": [2.0], "seed": 3},
+        {**ROW, "num_steps": 3, "pool": "cumulative", "drop_hardest": 0.1},
+        {**ROW, "num_steps": 3, "pool": "disjoint"},
     ],
     ids=lambda keys: "-".join(str(value) for value in keys.values()),
 )
@@ -593,6 +595,22 @@ def test_partition_that_is_taken(keys: dict[str, Any]) -> None:
             "sdpo.partition: seed: 1 belongs to random, stratified, max_rows and weights, "
             "not to strategy: easy_to_hard; remove seed.",
             id="seed-by-row",
+        ),
+        pytest.param(
+            {"strategy": "easy_to_hard", "drop_hardest": 0.1},
+            "sdpo.partition: drop_hardest: 0.1 belongs to easy_to_hard by row, not to strategy: easy_to_hard by "
+            "source; set unit: row, or remove it.",
+            id="drop-hardest-by-source",
+        ),
+        pytest.param(
+            {"strategy": "random", "num_steps": 2, "pool": "cumulative"},
+            "sdpo.partition: pool: 'cumulative' belongs to easy_to_hard by row, not to strategy: random; remove pool.",
+            id="cumulative-at-random",
+        ),
+        pytest.param(
+            {**ROW, "num_steps": 2, "drop_hardest": 1.0},
+            "sdpo.partition.drop_hardest: 1.0 is not valid: Input should be less than 1.",
+            id="drop-all",
         ),
         pytest.param(
             {"strategy": "natural", "num_steps": 2},

@@ -31,6 +31,7 @@ ALLOWED = {
     "measures": "estimates tables",
     "misspelt": "args errors partition_args recognition text",
     "names": "",
+    "overlaps": "partition plan rows",
     "partition": "errors",
     "partition_args": "",
     "plan": "names schema text",
@@ -113,8 +114,8 @@ ALLOWED = {
 }
 
 METHOD = (
-    "plan sampling estimates partition pool batches rows tables measures gate text digests schema names errors "
-    "scrub".split()
+    "plan sampling estimates partition pool overlaps batches rows tables measures gate text digests schema names "
+    "errors scrub".split()
 )
 # What a user writes and sees.
 CONFIG = (

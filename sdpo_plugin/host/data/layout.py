@@ -1,6 +1,6 @@
 """The steps of a run out of its tokenized sources: D_1 … D_T, as `sdpo.partition` says."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.data.columns import IDS, concatenate, row_facts
 from sdpo_plugin.host.data.heldout import merged
 from sdpo_plugin.host.data.planning import (
+    DROP_HARDEST,
     Sketch,
     drawn_parts,
     make_plan,
@@ -23,8 +24,9 @@ from sdpo_plugin.host.data.planning import (
     step_cfg,
 )
 from sdpo_plugin.host.data.tokenized import TokenizedSource
+from sdpo_plugin.overlaps import overlaps
 from sdpo_plugin.partition_args import PartitionArgs
-from sdpo_plugin.plan import OrderedSource, Overlap, Plan, StepPlan, host_total_steps
+from sdpo_plugin.plan import LeftOut, OrderedSource, Overlap, Plan, StepPlan, host_total_steps
 from sdpo_plugin.rows import RowFacts
 from sdpo_plugin.tables import LogProbTable
 
@@ -104,7 +106,7 @@ def lay_out(
         return Layout(_plan(cfg, block, sources, steps, ()), steps, heldout)
     parts, ordering = _parts_of(args, sources, base_tables)
     steps = [_step(index, part, sources, by_source=bool(ordering)) for index, part in enumerate(parts, 1)]
-    plan = _plan(cfg, block, sources, steps, ordering)
+    plan = _plan(cfg, block, sources, steps, ordering, parts)
     if not needs_base_tables(block):
         return Layout(plan, steps, heldout)
     pool = tables.concatenate(base_tables)
@@ -123,7 +125,8 @@ def _parts_of(
     per_token = args.score == "log_ratio_per_token"
     gammas = [measures.gamma_per_token(table) if per_token else measures.gamma(table) for table in base_tables]
     if args.unit == "row":
-        return partition.easy_to_hard_rows(np.concatenate(gammas), args.shares()), ()
+        drop, cumulative = args.drop_hardest or 0.0, args.pool == "cumulative"
+        return partition.easy_to_hard_rows(np.concatenate(gammas), args.shares(), drop, cumulative=cumulative), ()
     intervals = [estimates.wilson(int((gamma > 0).sum()), len(gamma)) for gamma in gammas]
     order, parts = partition.easy_to_hard_sources(sizes, [interval.value for interval in intervals])
     names = [name_of(source) for source in sources]
@@ -161,6 +164,7 @@ def _plan(
     sources: Sequence[TokenizedSource],
     steps: Sequence[StepData],
     ordering: tuple[OrderedSource, ...],
+    parts: partition.Partition | None = None,
 ) -> Plan:
     sketches = [
         Sketch(
@@ -181,20 +185,35 @@ def _plan(
         make_plan(cfg, block, sketches),
         partition={} if block.partition is None else block.partition.model_dump(exclude_none=True),
         ordering=ordering,
-        overlaps=tuple(_overlaps(steps, merged(source.heldout for source in sources))),
-        left_out=not_drawn(block, sources),
+        overlaps=_overlaps(block, sources, steps, parts),
+        left_out=not_drawn(block, sources) + _hardest(sources, parts),
     )
 
 
-def _overlaps(steps: Sequence[StepData], heldout: Mapping[str, Dataset]) -> Iterable[Overlap]:
+def _overlaps(
+    block: SDPOConfig,
+    sources: Sequence[TokenizedSource],
+    steps: Sequence[StepData],
+    parts: partition.Partition | None,
+) -> tuple[Overlap, ...]:
     """Prompts of a step that are in held-out sets, or in steps before it, too."""
-    held = {f"held-out {name}": row_facts(dataset).prompts for name, dataset in heldout.items()}
-    for index, step in enumerate(steps):
-        others = {f"step {earlier.name}": earlier.facts.prompts for earlier in steps[:index]} | held
-        for name, prompts in others.items():
-            count = partition.rows_also_in(step.facts.prompts, prompts)
-            if count:
-                yield Overlap(step.name, name, count)
+    grows = block.partition is not None and block.partition.pool == "cumulative"
+    heldout = merged(source.heldout for source in sources)
+    held = {name: row_facts(dataset).prompts for name, dataset in heldout.items()}
+    return tuple(overlaps([(step.name, step.facts.prompts) for step in steps], held, parts if grows else None))
+
+
+def _hardest(sources: Sequence[TokenizedSource], parts: partition.Partition | None) -> tuple[LeftOut, ...]:
+    """The rows that no step has because they are too hard, by source."""
+    if parts is None:
+        return ()
+    sizes = [len(source.train) for source in sources]
+    own = partition.rows_by_source(partition.rows_in_none(parts, sum(sizes)), sizes)
+    return tuple(
+        LeftOut(name_of(source), len(rows), size, DROP_HARDEST)
+        for source, rows, size in zip(sources, own, sizes, strict=True)
+        if len(rows)
+    )
 
 
 def describe_row(tokenizer: PreTrainedTokenizerBase, step: StepPlan, data: StepData, row: int) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from axolotl.utils.dict import DictDefault
@@ -14,6 +15,8 @@ from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.partition_args import PartitionArgs
 from sdpo_plugin.plan import LeftOut, Plan, StepPlan, host_total_steps, model_name
+
+DROP_HARDEST = "drop_hardest"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,12 @@ def preview(cfg: DictDefault, block: SDPOConfig, sources: Sequence[LoadedSource]
         sketches = [_sketch(source) for source in sources]
     else:
         sketches = _sketches_by_row(args, sources)
-    return replace(make_plan(cfg, block, sketches), left_out=not_drawn(block, sources))
+    left_out = not_drawn(block, sources)
+    if args is not None and args.drop_hardest is not None:  # of which source they are is not known yet
+        num_rows = sum(len(source.train) for source in sources)
+        num_dropped = num_rows - partition.rows_kept(num_rows, args.drop_hardest)
+        left_out += (LeftOut("the pool", num_dropped, num_rows, DROP_HARDEST),)
+    return replace(make_plan(cfg, block, sketches), left_out=left_out)
 
 
 def not_drawn(block: SDPOConfig, sources: Sequence[LoadedSource | TokenizedSource]) -> tuple[LeftOut, ...]:
@@ -110,10 +118,10 @@ def _sketches_by_row(args: PartitionArgs, sources: Sequence[LoadedSource]) -> li
     drawn = drawn_parts(args, sizes)
     if drawn is None:
         everything = list(range(len(sources)))
-        return [
-            _sketch_of_rows(index, size, sources, everything, ())
-            for index, size in enumerate(partition.step_sizes(sum(sizes), args.shares()), 1)
-        ]
+        step_sizes = partition.step_sizes(partition.rows_kept(sum(sizes), args.drop_hardest or 0.0), args.shares())
+        if args.pool == "cumulative":
+            step_sizes = list(accumulate(step_sizes))
+        return [_sketch_of_rows(index, size, sources, everything, ()) for index, size in enumerate(step_sizes, 1)]
     sketches = []
     for index, part in enumerate(drawn, 1):
         counts = [len(own) for own in partition.rows_by_source(part, sizes)]

@@ -223,12 +223,19 @@ def check_data_sources(cfg: Mapping[str, Any], has_steps: bool, cuts_rows: bool 
         )
 
 
-def check_weights(weights: Sequence[float] | None, datasets: Sequence[Any]) -> None:
-    """`sdpo.partition.weights` has one number for each entry of `datasets:`.
+def check_pool(cfg: Mapping[str, Any], weights: Sequence[float] | None, column: str | None) -> None:
+    """`sdpo.partition.weights` has one number for each entry of `datasets:`; `column` reaches the rows.
 
     Raises:
-        ConfigError: it has more or fewer.
+        ConfigError: it has more or fewer; or the host fetches rows that were prepared without the column.
     """
+    datasets = cfg["datasets"]
+    if column is not None and cfg.get("push_dataset_to_hub"):
+        raise ConfigError(
+            f"sdpo.partition.column: {column!r} conflicts with push_dataset_to_hub: {cfg['push_dataset_to_hub']!r}: "
+            "the host fetches the rows that lie there, which are prepared without the column; remove "
+            "push_dataset_to_hub."
+        )
     if weights is not None and len(weights) != len(datasets):
         raise ConfigError(
             f"sdpo.partition.weights: {list(weights)} has {len(weights)} numbers and datasets: {len(datasets)} "

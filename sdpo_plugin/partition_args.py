@@ -32,6 +32,14 @@ class PartitionArgs(BaseModel):
         description="easy_to_hard only. log_ratio: γ summed over tokens, in nats, as in the paper. "
         "log_ratio_per_token: each log-prob divided by its tokens first. Default: log_ratio.",
     )
+    column: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="easy_to_hard only. Column of the data by whose numbers rows are ordered, or sources by their "
+        "mean, instead of the base model's log-probs.",
+    )
+    descending: bool | None = Field(
+        None, description="With column: true: high numbers are easy and come first. false: low ones. Default: true."
+    )
     num_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = Field(
         None, description="Number of steps of equal size; for random, stratified and easy_to_hard by row."
     )
@@ -65,7 +73,8 @@ class PartitionArgs(BaseModel):
         by_source = orders and self.unit != "row"
         what = f"strategy: {self.strategy}" + (" by source" if by_source else "")
         owners = (
-            (("unit", "score"), orders, "easy_to_hard"),
+            (("unit", "score", "column"), orders, "easy_to_hard"),
+            (("descending",), self.column is not None, "column"),
             (("pool", "drop_hardest"), orders and not by_source, "easy_to_hard by row"),
             (("seed",), draws or self.leaves_rows, "random, stratified, max_rows and weights"),
         )
@@ -74,6 +83,11 @@ class PartitionArgs(BaseModel):
                 if getattr(self, key) is not None and not belongs:
                     remedy = "set unit: row, or remove it" if by_source and "by row" in owner else f"remove {key}"
                     raise ValueError(f"{key}: {getattr(self, key)!r} belongs to {owner}, not to {what}; {remedy}")
+        if self.column is not None and self.score is not None:
+            raise ValueError(
+                f"column: {self.column!r} and score: {self.score!r} exclude each other: the order comes from the "
+                "data or from the base model; keep one"
+            )
         cut = {key: getattr(self, key) for key in ("num_steps", "fractions") if getattr(self, key) is not None}
         if cut and (by_source or self.strategy == "natural"):
             key, value = next(iter(cut.items()))

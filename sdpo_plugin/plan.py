@@ -87,6 +87,17 @@ class OrderedSource:
 
 
 @dataclass(frozen=True)
+class RatedSource:
+    """A source in the order easy to hard that a column of the data gives: the mean of that column."""
+
+    __pydantic_config__ = STRICT
+
+    source: str
+    num_rows: Count
+    mean: float
+
+
+@dataclass(frozen=True)
 class Overlap:
     """Rows of ``step`` whose prompt stands in ``other`` too: another step's data or a held-out set."""
 
@@ -128,9 +139,10 @@ class Plan:
         base_model: M_0.
         heldout: names of the held-out sets, on which every M_t is evaluated.
         partition: `sdpo.partition` as it was applied; empty where an entry or `sdpo.steps` makes a step.
-        ordering: sources easy to hard, with partition easy_to_hard by source.
+        ordering: sources easy to hard, with partition easy_to_hard by source and M_0's log-probs.
         overlaps: where prompts of a step stand elsewhere too.
         diagnostics: `max_rows` and `seed` of the rows on which every model is compared; empty: none is.
+        rated: sources easy to hard, where a column of the data orders them.
         left_out: rows that are in no step because `sdpo.partition` leaves them out.
     """
 
@@ -145,6 +157,7 @@ class Plan:
     overlaps: tuple[Overlap, ...] = ()
     diagnostics: dict[str, Count] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
+    rated: tuple[RatedSource, ...] = ()
 
     def __post_init__(self) -> None:
         indices = [step.index for step in self.steps]

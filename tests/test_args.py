@@ -21,7 +21,9 @@ BLOCK_KEYS = [
     *("steps", "partition", "reference", "policy_init", "packed", "export_steps", "diagnostics", "lm_eval"),
     *("before_step", "after_step"),
 ]
-PARTITION_KEYS = "strategy unit score num_steps fractions pool drop_hardest max_rows weights seed".split()
+PARTITION_KEYS = (
+    "strategy unit score column descending num_steps fractions pool drop_hardest max_rows weights seed".split()
+)
 STEP_KEYS = [
     "name",
     "datasets",
@@ -546,6 +548,8 @@ ROW = {"strategy": "easy_to_hard", "unit": "row"}
         {"strategy": "natural", "weights": [2.0], "seed": 3},
         {**ROW, "num_steps": 3, "pool": "cumulative", "drop_hardest": 0.1},
         {**ROW, "num_steps": 3, "pool": "disjoint"},
+        {**ROW, "num_steps": 3, "column": "gap", "descending": False, "drop_hardest": 0.5},
+        {"strategy": "easy_to_hard", "column": "gap"},
     ],
     ids=lambda keys: "-".join(str(value) for value in keys.values()),
 )
@@ -595,6 +599,22 @@ def test_partition_that_is_taken(keys: dict[str, Any]) -> None:
             "sdpo.partition: seed: 1 belongs to random, stratified, max_rows and weights, "
             "not to strategy: easy_to_hard; remove seed.",
             id="seed-by-row",
+        ),
+        pytest.param(
+            {"strategy": "stratified", "num_steps": 2, "column": "gap"},
+            "sdpo.partition: column: 'gap' belongs to easy_to_hard, not to strategy: stratified; remove column.",
+            id="column-of-a-draw",
+        ),
+        pytest.param(
+            {**ROW, "num_steps": 2, "descending": False},
+            "sdpo.partition: descending: False belongs to column, not to strategy: easy_to_hard; remove descending.",
+            id="descending-by-the-model",
+        ),
+        pytest.param(
+            {**ROW, "num_steps": 2, "column": "gap", "score": "log_ratio"},
+            "sdpo.partition: column: 'gap' and score: 'log_ratio' exclude each other: the order comes from the data or "
+            "from the base model; keep one.",
+            id="column-and-score",
         ),
         pytest.param(
             {"strategy": "easy_to_hard", "drop_hardest": 0.1},

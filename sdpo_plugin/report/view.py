@@ -173,6 +173,12 @@ def ordering_rows(report: Mapping[str, Any]) -> Iterator[Row]:
         yield rank["source"], f"{rank['num_rows']:,}", f"{rank['accuracy']:.3f}", interval
 
 
+def rated_rows(report: Mapping[str, Any]) -> list[Row]:
+    """The sources, easy to hard, where a column of the data orders them; nothing elsewhere."""
+    rows = [(source["source"], f"{source['num_rows']:,}", f"{source['mean']:.4g}") for source in report["rated"]]
+    return [("easy to hard", "rows", f"mean {report['partition']['column']}"), *rows] if rows else []
+
+
 def left_out_rows(report: Mapping[str, Any]) -> list[Row]:
     """What no step trains on; nothing where no row is left out."""
     rows = [

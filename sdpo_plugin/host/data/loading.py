@@ -22,6 +22,7 @@ from sdpo_plugin.host.data.drawing import draw
 from sdpo_plugin.host.data.heldout import HeldoutSets
 from sdpo_plugin.host.data.local_data import CONTENT, address
 from sdpo_plugin.host.data.prepared import Prepared, RawReader, raw_parts
+from sdpo_plugin.host.data.rated import RatedReader, prepared_apart, require_one_rating, unrated
 from sdpo_plugin.host.data.read_errors import explained, require_no_null_text, source_name
 from sdpo_plugin.host.patches import loading_through
 from sdpo_plugin.run_dir.paths import RunDir
@@ -98,11 +99,12 @@ def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()
         for step, source_cfg, kept in zip(steps, cfgs, there, strict=True)
     ]
     addressed = iter(address([entry for lists in wanted for entries in lists for entry in entries]))
+    column = None if block.partition is None else block.partition.column
     known = HeldoutSets([name for name, source_cfg in zip(names, cfgs, strict=True) if source_cfg.val_set_size])
     loaded = []
     for name, step, source_cfg, lists in zip(names, steps, cfgs, wanted, strict=True):
         own, held = (list(islice(addressed, len(entries))) for entries in lists)
-        data = _load_source(name, source_cfg, own, held, known)
+        data = _load_source(name, source_cfg, own, held, known, column)
         loaded.append(replace(data, settings=describe_settings(step)))
     return draw(block, loaded)
 
@@ -169,7 +171,12 @@ def _complete_test_entries(tests: Sequence[Any], pool: Sequence[DictDefault]) ->
 
 
 def _load_source(
-    name: str, cfg: DictDefault, entries: Sequence[DictDefault], held: Sequence[DictDefault], known: HeldoutSets
+    name: str,
+    cfg: DictDefault,
+    entries: Sequence[DictDefault],
+    held: Sequence[DictDefault],
+    known: HeldoutSets,
+    column: str | None,
 ) -> LoadedSource:
     """One step with its held-out rows.
 
@@ -179,9 +186,10 @@ def _load_source(
         entries: its data sets, addressed by content; none where a hook has still to make them.
         held: its held-out entries likewise.
         known: held-out sets that steps before it have loaded.
+        column: of the data, which rates its rows.
     """
     awaited = LoadedSource(name, cfg, Dataset.from_dict({}), {}, None, 0, is_awaited=True)
-    source = _load_rows(name, cfg, entries) if entries else awaited
+    source = _load_rows(name, cfg, entries, column) if entries else awaited
     heldout = dict(source.heldout)
     for entry, addressed in zip(cfg.test_datasets or [], held, strict=True):
         test_name = known.find(entry)
@@ -193,13 +201,17 @@ def _load_source(
     return replace(source, heldout=heldout)
 
 
-def _load_rows(name: str, cfg: DictDefault, entries: Sequence[DictDefault]) -> LoadedSource:
+def _load_rows(name: str, cfg: DictDefault, entries: Sequence[DictDefault], column: str | None = None) -> LoadedSource:
     """The rows of one step, with those of its own that it holds out."""
     train_cfg = _for_rows(cfg, entries)
     train_cfg.val_set_size = cfg.val_set_size
     sources = ", ".join(source_name(entry) for entry in entries)
-    meta, raw = _load(name, train_cfg)
-    heldout = {} if meta.eval_dataset is None else {name: meta.eval_dataset}
+    if column is not None:
+        prepared_apart(train_cfg, column)
+    meta, raw = _load(name, train_cfg, column=column)
+    if column is not None and cfg.dataset_exact_deduplication:
+        require_one_rating([meta.train_dataset, *filter(None, [meta.eval_dataset])], column, f"step {name}: {sources}")
+    heldout = {} if meta.eval_dataset is None else {name: unrated(meta.eval_dataset)}
     if meta.eval_dataset is not None and not len(meta.eval_dataset):
         raise DataError(
             f"step {name}: held-out set {name} has no rows (sequence_len: {cfg.sequence_len} drops longer "
@@ -224,10 +236,12 @@ def _for_rows(cfg: DictDefault, entries: Sequence[DictDefault]) -> DictDefault:
     return alone
 
 
-def _load(step: str, cfg: DictDefault, label: str = "") -> tuple[TrainDatasetMeta, int | None]:
+def _load(
+    step: str, cfg: DictDefault, label: str = "", column: str | None = None
+) -> tuple[TrainDatasetMeta, int | None]:
     """Load ``cfg.datasets`` through the host; also the rows before it dropped any, None where that is unknown."""
-    reader = RawReader(cfg)
-    with explained(step, cfg, label), loading_through(reader.load):
+    reader = RawReader(cfg) if column is None else RatedReader(cfg, column, step)
+    with explained(step, cfg, label), loading_through(reader.load, column):
         prepared = Prepared(cfg, load_tokenizer(cfg).name_or_path)
         prepared.clear_torn()
         meta = load_preference_datasets(cfg=cfg)

@@ -44,7 +44,8 @@ class Sketch:
 
 def needs_base_tables(block: SDPOConfig) -> bool:
     """Whether the steps can be laid out only by the log-probs of the pool under M_0."""
-    return block.partition is not None and block.partition.strategy == "easy_to_hard"
+    args = block.partition
+    return args is not None and args.strategy == "easy_to_hard" and args.column is None
 
 
 def preview(cfg: DictDefault, block: SDPOConfig, sources: Sequence[LoadedSource]) -> Plan:

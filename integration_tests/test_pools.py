@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
 from integration_tests.harness.compare import apart, at_once
 from integration_tests.harness.data import Config, base_config, chat_set, read_rows, write_config, write_rows
@@ -51,6 +53,8 @@ def runs(host: Host, model: Path, two_sets: list[Config], folder: Path) -> dict[
         "by row, 2 ranks": ({"partition": BY_ROW, "reference": "base"}, twice, 2),
         "by source": ({"partition": {"strategy": "easy_to_hard"}}, SGD, 1),
         "natural, reversed": ({}, SGD, 1),
+        "natural, weighted": ({"partition": {"strategy": "natural", "weights": [1, 2]}}, {**SGD, "max_steps": 1}, 1),
+        "by row, 30 rows": ({"partition": {**BY_ROW, "max_rows": 30}}, SGD, 1),
     }
 
     def run(name: str) -> Path:
@@ -86,6 +90,25 @@ def test_stratified_steps_hold_the_same_share_of_every_source(runs: dict[str, Pa
 def test_the_split_does_not_depend_on_ranks_or_workers(runs: dict[str, Path], other: str) -> None:
     """The digest is over the token ids of the rows of each step, in order."""
     assert digests(runs[other]) == digests(runs["stratified"])
+
+
+def test_weights_leave_rows_out_and_say_so(runs: dict[str, Path]) -> None:
+    """32 rows of D_2 allow 16 of D_1 at 1 : 2."""
+    plan, report = plan_of(runs["natural, weighted"]), read_report(runs["natural, weighted"])
+    assert [step["num_rows"] for step in plan["steps"]] == [16, 32]
+    (left_out,) = report["left_out"]
+    assert left_out.pop("source").endswith("d1.jsonl:train")
+    assert left_out == {"num_rows": 8, "of_rows": 24, "key": "weights"}
+    log = (runs["natural, weighted"] / "debug.log").read_text(encoding="utf-8", errors="replace")
+    assert re.search(r"\nweights leaves out 8 of 24 rows of \S*d1.jsonl:train\n", log)
+
+
+def test_only_the_rows_that_are_drawn_are_ranked(runs: dict[str, Path]) -> None:
+    """30 of 24 and 32 rows are 12.86 and 17.14, rounded to 13 and 17; they are cut in halves."""
+    plan, tables = plan_of(runs["by row, 30 rows"]), runs["by row, 30 rows"] / "sdpo" / "pool"
+    assert [step["num_rows"] for step in plan["steps"]] == [15, 15]
+    assert [(part["num_rows"], part["of_rows"]) for part in plan["left_out"]] == [(11, 24), (15, 32)]
+    assert [len(load_file(tables / f"source-{n}.safetensors")["chosen"]) for n in (1, 2)] == [13, 17]
 
 
 def test_the_split_depends_on_the_seed(runs: dict[str, Path]) -> None:

@@ -1,6 +1,6 @@
 """Host keys that contradict `rl: sdpo`: what conflicts, the value seen, what to set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,6 +220,26 @@ def check_data_sources(cfg: Mapping[str, Any], has_steps: bool, cuts_rows: bool 
             f"rl: sdpo with one entry in datasets: (path: {path!r}) would be a single step; add an entry per step, "
             "or cut it by rows with sdpo.partition (e.g. strategy: easy_to_hard, unit: row, num_steps: 2), or, to mean "
             "one step, write it under sdpo.steps; for plain DPO set rl: dpo."
+        )
+
+
+def check_pool(cfg: Mapping[str, Any], weights: Sequence[float] | None, column: str | None) -> None:
+    """`sdpo.partition.weights` has one number for each entry of `datasets:`; `column` reaches the rows.
+
+    Raises:
+        ConfigError: it has more or fewer; or the host fetches rows that were prepared without the column.
+    """
+    datasets = cfg["datasets"]
+    if column is not None and cfg.get("push_dataset_to_hub"):
+        raise ConfigError(
+            f"sdpo.partition.column: {column!r} conflicts with push_dataset_to_hub: {cfg['push_dataset_to_hub']!r}: "
+            "the host fetches the rows that lie there, which are prepared without the column; remove "
+            "push_dataset_to_hub."
+        )
+    if weights is not None and len(weights) != len(datasets):
+        raise ConfigError(
+            f"sdpo.partition.weights: {list(weights)} has {len(weights)} numbers and datasets: {len(datasets)} "
+            "entries; give each entry one weight, in order."
         )
 
 

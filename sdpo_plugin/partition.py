@@ -1,7 +1,8 @@
 """From a pool of rows to the rows of each step. Pure functions on arrays; knows neither data sets nor models.
 
 A pool is the concatenation of its sources, so row numbers are global: source 0 holds rows 0 … n_0 − 1, and so on. A
-partition is one array of row numbers per step; every row of the pool is in exactly one of them.
+partition is one array of row numbers per step; every row of the pool is in exactly one of them, but where
+``easy_to_hard_rows`` is asked to leave the hardest out, or to have steps grow.
 """
 
 from collections.abc import Sequence
@@ -94,14 +95,35 @@ def easy_to_hard_sources(source_sizes: Sequence[int], accuracies: Sequence[float
     return order, tuple(parts[source] for source in order)
 
 
-def easy_to_hard_rows(gammas: NDArray[np.floating], fractions: Sequence[float]) -> Partition:
+def easy_to_hard_rows(
+    gammas: NDArray[np.floating], fractions: Sequence[float], drop_hardest: float = 0.0, *, cumulative: bool = False
+) -> Partition:
     """All rows ranked by γ under M_0 (high is easy) and cut into steps of these shares; ties by row number.
+
+    Args:
+        gammas: of each row of the pool, shape (N,).
+        fractions: share of each step in the rows that are left when the hardest are not; they sum to 1.
+        drop_hardest: share of the pool that is in no step (arXiv 2502.09650).
+        cumulative: each step has the rows of all steps before it as well (arXiv 2605.26315).
 
     Raises:
         ConfigError: a step would get no row.
     """
-    order = np.argsort(-gammas, kind="stable").astype(np.int64)
-    return tuple(np.sort(rows) for rows in _cut(order, step_sizes(len(gammas), fractions)))
+    order = np.argsort(-gammas, kind="stable").astype(np.int64)[: rows_kept(len(gammas), drop_hardest)]
+    parts = _cut(order, step_sizes(len(order), fractions))
+    if cumulative:
+        parts = tuple(np.concatenate(parts[:end]) for end in range(1, len(parts) + 1))
+    return tuple(np.sort(rows) for rows in parts)
+
+
+def rows_kept(num_rows: int, drop_hardest: float) -> int:
+    """The rows of a pool that are left without the share ``drop_hardest``, rounded up."""
+    return num_rows - int(np.floor(num_rows * drop_hardest + 1e-9))
+
+
+def rows_in_none(parts: Partition, num_rows: int) -> Rows:
+    """The rows of a pool that no step has, ascending."""
+    return np.setdiff1d(np.arange(num_rows, dtype=np.int64), np.concatenate(parts))
 
 
 def rows_by_source(part: Rows, source_sizes: Sequence[int]) -> list[Rows]:

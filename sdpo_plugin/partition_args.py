@@ -10,6 +10,8 @@ FRACTION_SLACK = 1e-3
 MAX_STEPS = 1000
 """More steps than anyone trains; a slip of the keyboard must not ask for more shares than there is memory for."""
 
+DEFAULT_SEED = 42
+
 
 class PartitionArgs(BaseModel):
     """`sdpo.partition`: how the pool of all `datasets:` entries becomes steps (arXiv 2403.19270 v2, §3.2)."""
@@ -30,13 +32,39 @@ class PartitionArgs(BaseModel):
         description="easy_to_hard only. log_ratio: γ summed over tokens, in nats, as in the paper. "
         "log_ratio_per_token: each log-prob divided by its tokens first. Default: log_ratio.",
     )
+    column: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="easy_to_hard only. Column of the data by whose numbers rows are ordered, or sources by their "
+        "mean, instead of the base model's log-probs.",
+    )
+    descending: bool | None = Field(
+        None, description="With column: true: high numbers are easy and come first. false: low ones. Default: true."
+    )
     num_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = Field(
         None, description="Number of steps of equal size; for random, stratified and easy_to_hard by row."
     )
     fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] | None = Field(
         None, description="Share of the pool of each step, instead of num_steps; they sum to 1."
     )
-    seed: Annotated[int, Field(ge=0)] | None = Field(None, description="Seed of random and stratified. Default: 42.")
+    pool: Literal["disjoint", "cumulative"] | None = Field(
+        None,
+        description="easy_to_hard by row only. disjoint: each row is in one step. cumulative: step t has all rows up "
+        "to its difficulty, so those of the steps before it as well. Default: disjoint.",
+    )
+    drop_hardest: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="easy_to_hard by row only. Share of the pool, its hardest rows, that no step trains on."
+    )
+    max_rows: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Rows of the pool at most: so many are drawn, of each source its share; the rest is left out."
+    )
+    weights: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = Field(
+        None,
+        description="One number per entry of datasets:, in order: the proportions in which the pool has rows of them. "
+        "Default: their sizes.",
+    )
+    seed: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Seed of random and stratified, and of the rows that max_rows and weights draw. Default: 42."
+    )
 
     @model_validator(mode="after")
     def _keys_fit_the_strategy(self) -> "PartitionArgs":
@@ -44,10 +72,22 @@ class PartitionArgs(BaseModel):
         draws = self.strategy in ("random", "stratified")
         by_source = orders and self.unit != "row"
         what = f"strategy: {self.strategy}" + (" by source" if by_source else "")
-        for key, belongs in (("unit", orders), ("score", orders), ("seed", draws)):
-            if getattr(self, key) is not None and not belongs:
-                owner = "easy_to_hard" if key != "seed" else "random and stratified"
-                raise ValueError(f"{key}: {getattr(self, key)!r} belongs to {owner}, not to {what}; remove {key}")
+        owners = (
+            (("unit", "score", "column"), orders, "easy_to_hard"),
+            (("descending",), self.column is not None, "column"),
+            (("pool", "drop_hardest"), orders and not by_source, "easy_to_hard by row"),
+            (("seed",), draws or self.leaves_rows, "random, stratified, max_rows and weights"),
+        )
+        for keys, belongs, owner in owners:
+            for key in keys:
+                if getattr(self, key) is not None and not belongs:
+                    remedy = "set unit: row, or remove it" if by_source and "by row" in owner else f"remove {key}"
+                    raise ValueError(f"{key}: {getattr(self, key)!r} belongs to {owner}, not to {what}; {remedy}")
+        if self.column is not None and self.score is not None:
+            raise ValueError(
+                f"column: {self.column!r} and score: {self.score!r} exclude each other: the order comes from the "
+                "data or from the base model; keep one"
+            )
         cut = {key: getattr(self, key) for key in ("num_steps", "fractions") if getattr(self, key) is not None}
         if cut and (by_source or self.strategy == "natural"):
             key, value = next(iter(cut.items()))
@@ -65,6 +105,16 @@ class PartitionArgs(BaseModel):
         if fractions is not None and abs(sum(fractions) - 1) > FRACTION_SLACK:
             raise ValueError(f"{fractions} sum to {sum(fractions):.4g}, not to 1; set shares that do")
         return fractions
+
+    @property
+    def leaves_rows(self) -> bool:
+        """Whether some rows of the sources may be in no step because fewer are drawn."""
+        return self.max_rows is not None or self.weights is not None
+
+    @property
+    def drawn_by(self) -> int:
+        """The seed, or what it is where none is set."""
+        return DEFAULT_SEED if self.seed is None else self.seed
 
     def shares(self) -> list[float]:
         """Share of the pool of each step, summing to 1 exactly enough for ``partition.step_sizes``."""

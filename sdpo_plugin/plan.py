@@ -87,6 +87,17 @@ class OrderedSource:
 
 
 @dataclass(frozen=True)
+class RatedSource:
+    """A source in the order easy to hard that a column of the data gives: the mean of that column."""
+
+    __pydantic_config__ = STRICT
+
+    source: str
+    num_rows: Count
+    mean: float
+
+
+@dataclass(frozen=True)
 class Overlap:
     """Rows of ``step`` whose prompt stands in ``other`` too: another step's data or a held-out set."""
 
@@ -98,6 +109,29 @@ class Overlap:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Rows of a source that no step trains on, because ``key`` of `sdpo.partition` leaves them out.
+
+    Attributes:
+        source: its path.
+        num_rows: that are left out.
+        of_rows: that it has, without those that the host has dropped.
+        key: "max_rows", "weights" or "drop_hardest".
+    """
+
+    __pydantic_config__ = STRICT
+
+    source: str
+    num_rows: Count
+    of_rows: Count
+    key: str
+
+    def describe(self) -> str:
+        """In words."""
+        return f"{self.key} leaves out {self.num_rows:,} of {self.of_rows:,} rows of {self.source}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole chain.
 
@@ -105,9 +139,11 @@ class Plan:
         base_model: M_0.
         heldout: names of the held-out sets, on which every M_t is evaluated.
         partition: `sdpo.partition` as it was applied; empty where an entry or `sdpo.steps` makes a step.
-        ordering: sources easy to hard, with partition easy_to_hard by source.
+        ordering: sources easy to hard, with partition easy_to_hard by source and M_0's log-probs.
         overlaps: where prompts of a step stand elsewhere too.
         diagnostics: `max_rows` and `seed` of the rows on which every model is compared; empty: none is.
+        rated: sources easy to hard, where a column of the data orders them.
+        left_out: rows that are in no step because `sdpo.partition` leaves them out.
     """
 
     __pydantic_config__ = STRICT
@@ -120,6 +156,8 @@ class Plan:
     ordering: tuple[OrderedSource, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
     diagnostics: dict[str, Count] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    rated: tuple[RatedSource, ...] = ()
 
     def __post_init__(self) -> None:
         indices = [step.index for step in self.steps]
@@ -143,7 +181,7 @@ class Plan:
                     step.policy_init,
                 )
             )
-        return text_table(rows)
+        return "\n".join([text_table(rows), *(part.describe() for part in self.left_out)])
 
 
 def model_name(index: int) -> str:

@@ -21,7 +21,9 @@ BLOCK_KEYS = [
     *("steps", "partition", "reference", "policy_init", "packed", "export_steps", "diagnostics", "lm_eval"),
     *("before_step", "after_step"),
 ]
-PARTITION_KEYS = ["strategy", "unit", "score", "num_steps", "fractions", "seed"]
+PARTITION_KEYS = (
+    "strategy unit score column descending num_steps fractions pool drop_hardest max_rows weights seed".split()
+)
 STEP_KEYS = [
     "name",
     "datasets",
@@ -541,6 +543,13 @@ ROW = {"strategy": "easy_to_hard", "unit": "row"}
         {"strategy": "random", "fractions": [0.1667, 0.8333], "seed": 0},
         {"strategy": "stratified", "num_steps": 5, "seed": 7},
         {"strategy": "stratified", "fractions": [1.0]},
+        {"strategy": "natural", "max_rows": 100, "weights": [1.0, 0.5], "seed": 3},
+        {"strategy": "easy_to_hard", "max_rows": 1, "seed": 3},
+        {"strategy": "natural", "weights": [2.0], "seed": 3},
+        {**ROW, "num_steps": 3, "pool": "cumulative", "drop_hardest": 0.1},
+        {**ROW, "num_steps": 3, "pool": "disjoint"},
+        {**ROW, "num_steps": 3, "column": "gap", "descending": False, "drop_hardest": 0.5},
+        {"strategy": "easy_to_hard", "column": "gap"},
     ],
     ids=lambda keys: "-".join(str(value) for value in keys.values()),
 )
@@ -574,19 +583,54 @@ def test_partition_that_is_taken(keys: dict[str, Any]) -> None:
         ),
         pytest.param(
             {"strategy": "natural", "seed": 0},
-            "sdpo.partition: seed: 0 belongs to random and stratified, not to strategy: natural; remove seed.",
+            "sdpo.partition: seed: 0 belongs to random, stratified, max_rows and weights, "
+            "not to strategy: natural; remove seed.",
             id="seed-natural",
         ),
         pytest.param(
             {"strategy": "easy_to_hard", "seed": 1},
-            "sdpo.partition: seed: 1 belongs to random and stratified, not to strategy: easy_to_hard by source; "
+            "sdpo.partition: seed: 1 belongs to random, stratified, max_rows and weights, "
+            "not to strategy: easy_to_hard by source; "
             "remove seed.",
             id="seed-by-source",
         ),
         pytest.param(
             {**ROW, "num_steps": 2, "seed": 1},
-            "sdpo.partition: seed: 1 belongs to random and stratified, not to strategy: easy_to_hard; remove seed.",
+            "sdpo.partition: seed: 1 belongs to random, stratified, max_rows and weights, "
+            "not to strategy: easy_to_hard; remove seed.",
             id="seed-by-row",
+        ),
+        pytest.param(
+            {"strategy": "stratified", "num_steps": 2, "column": "gap"},
+            "sdpo.partition: column: 'gap' belongs to easy_to_hard, not to strategy: stratified; remove column.",
+            id="column-of-a-draw",
+        ),
+        pytest.param(
+            {**ROW, "num_steps": 2, "descending": False},
+            "sdpo.partition: descending: False belongs to column, not to strategy: easy_to_hard; remove descending.",
+            id="descending-by-the-model",
+        ),
+        pytest.param(
+            {**ROW, "num_steps": 2, "column": "gap", "score": "log_ratio"},
+            "sdpo.partition: column: 'gap' and score: 'log_ratio' exclude each other: the order comes from the data or "
+            "from the base model; keep one.",
+            id="column-and-score",
+        ),
+        pytest.param(
+            {"strategy": "easy_to_hard", "drop_hardest": 0.1},
+            "sdpo.partition: drop_hardest: 0.1 belongs to easy_to_hard by row, not to strategy: easy_to_hard by "
+            "source; set unit: row, or remove it.",
+            id="drop-hardest-by-source",
+        ),
+        pytest.param(
+            {"strategy": "random", "num_steps": 2, "pool": "cumulative"},
+            "sdpo.partition: pool: 'cumulative' belongs to easy_to_hard by row, not to strategy: random; remove pool.",
+            id="cumulative-at-random",
+        ),
+        pytest.param(
+            {**ROW, "num_steps": 2, "drop_hardest": 1.0},
+            "sdpo.partition.drop_hardest: 1.0 is not valid: Input should be less than 1.",
+            id="drop-all",
         ),
         pytest.param(
             {"strategy": "natural", "num_steps": 2},
@@ -716,19 +760,19 @@ def test_partition_that_is_taken(keys: dict[str, Any]) -> None:
         pytest.param(
             {"strategy": "random", "num_step": 2},
             "sdpo.partition.num_step: 2 is set, but there is no such key; did you mean 'num_steps'? "
-            "Keys here: strategy, unit, score, num_steps, fractions, seed.",
+            f"Keys here: {', '.join(PARTITION_KEYS)}.",
             id="unknown-key",
         ),
         pytest.param(
             {"strategy": "natural", "startegy": "random"},
             "sdpo.partition.startegy: 'random' is set, but there is no such key; did you mean 'strategy'? "
-            "Keys here: strategy, unit, score, num_steps, fractions, seed.",
+            f"Keys here: {', '.join(PARTITION_KEYS)}.",
             id="key-misspelt",
         ),
         pytest.param(
             {"strategy": "natural", "reference": "base"},
             "sdpo.partition.reference: 'base' is set, but there is no such key; "
-            "Keys here: strategy, unit, score, num_steps, fractions, seed.",
+            f"Keys here: {', '.join(PARTITION_KEYS)}.",
             id="key-of-the-block",
         ),
     ],

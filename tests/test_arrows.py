@@ -31,9 +31,11 @@ ALLOWED = {
     "measures": "estimates tables",
     "misspelt": "args errors partition_args recognition text",
     "names": "",
+    "overlaps": "partition plan rows",
     "partition": "errors",
     "partition_args": "",
     "plan": "names schema text",
+    "pool": "errors",
     "plugin_name": "crash errors text",
     "recognition": "plugin_name text",
     "rows": "",
@@ -112,7 +114,8 @@ ALLOWED = {
 }
 
 METHOD = (
-    "plan sampling estimates partition batches rows tables measures gate text digests schema names errors scrub".split()
+    "plan sampling estimates partition pool overlaps batches rows tables measures gate text digests schema names "
+    "errors scrub".split()
 )
 # What a user writes and sees.
 CONFIG = (

@@ -12,6 +12,7 @@ from sdpo_plugin.conflicts import (
     check_conflicts,
     check_data_sources,
     check_losses,
+    check_pool,
 )
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.recognition import TRAINER_CLS
@@ -286,3 +287,25 @@ def test_data_sets_of_another_shape_are_refused(value: object, message: str) -> 
         check_data_sources({"datasets": value}, has_steps=False)
     with pytest.raises(ConfigError, match="test_" + message):
         check_data_sources({"datasets": [{"path": "x"}] * 2, "test_datasets": value}, has_steps=False)
+
+
+def test_weights_are_one_for_each_entry() -> None:
+    check_pool({"datasets": [{"path": "a"}]}, None, None)
+    check_pool({"datasets": [{"path": "a"}, {"path": "b"}]}, [1.0, 2.0], None)
+    with pytest.raises(ConfigError) as caught:
+        check_pool({"datasets": [{"path": "a"}] * 3}, [1.0, 2.0], None)
+    assert str(caught.value) == (
+        "sdpo.partition.weights: [1.0, 2.0] has 2 numbers and datasets: 3 entries; "
+        "give each entry one weight, in order."
+    )
+
+
+def test_rows_that_the_host_fetches_prepared_have_no_column() -> None:
+    check_pool({"datasets": [{"path": "a"}]}, None, "gap")
+    check_pool({"datasets": [{"path": "a"}], "push_dataset_to_hub": "me/rows"}, None, None)
+    with pytest.raises(ConfigError) as caught:
+        check_pool({"datasets": [{"path": "a"}], "push_dataset_to_hub": "me/rows"}, None, "gap")
+    assert str(caught.value) == (
+        "sdpo.partition.column: 'gap' conflicts with push_dataset_to_hub: 'me/rows': the host fetches the rows that "
+        "lie there, which are prepared without the column; remove push_dataset_to_hub."
+    )

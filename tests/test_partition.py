@@ -18,6 +18,8 @@ from sdpo_plugin.partition import (
     natural,
     random,
     rows_also_in,
+    rows_in_none,
+    rows_kept,
     step_sizes,
     stratified,
 )
@@ -339,6 +341,38 @@ def test_sources_come_in_descending_accuracy_and_ties_in_order_of_the_config(
     accuracies = data.draw(st.lists(few, min_size=len(sizes), max_size=len(sizes)))
     order, _ = easy_to_hard_sources(sizes, accuracies)
     assert order == sorted(range(len(sizes)), key=lambda source: (-accuracies[source], source))
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 6), (0.1, 6), (0.2, 5), (1 / 3, 4), (0.5, 3), (0.84, 1), (0.999, 1)])
+def test_hardest_rows_are_in_no_step(share: float, kept: int) -> None:
+    """Of 6 rows 0.1 is 0.6, which is no row; 0.2 is 1.2, a third is 2, 0.84 is 5.04. Ranked: 3, 0 and 2, 5, 1, 4."""
+    assert rows_kept(6, share) == kept
+    values, ranked = np.array([1.5, -2.0, 1.5, 7.0, -2.0, 0.0]), [3, 0, 2, 5, 1, 4]
+    (rows,) = easy_to_hard_rows(values, [1.0], share)
+    assert rows.tolist() == sorted(ranked[:kept])
+    assert rows_in_none((rows,), 6).tolist() == sorted(ranked[kept:])
+
+
+def test_shares_are_of_the_rows_that_are_left() -> None:
+    """Of 10 rows 7 are left; a seventh of them is one, three sevenths are three."""
+    parts = easy_to_hard_rows(-np.arange(10.0), [1 / 7, 3 / 7, 3 / 7], 0.3)
+    assert [rows.tolist() for rows in parts] == [[0], [1, 2, 3], [4, 5, 6]]
+
+
+def test_dropping_all_but_too_few_is_refused() -> None:
+    with pytest.raises(ConfigError, match=refusal_of_empty_step(1, 2, "[1, 0]")):
+        easy_to_hard_rows(np.arange(10.0), [0.5, 0.5], 0.9)
+
+
+@given(values=gammas, parts=weights, share=st.sampled_from([0.0, 0.1, 0.5]))
+def test_cumulative_step_has_the_rows_of_all_steps_before_it(
+    values: list[float], parts: list[int], share: float
+) -> None:
+    sizes_or_refusal(rows_kept(len(values), share), shares_of(parts))
+    alone = easy_to_hard_rows(np.array(values), shares_of(parts), share)
+    found = easy_to_hard_rows(np.array(values), shares_of(parts), share, cumulative=True)
+    for number, rows in enumerate(found):
+        assert rows.tolist() == sorted(np.concatenate(alone[: number + 1]).tolist())
 
 
 def test_sources_by_hand() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.names import is_step_name
-from sdpo_plugin.plan import OrderedSource, Overlap, Plan, StepPlan, model_name
+from sdpo_plugin.plan import LeftOut, OrderedSource, Overlap, Plan, RatedSource, StepPlan, model_name
 from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Ledger, StepRecord
 from sdpo_plugin.run_dir.stored import write_stored
 from tests.fakes import IDENTITY, make_plan, with_digest
@@ -26,6 +26,8 @@ SETTING = st.none() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, 
 
 RANK = OrderedSource("a", num_rows=10, accuracy=0.8, low=0.49, high=0.94)
 OVERLAP = Overlap("step-1", "held-out val", 3)
+RATED = RatedSource("a", num_rows=10, mean=-1.5)
+LEFT_OUT = LeftOut("a", num_rows=2, of_rows=12, key="max_rows")
 
 
 @st.composite
@@ -57,6 +59,7 @@ def plans(draw: st.DrawFn) -> Plan:
         partition=draw(st.dictionaries(TEXT, SETTING | st.lists(SHARE, max_size=2), max_size=3)),
         ordering=tuple(draw(st.lists(st.builds(OrderedSource, TEXT, COUNT, SHARE, SHARE, SHARE), max_size=2))),
         overlaps=tuple(draw(st.lists(st.builds(Overlap, TEXT, TEXT, COUNT), max_size=2))),
+        left_out=tuple(draw(st.lists(st.builds(LeftOut, TEXT, COUNT, COUNT, TEXT), max_size=2))),
     )
 
 
@@ -85,7 +88,10 @@ def test_plan_survives_the_ledgers_file(one_path: Path, plan: Plan) -> None:
 
 
 def test_keys_of_the_plan_are_frozen(path: Path) -> None:
-    save(dataclasses.replace(make_plan(), ordering=(RANK,), overlaps=(OVERLAP,)), path)
+    save(
+        dataclasses.replace(make_plan(), ordering=(RANK,), overlaps=(OVERLAP,), left_out=(LEFT_OUT,), rated=(RATED,)),
+        path,
+    )
     written = json.loads(path.read_text())["plan"]
     assert list(written) == [
         "base_model",
@@ -96,9 +102,13 @@ def test_keys_of_the_plan_are_frozen(path: Path) -> None:
         "ordering",
         "overlaps",
         "diagnostics",
+        "left_out",
+        "rated",
     ]
     assert written["ordering"] == [{"source": "a", "num_rows": 10, "accuracy": 0.8, "low": 0.49, "high": 0.94}]
     assert written["overlaps"] == [{"step": "step-1", "other": "held-out val", "num_rows": 3}]
+    assert written["rated"] == [{"source": "a", "num_rows": 10, "mean": -1.5}]
+    assert written["left_out"] == [{"source": "a", "num_rows": 2, "of_rows": 12, "key": "max_rows"}]
     assert list(written["steps"][0]) == [
         "index",
         "name",
@@ -149,6 +159,8 @@ def test_any_change_of_a_step_changes_the_digest(path: Path, key: str, value: ob
         {"partition": {"strategy": "random", "seed": 1}},
         {"ordering": (RANK,)},
         {"overlaps": (OVERLAP,)},
+        {"left_out": (LEFT_OUT,)},
+        {"rated": (RATED,)},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sdpo_plugin.errors import OutputError
-from sdpo_plugin.plan import OrderedSource, Overlap, Plan
+from sdpo_plugin.plan import LeftOut, OrderedSource, Overlap, Plan, RatedSource
 from sdpo_plugin.report.build import build_report
 from sdpo_plugin.report.render import markdown, summary_table
 from sdpo_plugin.report.write import write_report
@@ -61,6 +61,8 @@ def test_keys_of_the_report_are_frozen(report: dict[str, Any]) -> None:
         "partition",
         "ordering",
         "overlaps",
+        "rated",
+        "left_out",
         "warnings",
         "verdicts",
         "steps",
@@ -364,14 +366,20 @@ def missed(key: str) -> str:
 def test_plan_s_own_words_stand_in_the_report(run_dir: RunDir) -> None:
     plan = dataclasses.replace(
         make_plan(),
-        partition={"strategy": "easy_to_hard", "unit": "source"},
+        partition={"strategy": "easy_to_hard", "unit": "source", "column": "gap"},
         ordering=(OrderedSource("a", 10, 0.8, 0.49, 0.94),),
         overlaps=(Overlap("step-1", "held-out val", 3),),
+        left_out=(LeftOut("a", 1200, 3000, "max_rows"),),
+        rated=(RatedSource("a", 1800, -0.25),),
     )
     report = finish(run_dir, plan)
-    assert report["partition"] == {"strategy": "easy_to_hard", "unit": "source"}
+    assert report["partition"] == {"strategy": "easy_to_hard", "unit": "source", "column": "gap"}
+    assert report["rated"] == [{"source": "a", "num_rows": 1800, "mean": -0.25}]
+    assert "\neasy to hard   rows  mean gap\n" in markdown(report)
     assert report["ordering"] == [{"source": "a", "num_rows": 10, "accuracy": 0.8, "low": 0.49, "high": 0.94}]
     assert report["overlaps"] == [{"step": "step-1", "other": "held-out val", "num_rows": 3}]
+    assert report["left_out"] == [{"source": "a", "num_rows": 1200, "of_rows": 3000, "key": "max_rows"}]
+    assert "## Left out\n\n```\nsource  rows left out     of  by\n" in markdown(report)
 
 
 def test_report_of_an_ordinary_run_warns_of_nothing(report: dict[str, Any]) -> None:

@@ -96,6 +96,13 @@ def test_markdown_shows_the_pictures_that_are_there(report: dict[str, Any]) -> N
 # --- structure ---
 
 
+def test_page_says_what_is_left_out(report: dict[str, Any]) -> None:
+    assert "Left out" not in Page(html(report)).of("h2")
+    report["left_out"] = [{"source": "a", "num_rows": 1200, "of_rows": 3000, "key": "max_rows"}]
+    assert "Left out" in Page(html(report)).of("h2")
+    assert ["a", "1,200", "3,000", "max_rows"] in rows(html(report))
+
+
 def test_sections_of_the_page(report: dict[str, Any]) -> None:
     page = Page(html(report))
     assert page.of("h1") == ["Stepwise DPO (sDPO) run"]

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from sdpo_plugin.partition_args import PartitionArgs
-from sdpo_plugin.plan import OrderedSource, Overlap
+from sdpo_plugin.plan import LeftOut, OrderedSource, Overlap, RatedSource
 from sdpo_plugin.report.build import build_report
 from sdpo_plugin.run_dir.paths import RunDir
 from tests.dead_runs import die
@@ -79,6 +79,8 @@ def test_report_of_a_plan_with_all_its_words_is_what_the_schema_says(run_dir: Ru
     """`sdpo.partition` as it is written, key by key."""
     assert set(SCHEMA["properties"]["partition"]["properties"]) == set(PartitionArgs.model_fields)
     assert OrderedSource.__dataclass_fields__.keys() == SCHEMA["properties"]["ordering"]["items"]["properties"].keys()
+    assert LeftOut.__dataclass_fields__.keys() == SCHEMA["properties"]["left_out"]["items"]["properties"].keys()
+    assert RatedSource.__dataclass_fields__.keys() == SCHEMA["properties"]["rated"]["items"]["properties"].keys()
     assert Overlap.__dataclass_fields__.keys() == SCHEMA["properties"]["overlaps"]["items"]["properties"].keys()
 
 

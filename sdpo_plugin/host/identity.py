@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from sdpo_plugin import digests
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.data.loading import LoadedSource
+from sdpo_plugin.host.data.rated import RATING, TEXTS
 from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.run_dir.drift import (
     VERSIONS,
@@ -32,7 +33,6 @@ from sdpo_plugin.run_dir.ledger import Ledger
 
 PACKAGES = ("axolotl", "trl", "transformers", "accelerate", "deepspeed", "peft", "torch", "datasets")
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
-TEXTS = ("prompt", "chosen", "rejected")  # the columns that the host prepares
 
 
 def identity_of(
@@ -116,8 +116,8 @@ def source_names(sources: Sequence[LoadedSource]) -> dict[str, str]:
 
 
 def rows_of(dataset: Dataset) -> dict[str, Any]:
-    """The number of rows, and a digest of their texts in order."""
-    batches = dataset.select_columns(list(TEXTS)).iter(1000)
+    """The number of rows, and a digest of their texts in order, with the numbers that rate them."""
+    batches = dataset.select_columns([name for name in (*TEXTS, RATING) if name in dataset.column_names]).iter(1000)
     return {"rows": len(dataset), "digest": digests.of_chunks(map(digests.canonical_json, batches))}
 
 

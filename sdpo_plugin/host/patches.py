@@ -16,6 +16,7 @@ from axolotl.utils.distributed import is_main_process
 from transformers.utils import CONFIG_NAME
 
 from sdpo_plugin.host.compat import require_all
+from sdpo_plugin.host.data.rated import rating
 from sdpo_plugin.host.data.small_sets import written_here
 from sdpo_plugin.host.engines.fsdp import saving_whole
 from sdpo_plugin.host.relied_on import EVALUATED_MODEL, EVALUATED_ROWS, FINAL_SAVE, REFERENCE_MODEL
@@ -23,20 +24,23 @@ from sdpo_plugin.recognition import TRAINER_CLS, is_sdpo
 
 
 @contextmanager
-def loading_through(load: Callable[..., Any]) -> Iterator[None]:
+def loading_through(load: Callable[..., Any], column: str | None = None) -> Iterator[None]:
     """Let the host read each entry of a preference set through ``load``, and write what it makes of few rows without
-    starting processes, for as long as the context lasts.
+    starting processes, and keep beside each row its number in ``column``, for as long as the context lasts.
 
     Reasons: the host and `datasets` find what they have cached by path and time of a file, and offer no key, hook or
-    subclass to find it by content; small_sets.py has the other. Range: axolotl 0.19 to 0.21. Remove when the host's
-    hash of a data set covers the content of local files, and when it writes small sets in its own process.
+    subclass to find it by content; small_sets.py and rated.py have the others. Range: axolotl 0.19 to 0.21. Remove when
+    the host's hash of a data set covers the content of local files, when it writes small sets in its own process, and
+    when an entry can name columns to keep.
     """
-    originals = rl.load_dataset_with_config, rl.save_preprocessed_dataset
+    originals = rl.load_dataset_with_config, rl.save_preprocessed_dataset, rl.load_dpo
     rl.load_dataset_with_config, rl.save_preprocessed_dataset = load, written_here(originals[1])
+    if column is not None:
+        rl.load_dpo = rating(originals[2], column)
     try:
         yield
     finally:
-        rl.load_dataset_with_config, rl.save_preprocessed_dataset = originals
+        rl.load_dataset_with_config, rl.save_preprocessed_dataset, rl.load_dpo = originals
 
 
 def patch_host() -> None:

@@ -26,6 +26,7 @@ from sdpo_plugin.conflicts import (
     TRAINING_CONFLICTS,
     check_conflicts,
     check_data_sources,
+    check_pool,
 )
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.plugin_name import require_plugin_name
@@ -75,6 +76,8 @@ def check_config(cfg: DictDefault) -> SDPOConfig:
         misspelt.require_known_keys(cfg, _known_keys())
         check_bounds(cfg)
     check_data_sources(cfg, has_steps=block.steps is not None, cuts_rows=_cuts_rows(block))
+    if block.partition is not None:
+        check_pool(cfg, block.partition.weights, block.partition.column)
     return block
 
 

@@ -50,6 +50,8 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "partition": plan.partition,
         "ordering": [asdict(rank) for rank in plan.ordering],
         "overlaps": [asdict(overlap) for overlap in plan.overlaps],
+        "rated": [asdict(source) for source in plan.rated],
+        "left_out": [asdict(part) for part in plan.left_out],
         "warnings": [*notes(plan), *found.missed, *logged.missed, *lm_eval_missed],
         "verdicts": as_rows(verdicts(plan, of_steps, train, heldout, [step["beta"] for step in steps])),
         "steps": steps,

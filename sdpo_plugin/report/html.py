@@ -26,7 +26,8 @@ def html(report: Mapping[str, Any]) -> str:
         report: the content of `report.json`.
     """
     title = f"{TITLE}: {report['base_model']}"
-    benchmarks = lm_eval_rows(report["lm_eval"])
+    benchmarks, left_out = lm_eval_rows(report["lm_eval"]), view.left_out_rows(report)
+    rated = view.rated_rows(report)
     body = [
         _header(report),
         section("Remarks", [_remarks(report)], class_="remarks"),
@@ -34,6 +35,8 @@ def html(report: Mapping[str, Any]) -> str:
         section("What each step began at", _gamma(report)),
         section("Training", _curves(report)),
         section("Order of the sources", [table(view.ordering_rows(report))]),
+        section("Order of the sources", [table(rated)] if rated else []),
+        section("Left out", [table(left_out)] if left_out else []),
         *(section(f"Models on {what}", _models(report, kind)) for kind, what in KINDS),
         section("Benchmarks", [table(benchmarks)] if benchmarks else []),
         section("Where the time went", [table(view.time_rows(report))]),

@@ -34,6 +34,10 @@ def markdown(report: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ())
         parts += ["## Figures", *(f"![{caption}]({name})" for name, caption in figures)]
     if report["ordering"]:
         parts += ["## Order of the sources", _block(view.ordering_rows(report))]
+    rated = view.rated_rows(report)
+    parts += ["## Order of the sources", _block(rated)] if rated else []
+    left_out = view.left_out_rows(report)
+    parts += ["## Left out", _block(left_out)] if left_out else []
     for kind, what in KINDS:
         tables = list(_tables(report, kind))
         if tables:

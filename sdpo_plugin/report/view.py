@@ -173,6 +173,20 @@ def ordering_rows(report: Mapping[str, Any]) -> Iterator[Row]:
         yield rank["source"], f"{rank['num_rows']:,}", f"{rank['accuracy']:.3f}", interval
 
 
+def rated_rows(report: Mapping[str, Any]) -> list[Row]:
+    """The sources, easy to hard, where a column of the data orders them; nothing elsewhere."""
+    rows = [(source["source"], f"{source['num_rows']:,}", f"{source['mean']:.4g}") for source in report["rated"]]
+    return [("easy to hard", "rows", f"mean {report['partition']['column']}"), *rows] if rows else []
+
+
+def left_out_rows(report: Mapping[str, Any]) -> list[Row]:
+    """What no step trains on; nothing where no row is left out."""
+    rows = [
+        (part["source"], f"{part['num_rows']:,}", f"{part['of_rows']:,}", part["key"]) for part in report["left_out"]
+    ]
+    return [("source", "rows left out", "of", "by"), *rows] if rows else []
+
+
 def time_rows(report: Mapping[str, Any]) -> Iterator[Row]:
     """Seconds of each step, and of all; those of diagnostics are what the matrices cost."""
     keys = ("log_probs_seconds", "diagnostics_seconds", "train_seconds", "export_seconds")

@@ -1,23 +1,35 @@
 """The steps of a run out of its tokenized sources: D_1 … D_T, as `sdpo.partition` says."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from sdpo_plugin import estimates, measures, partition, rows, tables
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.data.columns import IDS, concatenate, row_facts
 from sdpo_plugin.host.data.heldout import merged
-from sdpo_plugin.host.data.planning import Sketch, drawn_parts, make_plan, needs_base_tables, step_cfg
-from sdpo_plugin.host.data.read_errors import source_name
+from sdpo_plugin.host.data.planning import (
+    DROP_HARDEST,
+    Sketch,
+    drawn_parts,
+    make_plan,
+    name_of,
+    needs_base_tables,
+    not_drawn,
+    step_cfg,
+)
+from sdpo_plugin.host.data.rated import ratings
 from sdpo_plugin.host.data.tokenized import TokenizedSource
+from sdpo_plugin.overlaps import overlaps
 from sdpo_plugin.partition_args import PartitionArgs
-from sdpo_plugin.plan import OrderedSource, Overlap, Plan, StepPlan, host_total_steps
+from sdpo_plugin.plan import LeftOut, OrderedSource, Overlap, Plan, RatedSource, StepPlan, host_total_steps
 from sdpo_plugin.rows import RowFacts
 from sdpo_plugin.tables import LogProbTable
 
@@ -93,35 +105,58 @@ def lay_out(
     args = block.partition
     heldout = merged(source.heldout for source in sources)
     if args is None or args.strategy == "natural":
-        steps = [StepData(**vars(source)) for source in sources]
-        return Layout(_plan(cfg, block, steps, heldout, ()), steps, heldout)
-    parts, ordering = _parts_of(args, sources, base_tables)
-    steps = [_step(index, part, sources, by_source=bool(ordering)) for index, part in enumerate(parts, 1)]
-    plan = _plan(cfg, block, steps, heldout, ordering)
+        steps = [_source_as_step(source) for source in sources]
+        return Layout(_plan(cfg, block, sources, steps), steps, heldout)
+    cut = _cut(args, sources, base_tables)
+    by_source = args.strategy == "easy_to_hard" and args.unit != "row"
+    steps = [_step(index, part, sources, by_source=by_source) for index, part in enumerate(cut.parts, 1)]
+    plan = _plan(cfg, block, sources, steps, cut)
     if not needs_base_tables(block):
         return Layout(plan, steps, heldout)
     pool = tables.concatenate(base_tables)
-    selected = [pool.select(part, step.facts.digest()) for part, step in zip(parts, steps, strict=True)]
+    selected = [pool.select(part, step.facts.digest()) for part, step in zip(cut.parts, steps, strict=True)]
     return Layout(plan, steps, heldout, selected)
 
 
-def _parts_of(
-    args: PartitionArgs, sources: Sequence[TokenizedSource], base_tables: Sequence[LogProbTable]
-) -> tuple[partition.Partition, tuple[OrderedSource, ...]]:
+@dataclass(frozen=True)
+class _Cut:
     """The rows of each step in the pool, and the order of the sources where they were ordered."""
+
+    parts: partition.Partition
+    ordering: tuple[OrderedSource, ...] = ()
+    rated: tuple[RatedSource, ...] = ()
+
+
+def _cut(args: PartitionArgs, sources: Sequence[TokenizedSource], base_tables: Sequence[LogProbTable]) -> _Cut:
     sizes = [len(source.train) for source in sources]
     drawn = drawn_parts(args, sizes)
     if drawn is not None:
-        return drawn, ()
-    per_token = args.score == "log_ratio_per_token"
-    gammas = [measures.gamma_per_token(table) if per_token else measures.gamma(table) for table in base_tables]
+        return _Cut(drawn)
+    eases = [_eases(args, source, table) for source, table in zip_longest(sources, base_tables)]
     if args.unit == "row":
-        return partition.easy_to_hard_rows(np.concatenate(gammas), args.shares()), ()
-    intervals = [estimates.wilson(int((gamma > 0).sum()), len(gamma)) for gamma in gammas]
+        drop, cumulative = args.drop_hardest or 0.0, args.pool == "cumulative"
+        return _Cut(partition.easy_to_hard_rows(np.concatenate(eases), args.shares(), drop, cumulative=cumulative))
+    names = [name_of(source) for source in sources]
+    if args.column is not None:
+        order, parts = partition.easy_to_hard_sources(sizes, [float(ease.mean()) for ease in eases])
+        means = [float(ratings(source.train).mean()) for source in sources]
+        return _Cut(parts, rated=tuple(RatedSource(names[s], sizes[s], means[s]) for s in order))
+    intervals = [estimates.wilson(int((gamma > 0).sum()), len(gamma)) for gamma in eases]
     order, parts = partition.easy_to_hard_sources(sizes, [interval.value for interval in intervals])
-    names = [", ".join(source_name(entry) for entry in source.cfg.datasets) for source in sources]
     ranks = [OrderedSource(names[s], sizes[s], intervals[s].value, intervals[s].low, intervals[s].high) for s in order]
-    return parts, tuple(ranks)
+    return _Cut(parts, tuple(ranks))
+
+
+def _eases(args: PartitionArgs, source: TokenizedSource, table: LogProbTable | None) -> NDArray[np.floating]:
+    """How easy each row of a source is: γ under M_0, or what a column of the data says."""
+    if args.column is not None:
+        return ratings(source.train) if args.descending is not False else -ratings(source.train)
+    assert table is not None, "M_0 has looked at every source"
+    return measures.gamma_per_token(table) if args.score == "log_ratio_per_token" else measures.gamma(table)
+
+
+def _source_as_step(source: TokenizedSource) -> StepData:
+    return StepData(**{name: value for name, value in vars(source).items() if name in StepData.__dataclass_fields__})
 
 
 def _step(index: int, part: partition.Rows, sources: Sequence[TokenizedSource], *, by_source: bool) -> StepData:
@@ -147,9 +182,9 @@ def _step(index: int, part: partition.Rows, sources: Sequence[TokenizedSource], 
 def _plan(
     cfg: DictDefault,
     block: SDPOConfig,
+    sources: Sequence[TokenizedSource],
     steps: Sequence[StepData],
-    heldout: Mapping[str, Dataset],
-    ordering: tuple[OrderedSource, ...],
+    cut: _Cut | None = None,
 ) -> Plan:
     sketches = [
         Sketch(
@@ -169,20 +204,39 @@ def _plan(
     return replace(
         make_plan(cfg, block, sketches),
         partition={} if block.partition is None else block.partition.model_dump(exclude_none=True),
-        ordering=ordering,
-        overlaps=tuple(_overlaps(steps, heldout)),
+        ordering=() if cut is None else cut.ordering,
+        overlaps=_overlaps(block, sources, steps, cut),
+        left_out=not_drawn(block, sources) + _hardest(sources, cut),
+        rated=() if cut is None else cut.rated,
     )
 
 
-def _overlaps(steps: Sequence[StepData], heldout: Mapping[str, Dataset]) -> Iterable[Overlap]:
+def _overlaps(
+    block: SDPOConfig,
+    sources: Sequence[TokenizedSource],
+    steps: Sequence[StepData],
+    cut: _Cut | None,
+) -> tuple[Overlap, ...]:
     """Prompts of a step that are in held-out sets, or in steps before it, too."""
-    held = {f"held-out {name}": row_facts(dataset).prompts for name, dataset in heldout.items()}
-    for index, step in enumerate(steps):
-        others = {f"step {earlier.name}": earlier.facts.prompts for earlier in steps[:index]} | held
-        for name, prompts in others.items():
-            count = partition.rows_also_in(step.facts.prompts, prompts)
-            if count:
-                yield Overlap(step.name, name, count)
+    grows = block.partition is not None and block.partition.pool == "cumulative"
+    heldout = merged(source.heldout for source in sources)
+    held = {name: row_facts(dataset).prompts for name, dataset in heldout.items()}
+    return tuple(
+        overlaps([(step.name, step.facts.prompts) for step in steps], held, cut.parts if cut and grows else None)
+    )
+
+
+def _hardest(sources: Sequence[TokenizedSource], cut: _Cut | None) -> tuple[LeftOut, ...]:
+    """The rows that no step has because they are too hard, by source."""
+    if cut is None:
+        return ()
+    sizes = [len(source.train) for source in sources]
+    own = partition.rows_by_source(partition.rows_in_none(cut.parts, sum(sizes)), sizes)
+    return tuple(
+        LeftOut(name_of(source), len(rows), size, DROP_HARDEST)
+        for source, rows, size in zip(sources, own, sizes, strict=True)
+        if len(rows)
+    )
 
 
 def describe_row(tokenizer: PreTrainedTokenizerBase, step: StepPlan, data: StepData, row: int) -> str:

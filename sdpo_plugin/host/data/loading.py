@@ -18,9 +18,11 @@ from transformers.trainer_utils import SchedulerType
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.conflicts import check_losses
 from sdpo_plugin.errors import ConfigError, DataError
+from sdpo_plugin.host.data.drawing import draw
 from sdpo_plugin.host.data.heldout import HeldoutSets
 from sdpo_plugin.host.data.local_data import CONTENT, address
 from sdpo_plugin.host.data.prepared import Prepared, RawReader, raw_parts
+from sdpo_plugin.host.data.rated import RatedReader, prepared_apart, require_one_rating, unrated
 from sdpo_plugin.host.data.read_errors import explained, require_no_null_text, source_name
 from sdpo_plugin.host.patches import loading_through
 from sdpo_plugin.run_dir.paths import RunDir
@@ -49,6 +51,7 @@ class LoadedSource:
         total_num_steps: optimizer steps by the host's count.
         settings: the host keys that the source sets for itself.
         is_awaited: `sdpo.before_step` makes the rows, and has not yet: there are none.
+        num_left_out: rows that `sdpo.partition` has not drawn into its pool.
     """
 
     name: str
@@ -59,6 +62,7 @@ class LoadedSource:
     total_num_steps: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     is_awaited: bool = False
+    num_left_out: int = 0
 
 
 def flatten_steps(cfg: DictDefault, block: SDPOConfig) -> None:
@@ -71,7 +75,7 @@ def flatten_steps(cfg: DictDefault, block: SDPOConfig) -> None:
 
 
 def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()) -> list[LoadedSource]:
-    """Load every source, through the host's prepared-dataset cache.
+    """Load every source, through the host's prepared-dataset cache; of a pool that is drawn the rows that it keeps.
 
     Args:
         cfg: the host's config.
@@ -79,7 +83,7 @@ def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()
         made: names of the steps whose rows a hook has made already.
 
     Raises:
-        ConfigError: a step contradicts itself or what is supported.
+        ConfigError: a step contradicts itself or what is supported; a pool that is drawn takes no row of a source.
         DataError: a step that cannot be read, is not preference data, or has no row left.
     """
     steps = block.steps or [StepArgs(datasets=[dict(entry)]) for entry in cfg.datasets]
@@ -95,13 +99,14 @@ def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()
         for step, source_cfg, kept in zip(steps, cfgs, there, strict=True)
     ]
     addressed = iter(address([entry for lists in wanted for entries in lists for entry in entries]))
+    column = None if block.partition is None else block.partition.column
     known = HeldoutSets([name for name, source_cfg in zip(names, cfgs, strict=True) if source_cfg.val_set_size])
     loaded = []
     for name, step, source_cfg, lists in zip(names, steps, cfgs, wanted, strict=True):
         own, held = (list(islice(addressed, len(entries))) for entries in lists)
-        data = _load_source(name, source_cfg, own, held, known)
+        data = _load_source(name, source_cfg, own, held, known, column)
         loaded.append(replace(data, settings=describe_settings(step)))
-    return loaded
+    return draw(block, loaded)
 
 
 def load_made_rows(name: str, cfg: DictDefault) -> LoadedSource:
@@ -166,7 +171,12 @@ def _complete_test_entries(tests: Sequence[Any], pool: Sequence[DictDefault]) ->
 
 
 def _load_source(
-    name: str, cfg: DictDefault, entries: Sequence[DictDefault], held: Sequence[DictDefault], known: HeldoutSets
+    name: str,
+    cfg: DictDefault,
+    entries: Sequence[DictDefault],
+    held: Sequence[DictDefault],
+    known: HeldoutSets,
+    column: str | None,
 ) -> LoadedSource:
     """One step with its held-out rows.
 
@@ -176,9 +186,10 @@ def _load_source(
         entries: its data sets, addressed by content; none where a hook has still to make them.
         held: its held-out entries likewise.
         known: held-out sets that steps before it have loaded.
+        column: of the data, which rates its rows.
     """
     awaited = LoadedSource(name, cfg, Dataset.from_dict({}), {}, None, 0, is_awaited=True)
-    source = _load_rows(name, cfg, entries) if entries else awaited
+    source = _load_rows(name, cfg, entries, column) if entries else awaited
     heldout = dict(source.heldout)
     for entry, addressed in zip(cfg.test_datasets or [], held, strict=True):
         test_name = known.find(entry)
@@ -190,13 +201,17 @@ def _load_source(
     return replace(source, heldout=heldout)
 
 
-def _load_rows(name: str, cfg: DictDefault, entries: Sequence[DictDefault]) -> LoadedSource:
+def _load_rows(name: str, cfg: DictDefault, entries: Sequence[DictDefault], column: str | None = None) -> LoadedSource:
     """The rows of one step, with those of its own that it holds out."""
     train_cfg = _for_rows(cfg, entries)
     train_cfg.val_set_size = cfg.val_set_size
     sources = ", ".join(source_name(entry) for entry in entries)
-    meta, raw = _load(name, train_cfg)
-    heldout = {} if meta.eval_dataset is None else {name: meta.eval_dataset}
+    if column is not None:
+        prepared_apart(train_cfg, column)
+    meta, raw = _load(name, train_cfg, column=column)
+    if column is not None and cfg.dataset_exact_deduplication:
+        require_one_rating([meta.train_dataset, *filter(None, [meta.eval_dataset])], column, f"step {name}: {sources}")
+    heldout = {} if meta.eval_dataset is None else {name: unrated(meta.eval_dataset)}
     if meta.eval_dataset is not None and not len(meta.eval_dataset):
         raise DataError(
             f"step {name}: held-out set {name} has no rows (sequence_len: {cfg.sequence_len} drops longer "
@@ -221,10 +236,12 @@ def _for_rows(cfg: DictDefault, entries: Sequence[DictDefault]) -> DictDefault:
     return alone
 
 
-def _load(step: str, cfg: DictDefault, label: str = "") -> tuple[TrainDatasetMeta, int | None]:
+def _load(
+    step: str, cfg: DictDefault, label: str = "", column: str | None = None
+) -> tuple[TrainDatasetMeta, int | None]:
     """Load ``cfg.datasets`` through the host; also the rows before it dropped any, None where that is unknown."""
-    reader = RawReader(cfg)
-    with explained(step, cfg, label), loading_through(reader.load):
+    reader = RawReader(cfg) if column is None else RatedReader(cfg, column, step)
+    with explained(step, cfg, label), loading_through(reader.load, column):
         prepared = Prepared(cfg, load_tokenizer(cfg).name_or_path)
         prepared.clear_torn()
         meta = load_preference_datasets(cfg=cfg)

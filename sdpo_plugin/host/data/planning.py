@@ -1,7 +1,8 @@
 """The plan of a run, from what is known of its steps: before anything is tokenized, and when all is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from axolotl.utils.dict import DictDefault
@@ -13,9 +14,9 @@ from sdpo_plugin.host.data.loading import LoadedSource
 from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.partition_args import PartitionArgs
-from sdpo_plugin.plan import Plan, StepPlan, host_total_steps, model_name
+from sdpo_plugin.plan import LeftOut, Plan, StepPlan, host_total_steps, model_name
 
-DEFAULT_SEED = 42
+DROP_HARDEST = "drop_hardest"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Sketch:
 
 def needs_base_tables(block: SDPOConfig) -> bool:
     """Whether the steps can be laid out only by the log-probs of the pool under M_0."""
-    return block.partition is not None and block.partition.strategy == "easy_to_hard"
+    args = block.partition
+    return args is not None and args.strategy == "easy_to_hard" and args.column is None
 
 
 def preview(cfg: DictDefault, block: SDPOConfig, sources: Sequence[LoadedSource]) -> Plan:
@@ -54,8 +56,30 @@ def preview(cfg: DictDefault, block: SDPOConfig, sources: Sequence[LoadedSource]
     """
     args = block.partition
     if args is None or args.strategy == "natural" or (args.strategy == "easy_to_hard" and args.unit != "row"):
-        return make_plan(cfg, block, [_sketch(source) for source in sources])
-    return make_plan(cfg, block, _sketches_by_row(args, sources))
+        sketches = [_sketch(source) for source in sources]
+    else:
+        sketches = _sketches_by_row(args, sources)
+    left_out = not_drawn(block, sources)
+    if args is not None and args.drop_hardest is not None:  # of which source they are is not known yet
+        num_rows = sum(len(source.train) for source in sources)
+        num_dropped = num_rows - partition.rows_kept(num_rows, args.drop_hardest)
+        left_out += (LeftOut("the pool", num_dropped, num_rows, DROP_HARDEST),)
+    return replace(make_plan(cfg, block, sketches), left_out=left_out)
+
+
+def not_drawn(block: SDPOConfig, sources: Sequence[LoadedSource | TokenizedSource]) -> tuple[LeftOut, ...]:
+    """The rows that `max_rows` or `weights` leave out."""
+    key = "weights" if block.partition is None or block.partition.max_rows is None else "max_rows"
+    return tuple(
+        LeftOut(name_of(source), source.num_left_out, len(source.train) + source.num_left_out, key)
+        for source in sources
+        if source.num_left_out
+    )
+
+
+def name_of(source: LoadedSource | TokenizedSource) -> str:
+    """A source by the paths of its entries."""
+    return ", ".join(source_name(entry) for entry in source.cfg.datasets)
 
 
 def _sketch(source: LoadedSource) -> Sketch:
@@ -77,11 +101,10 @@ def drawn_parts(args: PartitionArgs, sizes: Sequence[int]) -> partition.Partitio
     Raises:
         ConfigError: a step would have no rows.
     """
-    seed = DEFAULT_SEED if args.seed is None else args.seed
     if args.strategy == "random":
-        return partition.random(sum(sizes), args.shares(), seed)
+        return partition.random(sum(sizes), args.shares(), args.drawn_by)
     if args.strategy == "stratified":
-        return partition.stratified(sizes, args.shares(), seed)
+        return partition.stratified(sizes, args.shares(), args.drawn_by)
     return None
 
 
@@ -96,10 +119,10 @@ def _sketches_by_row(args: PartitionArgs, sources: Sequence[LoadedSource]) -> li
     drawn = drawn_parts(args, sizes)
     if drawn is None:
         everything = list(range(len(sources)))
-        return [
-            _sketch_of_rows(index, size, sources, everything, ())
-            for index, size in enumerate(partition.step_sizes(sum(sizes), args.shares()), 1)
-        ]
+        step_sizes = partition.step_sizes(partition.rows_kept(sum(sizes), args.drop_hardest or 0.0), args.shares())
+        if args.pool == "cumulative":
+            step_sizes = list(accumulate(step_sizes))
+        return [_sketch_of_rows(index, size, sources, everything, ()) for index, size in enumerate(step_sizes, 1)]
     sketches = []
     for index, part in enumerate(drawn, 1):
         counts = [len(own) for own in partition.rows_by_source(part, sizes)]

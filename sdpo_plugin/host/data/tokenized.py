@@ -22,7 +22,7 @@ class TokenizedSource:
     """A source as token ids.
 
     Attributes:
-        cfg, num_dropped, total_num_steps, settings, is_awaited: as in ``LoadedSource``.
+        cfg, num_dropped, total_num_steps, settings, is_awaited, num_left_out: as in ``LoadedSource``.
         train: tokenized rows.
         facts: keys and lengths of these rows.
         heldout: its held-out sets by name, tokenized.
@@ -37,6 +37,7 @@ class TokenizedSource:
     total_num_steps: int
     settings: Mapping[str, Any]
     is_awaited: bool = False
+    num_left_out: int = 0
 
 
 def tokenize(trainer: "DPOTrainer", sources: Sequence[LoadedSource]) -> list[TokenizedSource]:
@@ -63,6 +64,7 @@ def tokenize(trainer: "DPOTrainer", sources: Sequence[LoadedSource]) -> list[Tok
             source.total_num_steps,
             source.settings,
             source.is_awaited,
+            source.num_left_out,
         )
         for source, train in zip(sources, trains, strict=True)
     ]

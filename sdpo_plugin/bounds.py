@@ -35,6 +35,8 @@ BOUNDS = (
     _above_zero("trl.beta", "0.1"),
     _one_or_more("micro_batch_size", "set e.g. micro_batch_size: 1"),
     _one_or_more("gradient_accumulation_steps", "set e.g. gradient_accumulation_steps: 1"),
+    _one_or_more("sequence_len", "set e.g. sequence_len: 2048"),
+    Bound("dpo_ld_alpha", lambda n: 0 <= n <= 1, "a number from 0 to 1", "set e.g. dpo_ld_alpha: 0.5"),
     Bound("warmup_ratio", lambda n: 0 <= n < 1, "a number from 0 to below 1", "set e.g. warmup_ratio: 0.1"),
     Bound("warmup_steps", lambda n: n >= 0, "a number of 0 or more", "set e.g. warmup_steps: 0"),
     Bound("weight_decay", lambda n: n >= 0, "a number of 0 or more", "set e.g. weight_decay: 0.0"),

@@ -13,7 +13,12 @@ OVERRIDES = (
     "max_steps",
     "rl_beta",
     "dpo_loss_type",
+    "dpo_loss_weights",
     "dpo_label_smoothing",
+    "dpo_ld_alpha",
+    "micro_batch_size",
+    "gradient_accumulation_steps",
+    "sequence_len",
     "lr_scheduler",
     "warmup_ratio",
     "warmup_steps",
@@ -67,8 +72,25 @@ class StepArgs(BaseModel):
     dpo_loss_type: Annotated[list[str], Field(min_length=1)] | None = Field(
         None, description="Loss names as the host takes them, e.g. [sigmoid]. Default: the config's."
     )
+    dpo_loss_weights: Annotated[list[float], Field(min_length=1)] | None = Field(
+        None, description="Weight of each loss of dpo_loss_type. Default: the config's, else 1 each."
+    )
     dpo_label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = Field(
         None, description="Assumed share of flipped labels, 0 to 0.5. Default: the config's."
+    )
+    dpo_ld_alpha: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="Weight of the tokens by which an answer is longer than the other (LD-DPO, arXiv 2409.06411), "
+        "where the host has the key. Default: the config's, else 1.",
+    )
+    micro_batch_size: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Pairs of this step in a batch on each rank. Default: the config's."
+    )
+    gradient_accumulation_steps: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Batches that make an optimizer step. Default: the config's."
+    )
+    sequence_len: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Tokens of a prompt and an answer; longer rows of D_t are dropped. Default: the config's."
     )
     lr_scheduler: str | None = Field(None, description="Name of the host's schedule. Default: the config's.")
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(

@@ -42,6 +42,7 @@ ALLOWED = {
     "batches": "rows",
     "sampling": "digests plan",
     "schema": "",
+    "step_conflicts": "errors steps_args",
     "steps_args": "names",
     "scrub": "",
     "tables": "digests errors",
@@ -120,7 +121,7 @@ METHOD = (
 # What a user writes and sees.
 CONFIG = (
     "args block bounds conflicts crash lm_eval_args local_files misspelt partition_args plugin_name recognition "
-    "steps_args versions"
+    "step_conflicts steps_args versions"
 ).split()
 # Each wing, and the wings that it may import; itself goes without saying.
 ARROWS = {

@@ -10,7 +10,7 @@ from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.steps_args import OVERRIDES
 
 ABOVE_ZERO = ["learning_rate", "num_epochs", "rl_beta", "dpo_beta", "trl.beta"]
-COUNTS = ["max_steps", "micro_batch_size", "gradient_accumulation_steps"]
+COUNTS = ["max_steps", "micro_batch_size", "gradient_accumulation_steps", "sequence_len"]
 REMEDIES = {
     "learning_rate": "set e.g. learning_rate: 5.0e-7",
     "num_epochs": "set e.g. num_epochs: 1",
@@ -20,6 +20,8 @@ REMEDIES = {
     "trl.beta": "set e.g. trl.beta: 0.1",
     "micro_batch_size": "set e.g. micro_batch_size: 1",
     "gradient_accumulation_steps": "set e.g. gradient_accumulation_steps: 1",
+    "sequence_len": "set e.g. sequence_len: 2048",
+    "dpo_ld_alpha": "set e.g. dpo_ld_alpha: 0.5",
     "warmup_ratio": "set e.g. warmup_ratio: 0.1",
     "warmup_steps": "set e.g. warmup_steps: 0",
     "weight_decay": "set e.g. weight_decay: 0.0",
@@ -29,6 +31,7 @@ REMEDIES = {
 WRONG: list[tuple[str, Any, str]] = [
     *((key, value, "a number above 0") for key in ABOVE_ZERO for value in (0, -1, -1e-6, "0", "-1e-4", False)),
     *((key, value, "a number of 1 or more") for key in COUNTS for value in (0, -1, 0.5, "0", False)),
+    *(("dpo_ld_alpha", value, "a number from 0 to 1") for value in (1.1, -0.1, "2")),
     *(("warmup_ratio", value, "a number from 0 to below 1") for value in (1, 1.5, -0.1, "2")),
     *((key, value, "a number of 0 or more") for key in ("warmup_steps", "weight_decay") for value in (-1, -0.01)),
     *(("dpo_label_smoothing", value, "a number from 0 to below 0.5") for value in (0.5, 1, -0.1)),
@@ -88,4 +91,9 @@ def test_all_are_reported_at_once() -> None:
 
 
 def test_every_number_that_a_step_may_set_has_a_bound() -> None:
-    assert set(OVERRIDES) - set(REMEDIES) == {"dpo_loss_type", "lr_scheduler", "test_datasets"}
+    assert set(OVERRIDES) - set(REMEDIES) == {
+        "dpo_loss_type",
+        "dpo_loss_weights",
+        "lr_scheduler",
+        "test_datasets",
+    }

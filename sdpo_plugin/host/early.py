@@ -60,7 +60,7 @@ def early_tables(trainer: "StepwiseDPOTrainer", setup: RunSetup, layout: Layout,
     check_positions(trainer, setup.sources, model, f"sdpo.reference: {reference!r}")
     pack_second_model(trainer, model, setup.rows)
     tables += [(step, passes.step_table(step, layout.data(step), name, model)) for step in steps]
-    heldout = passes.heldout_tables(layout.heldout, name, model)
+    heldout = passes.heldout_tables(layout, name, model)
     del model
     free_memory()
     return EarlyTables(tables, {name: heldout})

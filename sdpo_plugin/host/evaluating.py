@@ -20,7 +20,7 @@ from sdpo_plugin.host.data.loading import load_sources
 from sdpo_plugin.host.data.tokenized import tokenize_heldout
 from sdpo_plugin.host.engines.ranks import on_rank_0
 from sdpo_plugin.host.evaluated_model import Evaluated, choose
-from sdpo_plugin.host.forward.log_probs import log_prob_table
+from sdpo_plugin.host.forward.log_probs import compute_as_in, log_prob_table
 from sdpo_plugin.host.forward.packed import forward_pass
 from sdpo_plugin.measures import gamma_stats, implicit_reward_accuracy, reference_free_accuracy
 from sdpo_plugin.plan import M_0
@@ -40,12 +40,12 @@ def evaluate(cfg: DictDefault, trainer: Any) -> dict[str, float]:
     """
     chosen = on_rank_0(lambda: choose(cfg))
     block = parse_block(cfg.sdpo.to_dict() if cfg.sdpo else None)
-    heldout = tokenize_heldout(trainer, load_sources(cfg, block))
+    heldout, cfgs = tokenize_heldout(trainer, load_sources(cfg, block))
     if not heldout:
         raise ConfigError(
             "axolotl evaluate has nothing to evaluate on: no step has held-out rows; set val_set_size or test_datasets."
         )
-    tables = _tables(trainer, block.packed, heldout, chosen.name)
+    tables = _tables(trainer, block.packed, heldout, cfgs, chosen.name)
     rows: list[tuple[str, ...]] = [
         ("held-out set", "rows", "mean γ", "reference-free accuracy", "implicit reward accuracy")
     ]
@@ -62,15 +62,30 @@ def evaluate(cfg: DictDefault, trainer: Any) -> dict[str, float]:
     return metrics
 
 
-def _tables(trainer: Any, packed: bool | str, heldout: Mapping[str, Dataset], model: str) -> dict[str, LogProbTable]:
-    """Log-probs of the held-out sets by name, packed where the run would pack them."""
-    size = trainer.args.per_device_eval_batch_size
-    facts = {name: row_facts(rows) for name, rows in heldout.items()}
-    with forward_pass(trainer, packed, [(rows, facts[name]) for name, rows in heldout.items()]):
-        return {
-            name: log_prob_table(trainer, rows, size, model, f"held-out {name}", facts=facts[name])
-            for name, rows in heldout.items()
-        }
+def _tables(
+    trainer: Any,
+    packed: bool | str,
+    heldout: Mapping[str, Dataset],
+    cfgs: Mapping[str, DictDefault],
+    model: str,
+) -> dict[str, LogProbTable]:
+    """Log-probs of the held-out sets by name, packed where the run would pack them.
+
+    Args:
+        trainer: holds the model.
+        packed: `sdpo.packed`.
+        heldout: the sets, tokenized.
+        cfgs: the config of the step that evaluates on each.
+        model: its name.
+    """
+    facts, tables = {name: row_facts(rows) for name, rows in heldout.items()}, {}
+    size = trainer.args.per_device_train_batch_size
+    with forward_pass(trainer, packed, [(rows, facts[name], size) for name, rows in heldout.items()]):
+        for name, rows in heldout.items():
+            compute_as_in(trainer, cfgs[name])
+            size = cfgs[name].eval_batch_size
+            tables[name] = log_prob_table(trainer, rows, size, model, f"held-out {name}", facts=facts[name])
+    return tables
 
 
 def _of_base(cfg: DictDefault, chosen: Evaluated, column: int, table: LogProbTable) -> LogProbTable | None:

@@ -19,6 +19,7 @@ from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.data.loading import LoadedSource
 from sdpo_plugin.host.data.rated import RATING, TEXTS
 from sdpo_plugin.host.data.read_errors import source_name
+from sdpo_plugin.host.data.step_limits import deepspeed_config
 from sdpo_plugin.run_dir.drift import (
     VERSIONS,
     changes,
@@ -128,20 +129,13 @@ def settings_of(cfg: DictDefault, world_size: int) -> dict[str, Any]:
         cfg: the config of that step alone.
         world_size: number of ranks.
     """
-    return step_settings({**plain(cfg), "world_size": world_size, "deepspeed": _deepspeed(cfg)})
+    return step_settings({**plain(cfg), "world_size": world_size, "deepspeed": deepspeed_config(cfg)})
 
 
 def plain(cfg: DictDefault) -> dict[str, Any]:
     """The config as JSON values."""
     value: dict[str, Any] = json.loads(json.dumps(cfg.to_dict(), default=str))
     return value
-
-
-def _deepspeed(cfg: DictDefault) -> Any:
-    """The content of the DeepSpeed config, wherever it lies."""
-    if isinstance(cfg.deepspeed, str) and Path(cfg.deepspeed).is_file():
-        return json.loads(Path(cfg.deepspeed).read_bytes())
-    return cfg.deepspeed
 
 
 def _block(block: SDPOConfig) -> dict[str, Any]:

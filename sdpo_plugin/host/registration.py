@@ -36,6 +36,7 @@ from sdpo_plugin.run_dir.fresh import require_fresh, require_no_foreign_model, r
 from sdpo_plugin.run_dir.inputs import names_in_place, require_inputs_kept, written_names
 from sdpo_plugin.run_dir.lock import require_free
 from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.step_conflicts import check_step_keys
 from sdpo_plugin.step_hooks import load_hook
 
 DEFAULT_OUTPUT_DIR = "./model-out"  # the host's
@@ -74,6 +75,7 @@ def check_config(cfg: DictDefault) -> SDPOConfig:
         require_hooks(block)
     if not cfg.get("inference"):  # which takes `rl` out: the config may be of another kind
         misspelt.require_known_keys(cfg, _known_keys())
+        check_step_keys(cfg, block.steps or [], AxolotlInputConfig.model_fields)
         check_bounds(cfg)
     check_data_sources(cfg, has_steps=block.steps is not None, cuts_rows=_cuts_rows(block))
     if block.partition is not None:

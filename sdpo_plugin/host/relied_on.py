@@ -78,6 +78,8 @@ IN_LIBRARIES: tuple[Contract, ...] = (
 IN_TRANSFORMERS_TRAINER: tuple[Contract, ...] = (
     Takes(Trainer, "train", ("self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval")),
     Takes(Trainer, "get_train_dataloader", ("self",)),
+    Names(Trainer, "get_train_dataloader", ("_train_batch_size",)),  # not the arguments, which a step replaces
+    Names(Trainer, "train", ("_train_batch_size",)),
     Takes(Trainer, "get_eval_dataloader", ("self", "eval_dataset")),
     Takes(Trainer, "_save_checkpoint", ("self", "model", "trial")),
     Takes(Trainer, "_load_callback_state", ("self",)),
@@ -109,6 +111,7 @@ AT_REGISTRATION = IN_AXOLOTL + IN_LIBRARIES + IN_TRANSFORMERS_TRAINER
 OF_THE_TRAINER = {
     "": (
         *("_metrics", "_total_train_tokens", "beta", "label_smoothing", "loss_types", "loss_weights", "use_weighting"),
+        *("ld_alpha", "_train_batch_size"),
         *("aux_loss_enabled", "ref_model", "dataset_tags", "data_collator", "processing_class", "train_dataset"),
         *("eval_dataset", "model", "model_wrapped", "optimizer", "lr_scheduler", "is_deepspeed_enabled"),
         *("is_fsdp_enabled", "args", "state", "control", "accelerator", "callback_handler", "add_callback"),
@@ -135,7 +138,9 @@ OF_THE_TRAINER = {
         *("best_model_checkpoint", "compute_steps", "global_step", "log_history", "max_steps", "stateful_callbacks"),
         "is_world_process_zero",
     ),
+    "data_collator": ("max_length",),
     "args": (
+        *("ld_alpha", "gradient_accumulation_steps", "train_batch_size", "world_size"),
         *("beta", "label_smoothing", "loss_type", "loss_weights", "eval_on_start", "seed", "disable_dropout"),
         *("bf16", "fp16", "tf32", "max_length", "optim", "output_dir", "dataset_num_proc", "should_save"),
         *("per_device_eval_batch_size", "per_device_train_batch_size", "save_only_model", "save_strategy"),
@@ -188,7 +193,8 @@ def of_the_trainers_classes() -> tuple[Contract, ...]:
         Takes(DPOTrainer, "_prepare_dataset", ("self", "dataset", "processing_class", "args", "dataset_name")),
         Takes(DPOTrainer, "compute_ref_log_probs", ("self", "model", "inputs")),
         Names(dpo_trainer, "DPOTrainer", ("ref_model", "use_adapter")),  # without the first, no adapter either
-        Names(DPOTrainer, "_compute_loss", ("rewards/margins", "_metrics", "train")),
+        Names(DPOTrainer, "_compute_loss", ("rewards/margins", "_metrics", "train", "ld_alpha")),
+        Names(DPOTrainer, "_prepare_dataset", ("max_length",)),
         Takes(DPOTrainer, "create_model_card", ("self", "model_name", "dataset_name", "tags")),
         Takes(DPOTrainer, "save_model", ("self", "output_dir", "_internal_call")),
         Takes(DPOTrainer, "is_world_process_zero", ("self",)),

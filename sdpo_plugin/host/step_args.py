@@ -37,7 +37,9 @@ def step_args(
     values |= DPOStrategy.set_training_args_kwargs(cfg)
     values["max_steps"] = cfg.max_steps or total_num_steps
     values["num_train_epochs"] = cfg.num_epochs
-    for key in ("learning_rate", "weight_decay"):
+    values["per_device_train_batch_size"] = cfg.micro_batch_size
+    values["per_device_eval_batch_size"] = cfg.eval_batch_size
+    for key in ("learning_rate", "weight_decay", "gradient_accumulation_steps"):
         if cfg.get(key) is not None:
             values[key] = cfg[key]
     if cfg.trl and cfg.trl.beta is not None:

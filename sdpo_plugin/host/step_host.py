@@ -68,7 +68,7 @@ class AxolotlStepHost:
 
     def heldout_tables(self, model: str) -> Tables:
         """By the policy, or by M_{t-1} that stands in for it."""
-        return self._passes.heldout_tables(self.layout.heldout, model, self._policy.stand_in)
+        return self._passes.heldout_tables(self.layout, model, self._policy.stand_in)
 
     def sampled_tables(self, model: str, steps: Sequence[StepPlan]) -> dict[int, LogProbTable]:
         """Likewise, of the rows that the plan's diagnostics draw."""

@@ -26,9 +26,9 @@ from sdpo_plugin.host.data.bos import with_one_bos
 from sdpo_plugin.host.data.columns import IDS, with_reference
 from sdpo_plugin.host.data.small_sets import workers
 from sdpo_plugin.host.engines.dropout import disable_functional_dropout
-from sdpo_plugin.host.engines.engine import require_shared_gradients, require_usable_engine
+from sdpo_plugin.host.engines.engine import require_shared_gradients, require_usable_engine, set_engine_batch
 from sdpo_plugin.host.forward.finite import require_finite_loss
-from sdpo_plugin.host.forward.log_probs import log_prob_table, taking
+from sdpo_plugin.host.forward.log_probs import compute_as, log_prob_table, taking
 from sdpo_plugin.host.initial_state import InitialState
 from sdpo_plugin.host.model_card import ModelCards
 from sdpo_plugin.host.progress import StepProgress
@@ -110,6 +110,9 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         self.beta, self.label_smoothing = args.beta, args.label_smoothing
         self.loss_types = args.loss_type
         self.loss_weights = args.loss_weights or [1.0] * len(self.loss_types)
+        compute_as(self, args.max_length, args.ld_alpha)
+        self._train_batch_size = args.train_batch_size
+        set_engine_batch(self, args)
         self.train_dataset, self.eval_dataset = train, heldout
         self._initial_state.restore(self)
         set_seed(args.seed)  # a separate run seeds when its trainer is built, and draws nothing before it trains

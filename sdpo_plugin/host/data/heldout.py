@@ -3,10 +3,21 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from axolotl.utils.dict import DictDefault
 from datasets import Dataset
+
+
+class HeldOut(Protocol):
+    """A step or a source: its config, and its held-out sets by name."""
+
+    @property
+    def cfg(self) -> DictDefault: ...
+
+    @property
+    def heldout(self) -> Mapping[str, Dataset]: ...
 
 
 @dataclass
@@ -44,3 +55,13 @@ def merged(sets: Iterable[Mapping[str, Dataset]]) -> dict[str, Dataset]:
         for name, rows in named.items():
             assert every.setdefault(name, rows) is rows, f"two held-out sets are called {name}"
     return every
+
+
+def heldout_cfgs(sources: Iterable[HeldOut]) -> dict[str, DictDefault]:
+    """By the name of each held-out set, the config of the step that evaluates on it; of several, that of the smallest
+    batches. All of them cut its rows, and weight their tokens, alike."""
+    found: dict[str, DictDefault] = {}
+    for source in sorted(sources, key=lambda source: int(source.cfg.eval_batch_size)):
+        for name in source.heldout:
+            found.setdefault(name, source.cfg)
+    return found

@@ -24,6 +24,7 @@ from sdpo_plugin.host.data.local_data import CONTENT, address
 from sdpo_plugin.host.data.prepared import Prepared, RawReader, raw_parts
 from sdpo_plugin.host.data.rated import RatedReader, prepared_apart, require_one_rating, unrated
 from sdpo_plugin.host.data.read_errors import explained, require_no_null_text, source_name
+from sdpo_plugin.host.data.step_limits import apply_limits
 from sdpo_plugin.host.patches import loading_through
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.steps_args import StepArgs, step_names
@@ -37,6 +38,7 @@ DISPLACES = {
     "val_set_size": "test_datasets",
     "test_datasets": "val_set_size",
 }
+MEASURED_BY = ("sequence_len", "dpo_ld_alpha")  # what a step may set that changes rows or their log-probs
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def _source_cfg(name: str, cfg: DictDefault, step: StepArgs, entries: Sequence[D
             "sdpo.before_step makes, and M_0 is evaluated on every held-out set before that; set val_set_size: 0 in "
             "this step, or test_datasets."
         )
+    apply_limits(name, source_cfg, cfg, overrides)
     check_losses(f"step {name}", source_cfg)
     if source_cfg.lr_scheduler and source_cfg.lr_scheduler not in SCHEDULES:
         raise ConfigError(
@@ -192,9 +195,11 @@ def _load_source(
     source = _load_rows(name, cfg, entries, column) if entries else awaited
     heldout = dict(source.heldout)
     for entry, addressed in zip(cfg.test_datasets or [], held, strict=True):
-        test_name = known.find(entry)
+        # Steps that cut or weigh its rows otherwise mean other log-probs, and so another set.
+        alike = {**entry, **{key: cfg[key] for key in MEASURED_BY}}
+        test_name = known.find(alike)
         if test_name is None:
-            test_name = known.add(entry, _load_test_entry(name, cfg, addressed), name)
+            test_name = known.add(alike, _load_test_entry(name, cfg, addressed), name)
             if is_main_process():
                 LOG.info("held-out set %s: test_datasets: %s", test_name, source_name(entry))
         heldout[test_name] = known.sets[test_name][1]

@@ -1,5 +1,6 @@
 """Sources as token ids: tokenized once, by TRL's own code, before the first step trains."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from datasets import Dataset
 
 from sdpo_plugin.errors import DataError
 from sdpo_plugin.host.data.columns import IDS, row_facts
-from sdpo_plugin.host.data.heldout import merged
+from sdpo_plugin.host.data.heldout import heldout_cfgs, merged
 from sdpo_plugin.host.data.loading import LoadedSource
 from sdpo_plugin.rows import RowFacts
 
@@ -48,10 +49,10 @@ def tokenize(trainer: "DPOTrainer", sources: Sequence[LoadedSource]) -> list[Tok
     """
     nothing = Dataset.from_dict({column: [] for column in IDS})
     trains = [
-        nothing if source.is_awaited else _prepare(trainer, source.train, f"source {t}", source.name)
+        nothing if source.is_awaited else _prepare(trainer, source.train, source.cfg, f"source {t}", source.name)
         for t, source in enumerate(sources, 1)
     ]
-    heldout = tokenize_heldout(trainer, sources)
+    heldout, _ = tokenize_heldout(trainer, sources)
     return [
         TokenizedSource(
             source.name,
@@ -70,21 +71,30 @@ def tokenize(trainer: "DPOTrainer", sources: Sequence[LoadedSource]) -> list[Tok
     ]
 
 
-def tokenize_heldout(trainer: "DPOTrainer", sources: Sequence[LoadedSource]) -> dict[str, Dataset]:
-    """The held-out sets of all sources by name, tokenized.
+def tokenize_heldout(
+    trainer: "DPOTrainer", sources: Sequence[LoadedSource]
+) -> tuple[dict[str, Dataset], dict[str, DictDefault]]:
+    """The held-out sets of all sources by name, tokenized; with the config by which each is computed.
 
     Raises:
         DataError: no row of a set is short enough.
     """
     every = merged(source.heldout for source in sources)
-    return {name: _prepare(trainer, rows, f"held-out {name}", f"held-out set {name}") for name, rows in every.items()}
+    cfgs = heldout_cfgs(sources)
+    tokenized = {
+        name: _prepare(trainer, rows, cfgs[name], f"held-out {name}", f"held-out set {name}")
+        for name, rows in every.items()
+    }
+    return tokenized, cfgs
 
 
-def _prepare(trainer: "DPOTrainer", dataset: Dataset, what: str, name: str) -> Dataset:
-    prepared = trainer._prepare_dataset(dataset, trainer.processing_class, trainer.args, what)
+def _prepare(trainer: "DPOTrainer", dataset: Dataset, cfg: DictDefault, what: str, name: str) -> Dataset:
+    args = copy.copy(trainer.args)
+    args.max_length = cfg.sequence_len
+    prepared = trainer._prepare_dataset(dataset, trainer.processing_class, args, what)
     if not len(prepared):
         raise DataError(
-            f"{name}: no row has a prompt shorter than sequence_len: {trainer.args.max_length} in tokens; "
+            f"{name}: no row has a prompt shorter than sequence_len: {cfg.sequence_len} in tokens; "
             "set a larger sequence_len or another source."
         )
     return prepared.flatten_indices() if prepared._indices is not None else prepared

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from sdpo_plugin.errors import ConfigError, UnsupportedHostError
 from sdpo_plugin.host.engines.fsdp import require_usable_fsdp, reshard, shard
@@ -53,6 +53,21 @@ def _require_usable_deepspeed(trainer: Trainer) -> None:
             f"deepspeed: zero_optimization has {GATHER_KEYS[0]}: {zero.get(GATHER_KEYS[0])!r}, so M_t could not be "
             f"written after a step; set {GATHER_KEYS[0]}: true in the DeepSpeed config."
         )
+
+
+def set_engine_batch(trainer: Trainer, args: TrainingArguments) -> None:
+    """Let the DeepSpeed engine that the next ``train()`` makes count batches as these arguments do.
+
+    The host fills in the config where it says "auto", once for the run.
+    """
+    if not trainer.is_deepspeed_enabled:
+        return
+    batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    trainer.accelerator.state.deepspeed_plugin.deepspeed_config.update(
+        train_micro_batch_size_per_gpu=batch,
+        gradient_accumulation_steps=accumulated,
+        train_batch_size=batch * accumulated * args.world_size,
+    )
 
 
 def is_sharded(trainer: Trainer) -> bool:

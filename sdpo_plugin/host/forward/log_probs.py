@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -54,6 +55,24 @@ class _PackedModel:
             )
         outputs.logits = outputs.logits.view(*packed_places.shape, -1)
         return outputs
+
+
+def compute_as(trainer: "DPOTrainer", max_length: int, ld_alpha: float | None) -> None:
+    """Let the trainer compute batches, from here on, as a step with these settings does.
+
+    Args:
+        trainer: in a pass or in training.
+        max_length: tokens of a prompt with an answer, beyond which the answer is cut.
+        ld_alpha: weight of the tokens by which an answer is longer than the other (arXiv 2409.06411); None: as 1.
+    """
+    trainer.ld_alpha = ld_alpha
+    for collator in (trainer.padded_collator, trainer.data_collator):
+        collator.max_length = max_length
+
+
+def compute_as_in(trainer: "DPOTrainer", cfg: DictDefault) -> None:
+    """Likewise, as the step of this config does."""
+    compute_as(trainer, cfg.sequence_len, cfg.dpo_ld_alpha)
 
 
 def policy_log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:

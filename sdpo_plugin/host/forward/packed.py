@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("axolotl.sdpo_plugin")
 # Of transformers' `layer_types` those whose tokens see what a mask says, and nothing else.
 ATTENTIONS = {"full_attention", "sliding_attention"}
-Rows = Sequence[tuple[Dataset, RowFacts]]  # sets of tokenized rows, with what is known of them
+# Sets of tokenized rows, with what is known of them, and the pairs of a batch.
+Rows = Sequence[tuple[Dataset, RowFacts, int]]
 
 
 @contextmanager
@@ -121,7 +122,7 @@ def no_way_in(model: PreTrainedModel, takes_attention: bool) -> str | None:
 
 def _disagreement(trainer: "DPOTrainer", rows: Rows, other: PreTrainedModel | None = None) -> str | None:
     """Send the longest rows through both forward passes; None where they agree within the noise of the dtype."""
-    pairs = _longest_rows(rows, trainer.args.per_device_train_batch_size)
+    pairs = _longest_rows(rows, min(size for *_, size in rows))  # the step with the longest rows may take fewest
     packed_inputs = PackingCollator(trainer.args.max_length)(pairs)
     with ready_model(trainer, other) as ready:
         padded, packed = (
@@ -143,7 +144,9 @@ def _disagreement(trainer: "DPOTrainer", rows: Rows, other: PreTrainedModel | No
 def _longest_rows(rows: Rows, number: int) -> list[Mapping[str, Any]]:
     """The longest rows of all sets, at least two where there are two: one pair could not see another."""
     number = max(2, number)
-    found = [(int(facts.lengths[row]), s, row) for s, (_, facts) in enumerate(rows) for row in _longest(facts, number)]
+    found = [
+        (int(facts.lengths[row]), s, row) for s, (_, facts, _) in enumerate(rows) for row in _longest(facts, number)
+    ]
     return [rows[s][0].select_columns(IDS)[row] for _, s, row in sorted(found, reverse=True)[:number]]
 
 

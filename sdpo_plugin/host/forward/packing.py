@@ -80,12 +80,12 @@ class PackedLayout:
 class PackingCollator:
     """Makes packed batches of tokenized rows.
 
-    Args:
+    Attributes:
         max_length: tokens of a prompt with one of its answers, beyond which an answer is cut; None: no limit.
     """
 
     def __init__(self, max_length: int | None) -> None:
-        self._max_length = max_length
+        self.max_length = max_length
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """One batch.
@@ -120,7 +120,7 @@ class PackingCollator:
 
     def _parts(self, row: Mapping[str, Any]) -> tuple[list[int], list[int], list[int]]:
         prompt = list(row["prompt_ids"])
-        room = None if self._max_length is None else self._max_length - len(prompt)
+        room = None if self.max_length is None else self.max_length - len(prompt)
         assert room is None or room > 0, "a prompt without room for an answer is dropped when rows are tokenized"
         return prompt, list(row["chosen_ids"][:room]), list(row["rejected_ids"][:room])
 

@@ -1,19 +1,19 @@
 """The reference passes of a run: with batches as training has them, and an end where the run is asked to stop."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from datasets import Dataset
 from transformers import PreTrainedModel
 
 from sdpo_plugin.errors import ReferenceTableError
 from sdpo_plugin.host.data.columns import row_facts
+from sdpo_plugin.host.data.heldout import heldout_cfgs
 from sdpo_plugin.host.data.layout import Layout, StepData, describe_row
 from sdpo_plugin.host.data.tokenized import TokenizedSource
-from sdpo_plugin.host.forward.log_probs import log_prob_table
+from sdpo_plugin.host.forward.log_probs import compute_as_in, log_prob_table
 from sdpo_plugin.host.stopping import Stopped, StopRequest
 from sdpo_plugin.plan import StepPlan
 from sdpo_plugin.rows import RowFacts
@@ -72,25 +72,26 @@ class Passes:
         name_row: Callable[[int], str],
         other: PreTrainedModel | None = None,
     ) -> LogProbTable:
-        size = self._trainer.args.per_device_train_batch_size
+        compute_as_in(self._trainer, data.cfg)
+        size = data.cfg.micro_batch_size
         return log_prob_table(
             self._trainer, data.train, size, model, what, other, data.facts, name_row, self.end_if_asked
         )
 
     def heldout_tables(
-        self, heldout: Mapping[str, Dataset], model: str, other: PreTrainedModel | None = None
+        self, layout: Layout, model: str, other: PreTrainedModel | None = None
     ) -> dict[str, LogProbTable]:
-        """Log-probs of held-out sets, by name, in batches of the evaluation's size.
+        """Log-probs of the held-out sets of all steps, by name, in batches of the evaluation's size.
 
         Raises:
             ReferenceTableError, Stopped: as in ``step_table``.
         """
-        size = self._trainer.args.per_device_eval_batch_size
-        known, tables = self._heldout_facts, {}
-        for name, rows in heldout.items():
+        known, tables, cfgs = self._heldout_facts, {}, heldout_cfgs(layout.steps)
+        for name, rows in layout.heldout.items():
             if name not in known:
                 known[name] = row_facts(rows)
-            what = f"held-out {name}"
+            compute_as_in(self._trainer, cfgs[name])
+            what, size = f"held-out {name}", cfgs[name].eval_batch_size
             tables[name] = log_prob_table(
                 self._trainer, rows, size, model, what, other, known[name], check=self.end_if_asked
             )
@@ -106,9 +107,11 @@ class Passes:
         Raises:
             Stopped: the run was asked to stop.
         """
-        size, tables = self._trainer.args.per_device_train_batch_size, {}
+        tables = {}
         for step in steps:
             drawn, data = sample(step, **layout.plan.diagnostics), layout.data(step)
+            compute_as_in(self._trainer, data.cfg)
+            size = data.cfg.micro_batch_size
             rows, facts = data.train.select(drawn.rows), data.facts.take(drawn.rows)
             what = f"{len(drawn.rows):,} rows of D_{step.index}"
             try:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from sdpo_plugin.errors import DataError
 from sdpo_plugin.host.data.columns import row_facts
-from sdpo_plugin.host.data.heldout import merged
+from sdpo_plugin.host.data.heldout import heldout_cfgs, merged
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.host.engines.engine import ready_model
 from sdpo_plugin.host.engines.weights import whole_size
@@ -37,7 +37,7 @@ def check_positions(
     """Refuse rows that the model has no positions for, before anything is computed.
 
     Args:
-        trainer: knows model, collator, ranks and where rows are cut.
+        trainer: knows model, collator and ranks.
         sources: of the run, with their held-out sets.
         reference: another model than the policy.
         what: how a message calls the model.
@@ -45,10 +45,10 @@ def check_positions(
     Raises:
         DataError: it names the set, the length and the size of the table.
     """
-    lengths = {source.name: source.facts.lengths for source in sources if not source.is_awaited}
-    heldout = merged(source.heldout for source in sources)
-    lengths |= {f"held-out {name}": row_facts(rows).lengths for name, rows in heldout.items()}
-    cut = {name: np.minimum(found, trainer.args.max_length or found) for name, found in lengths.items()}
+    cut = {s.name: np.minimum(s.facts.lengths, s.cfg.sequence_len) for s in sources if not s.is_awaited}
+    heldout, cfgs = merged(source.heldout for source in sources), heldout_cfgs(sources)
+    for name, rows in heldout.items():
+        cut[f"held-out {name}"] = np.minimum(row_facts(rows).lengths, cfgs[name].sequence_len)
     model = reference if reference is not None else trainer.model
     if not _may_be_too_small(model, max(int(found.max()) for found in cut.values())):
         return

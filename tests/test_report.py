@@ -61,6 +61,7 @@ def test_keys_of_the_report_are_frozen(report: dict[str, Any]) -> None:
         "partition",
         "ordering",
         "overlaps",
+        "data_checks",
         "warnings",
         "verdicts",
         "steps",

@@ -26,13 +26,14 @@ def html(report: Mapping[str, Any]) -> str:
         report: the content of `report.json`.
     """
     title = f"{TITLE}: {report['base_model']}"
-    benchmarks = lm_eval_rows(report["lm_eval"])
+    benchmarks, checks = lm_eval_rows(report["lm_eval"]), view.data_check_rows(report)
     body = [
         _header(report),
         section("Remarks", [_remarks(report)], class_="remarks"),
         section("Steps", [table(view.step_rows(report))]),
         section("What each step began at", _gamma(report)),
         section("Training", _curves(report)),
+        section("Checks of the data", [table(checks)] if checks else []),
         section("Order of the sources", [table(view.ordering_rows(report))]),
         *(section(f"Models on {what}", _models(report, kind)) for kind, what in KINDS),
         section("Benchmarks", [table(benchmarks)] if benchmarks else []),

@@ -5,7 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sdpo_plugin.check_words import check_rows
+from sdpo_plugin.pair_checks import SourceChecks
 from sdpo_plugin.report.palette import Range
+from sdpo_plugin.run_dir.stored import checked
 from sdpo_plugin.text import duration
 
 TITLE = "Stepwise DPO (sDPO) run"
@@ -171,6 +174,12 @@ def ordering_rows(report: Mapping[str, Any]) -> Iterator[Row]:
     for rank in report["ordering"]:
         interval = f"{rank['low']:.3f} to {rank['high']:.3f}"
         yield rank["source"], f"{rank['num_rows']:,}", f"{rank['accuracy']:.3f}", interval
+
+
+def data_check_rows(report: Mapping[str, Any]) -> list[Row]:
+    """What was looked for in the pairs of each source before the first step. Empty: nothing was."""
+    checks = report["data_checks"]
+    return [] if checks is None else check_rows([checked(SourceChecks, source) for source in checks["sources"]])
 
 
 def time_rows(report: Mapping[str, Any]) -> Iterator[Row]:

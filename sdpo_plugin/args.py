@@ -53,6 +53,11 @@ class SDPOConfig(BaseModel):
         description="Compute each pair as one row [prompt | chosen | rejected], without padding. auto: where that is "
         "exact. true: refuse where it is not. false: TRL's padded rows.",
     )
+    check_data: Literal["error", "warn", False] = Field(
+        "error",
+        description="What becomes of pairs that make training wrong, looked for before the first step. error: refused. "
+        "warn: told in the log. false: not looked for.",
+    )
     export_steps: Literal["all", "last"] = Field(
         "all", description="all = keep every M_t as a loadable model directory; last = only the final model."
     )

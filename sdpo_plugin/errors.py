@@ -10,7 +10,7 @@ class ConfigError(SDPOError, ValueError):
 
 
 class DataError(SDPOError, ValueError):
-    """A step's data set cannot be read, is empty, or is not preference data."""
+    """A step's data set cannot be read, is empty, is not preference data, or would train something wrong."""
 
 
 class OutputError(SDPOError, ValueError):

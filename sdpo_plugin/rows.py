@@ -59,9 +59,14 @@ def facts_of(columns: Sequence[tuple[Int, Int]]) -> RowFacts:
             tokens of each row, shape (N,).
     """
     prompts, chosen, rejected = (sequence_keys(ids, lengths) for ids, lengths in columns)
-    mixed = _mix(prompts + _mix(chosen + _mix(rejected)))
     longer = np.maximum(columns[1][1], columns[2][1])
-    return RowFacts(mixed, prompts, columns[0][1] + longer, longer)
+    return RowFacts(pair_keys(prompts, chosen, rejected), prompts, columns[0][1] + longer, longer)
+
+
+def pair_keys(prompts: Keys, chosen: Keys, rejected: Keys) -> Keys:
+    """A 64-bit hash of each of N pairs, shape (N,), from those of prompt, chosen and rejected."""
+    with np.errstate(over="ignore"):
+        return _mix(prompts + _mix(chosen + _mix(rejected)))
 
 
 def sequence_keys(ids: Int, lengths: Int) -> Keys:

@@ -18,7 +18,17 @@ from sdpo_plugin.steps_args import OVERRIDES, HookRows, StepArgs, step_names
 
 DATA = [{"path": "pairs.jsonl", "type": "chatml.intel"}]
 BLOCK_KEYS = [
-    *("steps", "partition", "reference", "policy_init", "packed", "export_steps", "diagnostics", "lm_eval"),
+    *(
+        "steps",
+        "partition",
+        "reference",
+        "policy_init",
+        "packed",
+        "check_data",
+        "export_steps",
+        "diagnostics",
+        "lm_eval",
+    ),
     *("before_step", "after_step"),
 ]
 PARTITION_KEYS = (
@@ -97,6 +107,7 @@ def test_defaults(block: dict[str, Any] | None) -> None:
         "reference": "previous",
         "policy_init": "previous",
         "packed": "auto",
+        "check_data": "error",
         "export_steps": "all",
         "diagnostics": {"matrix": True, "max_rows": 512, "seed": 42},
         "lm_eval": None,
@@ -149,6 +160,7 @@ def test_everything_that_is_written_is_kept() -> None:
         "reference": "org/model",
         "policy_init": "base",
         "packed": "auto",
+        "check_data": "error",
         "export_steps": "last",
         "diagnostics": {"matrix": False, "max_rows": 100, "seed": 7},
         "lm_eval": {
@@ -209,8 +221,8 @@ def test_unknown_key_of_a_step_names_key_value_and_what_was_meant(key: str, valu
         pytest.param(
             {"seed": 42},
             "sdpo.seed: 42 is set, but there is no such key; "
-            "Keys here: steps, partition, reference, policy_init, packed, export_steps, diagnostics, lm_eval, "
-            "before_step, after_step.",
+            "Keys here: steps, partition, reference, policy_init, packed, check_data, export_steps, diagnostics, "
+            "lm_eval, before_step, after_step.",
             id="block",
         ),
         pytest.param(
@@ -863,6 +875,20 @@ def test_reference_is_a_word_or_any_path(reference: str) -> None:
 @pytest.mark.parametrize("packed", ["auto", True, False])
 def test_packed(packed: bool | str) -> None:
     assert parse_block({"packed": packed}).packed is packed
+
+
+@pytest.mark.parametrize("check_data", ["error", "warn", False])
+def test_check_data(check_data: bool | str) -> None:
+    """A YAML file's `off` and `no` are false."""
+    assert parse_block({"check_data": check_data}).check_data is check_data
+
+
+@pytest.mark.parametrize("check_data", ["off", True, None, 0.5])
+def test_check_data_is_one_of_three(check_data: object) -> None:
+    with pytest.raises(
+        ConfigError, match=r"sdpo\.check_data: .* is not valid: Input should be 'error', 'warn' or False"
+    ):
+        parse_block({"check_data": check_data})
 
 
 @pytest.mark.parametrize("packed", ["yes", 1.5, None, []])

@@ -16,6 +16,7 @@ MOST_IMPORTS = 15  # modules of this package that one of them needs; more of the
 ALLOWED = {
     "__init__": "crash plugin_name versions",  # and args, host.plugin, but not before someone asks for them
     "args": "lm_eval_args partition_args steps_args",
+    "check_words": "pair_checks text",
     "block": "args errors lm_eval_args partition_args steps_args",
     "bounds": "errors",
     "__main__": "cli",
@@ -28,10 +29,13 @@ ALLOWED = {
     "lm_eval_args": "",
     "local_files": "",
     "estimates": "",
+    "lost_content": "",
     "measures": "estimates tables",
     "misspelt": "args errors partition_args recognition text",
     "names": "",
     "overlaps": "partition plan rows",
+    "pair_checks": "estimates pair_facts rows schema",
+    "pair_facts": "rows",
     "partition": "errors",
     "partition_args": "",
     "plan": "names schema text",
@@ -51,6 +55,7 @@ ALLOWED = {
     "run_dir": "",
     "run_dir.checkpoints": "errors plan run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.cleanup": "plan run_dir.files run_dir.ledger run_dir.paths run_dir.sealed",
+    "run_dir.data_checks": "pair_checks run_dir.files run_dir.paths run_dir.stored schema",
     "run_dir.disk": "errors text",
     "run_dir.drift": "errors scrub",
     "run_dir.evaluations": "run_dir.files run_dir.paths run_dir.stored schema",
@@ -97,12 +102,12 @@ ALLOWED = {
     "report.html": "report.curves report.lm_eval report.markup report.view report.style report.svg",
     "report.markup": "report.palette report.view",
     "report.matrices": "measures report.cells",
-    "report.notes": "plan",
+    "report.notes": "check_words plan run_dir.data_checks run_dir.paths",
     "report.oklab": "",
     "report.palette": "report.oklab",
     "report.pictures": "report.figures",  # where matplotlib is
     "report.render": "report.lm_eval report.view text",
-    "report.view": "report.palette text",
+    "report.view": "check_words pair_checks report.palette run_dir.stored text",
     "report.steps": "measures plan report.curves run_dir.history run_dir.ledger tables",
     "report.style": "report.palette",
     "report.svg": "report.curves report.markup",
@@ -116,8 +121,8 @@ ALLOWED = {
 
 METHOD = (
     "plan sampling estimates partition pool overlaps batches rows tables measures gate text digests schema names "
-    "errors scrub".split()
-)
+    "errors scrub pair_facts pair_checks check_words lost_content"
+).split()
 # What a user writes and sees.
 CONFIG = (
     "args block bounds conflicts crash lm_eval_args local_files misspelt partition_args plugin_name recognition "

@@ -63,6 +63,7 @@ def test_keys_of_the_report_are_frozen(report: dict[str, Any]) -> None:
         "overlaps",
         "rated",
         "left_out",
+        "data_checks",
         "warnings",
         "verdicts",
         "steps",

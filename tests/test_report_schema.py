@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from sdpo_plugin.pair_checks import KINDS
 from sdpo_plugin.partition_args import PartitionArgs
 from sdpo_plugin.plan import LeftOut, OrderedSource, Overlap, RatedSource
 from sdpo_plugin.report.build import build_report
@@ -69,7 +70,7 @@ def test_report_with_everything_in_it_is_what_the_schema_says(run_dir: RunDir) -
     report = golden_report(run_dir.root)
     empty = [
         key
-        for key in ("ordering", "overlaps", "warnings", "verdicts", "changes", "versions", "lm_eval")
+        for key in ("ordering", "overlaps", "warnings", "verdicts", "changes", "versions", "lm_eval", "data_checks")
         if not report[key]
     ]
     assert (wrong(report), empty) == ([], [])
@@ -78,6 +79,8 @@ def test_report_with_everything_in_it_is_what_the_schema_says(run_dir: RunDir) -
 def test_report_of_a_plan_with_all_its_words_is_what_the_schema_says(run_dir: RunDir) -> None:
     """`sdpo.partition` as it is written, key by key."""
     assert set(SCHEMA["properties"]["partition"]["properties"]) == set(PartitionArgs.model_fields)
+    (found,) = [field for path, field in fields(SCHEMA) if path.endswith("sources.items.found")]
+    assert KINDS.keys() == found["properties"].keys() == set(found["required"])
     assert OrderedSource.__dataclass_fields__.keys() == SCHEMA["properties"]["ordering"]["items"]["properties"].keys()
     assert LeftOut.__dataclass_fields__.keys() == SCHEMA["properties"]["left_out"]["items"]["properties"].keys()
     assert RatedSource.__dataclass_fields__.keys() == SCHEMA["properties"]["rated"]["items"]["properties"].keys()

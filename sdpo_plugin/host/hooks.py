@@ -2,7 +2,6 @@
 
 import logging
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from axolotl.common.datasets import TrainDatasetMeta
@@ -15,8 +14,8 @@ from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.host import compat, patches, registration
 from sdpo_plugin.host.best_model import keep_best_model
-from sdpo_plugin.host.data.loading import LoadedSource, flatten_steps
-from sdpo_plugin.host.data.read_errors import source_name
+from sdpo_plugin.host.data.loading import LoadedSource, flatten_steps, names_for_cards
+from sdpo_plugin.host.data_checks import check_before_training
 from sdpo_plugin.host.launcher import launchers
 from sdpo_plugin.host.session import Session, describe
 from sdpo_plugin.host.setup import RunSetup, for_host, load
@@ -87,7 +86,9 @@ class Hooks:
         self._sources, plan = load(cfg, block, session.made, begins=begins)
         if is_main_process():
             LOG.info("stepwise DPO (sDPO), %d steps\n%s", len(plan.steps), plan.table())
-        if not preprocess:
+        if preprocess:
+            check_before_training(cfg, block.check_data, self._sources)
+        else:
             session.open(self._sources)
             if session.start.ledger is not None and is_main_process():
                 LOG.info(describe(session.start))
@@ -119,7 +120,7 @@ class Hooks:
             raise registration.foreign_trainer(cfg, type(trainer))
         compat.require_trainer_as_built(trainer)
         keep_best_model(cfg, trainer, self._sources)
-        trainer.dataset_tags = [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
+        trainer.dataset_tags = names_for_cards(cfg)
         assert self._session is not None, "the host loads the data before it builds the trainer"
         setup = RunSetup.of(trainer, cfg, _block(cfg), self._session, self._sources)
         trainer.attach(partial(run_chain, trainer, setup), cfg, self._written)

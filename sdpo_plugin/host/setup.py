@@ -15,9 +15,9 @@ from sdpo_plugin.host.data.columns import concatenate
 from sdpo_plugin.host.data.loading import LoadedSource, load_made_rows, load_sources
 from sdpo_plugin.host.data.planning import preview
 from sdpo_plugin.host.data.tokenized import TokenizedSource, tokenize
+from sdpo_plugin.host.data_checks import check_at_start, check_made_rows
 from sdpo_plugin.host.engines.memory import pass_over_imports
-from sdpo_plugin.host.forward.positions import check_positions
-from sdpo_plugin.host.forward.vocabulary import check_vocabulary
+from sdpo_plugin.host.forward.fitting import require_fitting_rows
 from sdpo_plugin.host.session import Session
 from sdpo_plugin.plan import Plan
 from sdpo_plugin.rows import RowFacts
@@ -86,12 +86,13 @@ class RunSetup:
 
         Raises:
             ConfigError: benchmarks in a chat template that the tokenizer does not have.
-            DataError: no row of a set is short enough; a row has token ids or positions that the model does not have.
+            DataError: no row of a set is short enough; a row has token ids or positions that the model does not have;
+                pairs that make training wrong.
         """
         require_fitting_tokenizer(block, trainer.processing_class)
         tokenized = tokenize(trainer, sources)
-        check_vocabulary(trainer, tokenized)
-        check_positions(trainer, tokenized)
+        require_fitting_rows(trainer, tokenized)
+        check_at_start(cfg, block.check_data, session.run, list(zip(sources, tokenized, strict=True)))
         return cls(cfg, block, session, tokenized)
 
     def with_made_rows(self, trainer: "DPOTrainer", index: int) -> tuple["RunSetup", LoadedSource]:
@@ -103,8 +104,8 @@ class RunSetup:
         awaited = self.sources[index - 1]
         loaded = load_made_rows(awaited.name, awaited.cfg)
         made = tokenize(trainer, [loaded])
-        check_vocabulary(trainer, made)
-        check_positions(trainer, made)
+        require_fitting_rows(trainer, made)
+        check_made_rows(self.cfg, self.block.check_data, self.run, loaded, made[0])
         source = replace(made[0], heldout=awaited.heldout, settings=awaited.settings)
         sources = [source if number == index else other for number, other in enumerate(self.sources, 1)]
         return replace(self, sources=sources), loaded

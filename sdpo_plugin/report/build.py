@@ -8,7 +8,7 @@ from sdpo_plugin.report.cells import heldout_cells, references, training_cells
 from sdpo_plugin.report.forecast import forecast
 from sdpo_plugin.report.lm_eval import lm_eval_results
 from sdpo_plugin.report.matrices import changes, matrices
-from sdpo_plugin.report.notes import notes
+from sdpo_plugin.report.notes import data_checks, notes
 from sdpo_plugin.report.steps import step_facts
 from sdpo_plugin.report.verdicts import as_rows, verdicts
 from sdpo_plugin.report.write import write_report
@@ -36,6 +36,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
     of_steps = references(found, run, ledger)
     train, heldout = training_cells(found, run, ledger, of_steps), heldout_cells(found, run, ledger)
     now = forecast(ledger, read_progress(run))
+    checks, found_in_data = data_checks(run)
     lm_eval, lm_eval_missed = lm_eval_results(run, ledger)
     steps = [
         step_facts(step, record, of_steps.get(step.index), logged.read(step, record)) for step, record in ledger.steps
@@ -52,7 +53,8 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "overlaps": [asdict(overlap) for overlap in plan.overlaps],
         "rated": [asdict(source) for source in plan.rated],
         "left_out": [asdict(part) for part in plan.left_out],
-        "warnings": [*notes(plan), *found.missed, *logged.missed, *lm_eval_missed],
+        "data_checks": checks,
+        "warnings": [*notes(plan), *found_in_data, *found.missed, *logged.missed, *lm_eval_missed],
         "verdicts": as_rows(verdicts(plan, of_steps, train, heldout, [step["beta"] for step in steps])),
         "steps": steps,
         "train": matrices(train),

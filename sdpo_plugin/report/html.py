@@ -26,14 +26,15 @@ def html(report: Mapping[str, Any]) -> str:
         report: the content of `report.json`.
     """
     title = f"{TITLE}: {report['base_model']}"
-    benchmarks, left_out = lm_eval_rows(report["lm_eval"]), view.left_out_rows(report)
-    rated = view.rated_rows(report)
+    benchmarks, checks = lm_eval_rows(report["lm_eval"]), view.data_check_rows(report)
+    left_out, rated = view.left_out_rows(report), view.rated_rows(report)
     body = [
         _header(report),
         section("Remarks", [_remarks(report)], class_="remarks"),
         section("Steps", [table(view.step_rows(report))]),
         section("What each step began at", _gamma(report)),
         section("Training", _curves(report)),
+        section("Checks of the data", [table(checks)] if checks else []),
         section("Order of the sources", [table(view.ordering_rows(report))]),
         section("Order of the sources", [table(rated)] if rated else []),
         section("Left out", [table(left_out)] if left_out else []),

@@ -1,6 +1,12 @@
-"""Doubts about the plan of a run, in words."""
+"""Doubts about the plan of a run and about its data, in words."""
 
+from dataclasses import asdict
+from typing import Any
+
+from sdpo_plugin.check_words import check_lines
 from sdpo_plugin.plan import Plan
+from sdpo_plugin.run_dir.data_checks import load_checks
+from sdpo_plugin.run_dir.paths import RunDir
 
 
 def notes(plan: Plan) -> list[str]:
@@ -17,3 +23,14 @@ def notes(plan: Plan) -> list[str]:
         for overlap in plan.overlaps
     ]
     return found
+
+
+def data_checks(run: RunDir) -> tuple[dict[str, Any] | None, list[str]]:
+    """What was found in the pairs before the first step, and in words. None: nothing was looked for, or it is lost."""
+    try:
+        checks = load_checks(run.data_checks)
+    except FileNotFoundError:
+        return None, []
+    except (OSError, ValueError) as error:
+        return None, [f"what was found in the data is not shown: {run.data_checks} cannot be read: {error}"]
+    return asdict(checks), check_lines(checks.sources)

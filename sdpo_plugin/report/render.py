@@ -32,6 +32,8 @@ def markdown(report: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ())
     ]
     if figures:
         parts += ["## Figures", *(f"![{caption}]({name})" for name, caption in figures)]
+    checks = view.data_check_rows(report)
+    parts += ["## Checks of the data", _block(checks)] if checks else []
     if report["ordering"]:
         parts += ["## Order of the sources", _block(view.ordering_rows(report))]
     rated = view.rated_rows(report)

@@ -5,7 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sdpo_plugin.check_words import check_rows
+from sdpo_plugin.pair_checks import SourceChecks
 from sdpo_plugin.report.palette import Range
+from sdpo_plugin.run_dir.stored import checked
 from sdpo_plugin.text import duration
 
 TITLE = "Stepwise DPO (sDPO) run"
@@ -185,6 +188,12 @@ def left_out_rows(report: Mapping[str, Any]) -> list[Row]:
         (part["source"], f"{part['num_rows']:,}", f"{part['of_rows']:,}", part["key"]) for part in report["left_out"]
     ]
     return [("source", "rows left out", "of", "by"), *rows] if rows else []
+
+
+def data_check_rows(report: Mapping[str, Any]) -> list[Row]:
+    """What was looked for in the pairs of each source before the first step. Empty: nothing was."""
+    checks = report["data_checks"]
+    return [] if checks is None else check_rows([checked(SourceChecks, source) for source in checks["sources"]])
 
 
 def time_rows(report: Mapping[str, Any]) -> Iterator[Row]:

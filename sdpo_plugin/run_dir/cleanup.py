@@ -12,6 +12,7 @@ def clear(run: RunDir) -> None:
     run.ledger.unlink(missing_ok=True)
     run.progress.unlink(missing_ok=True)
     run.loggers.unlink(missing_ok=True)
+    run.data_checks.unlink(missing_ok=True)
     for folder in (*run.tables, run.histories, run.lm_evals, run.made_rows, run.base_adapter, run.staging):
         remove_folder(folder)
 

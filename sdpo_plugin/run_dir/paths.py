@@ -40,6 +40,11 @@ class RunDir:
         return self.folder / "progress.json"
 
     @property
+    def data_checks(self) -> Path:
+        """What was found wrong with the pairs before the first step."""
+        return self.folder / "data_checks.json"
+
+    @property
     def loggers(self) -> Path:
         """The runs that loggers keep of this one."""
         return self.folder / "loggers.json"

@@ -8,14 +8,25 @@ from typing import Any
 
 import pytest
 
+from sdpo_plugin.pair_checks import KINDS, Found, LongerIsChosen, SourceChecks
 from sdpo_plugin.plan import OrderedSource, Overlap
 from sdpo_plugin.report.build import build_report
+from sdpo_plugin.run_dir.data_checks import DataChecks, save_checks
 from sdpo_plugin.run_dir.paths import RunDir
 from tests.fakes import D_1, D_2, FakeHost, make_plan, run
 
 GOLDEN = Path(__file__).parent
 # Of the third, of which M_0 is right about 23 of 24, some are drawn.
 ROWS = (D_1, D_2, (*(-0.1 * row for row in range(1, 24)), 0.5))
+# Of 40 pairs of the first step 2 are identical; in the second the longer answer is chosen 24 times of 25.
+CLEAN = dict.fromkeys(KINDS, Found(0))
+CHECKS = DataChecks(
+    "error",
+    (
+        SourceChecks("step-1", 40, 3, CLEAN | {"identical": Found(2, (4, 17))}, LongerIsChosen(38, 0.5, 0.348, 0.652)),
+        SourceChecks("step-2", 25, None, CLEAN | {"lost": Found()}, LongerIsChosen(25, 0.96, 0.805, 0.993)),
+    ),
+)
 DIAGNOSTICS = {"max_rows": 21, "seed": 42}
 
 
@@ -31,6 +42,7 @@ def golden_report(out: Path) -> dict[str, Any]:
         overlaps=(Overlap("step-1", "held-out val", 3),),
     )
     run(host, RunDir(out), plan)
+    save_checks(RunDir(out), CHECKS)
     report = build_report(RunDir(out))
     for step in report["steps"]:
         step |= {key: 60.5 * step["index"] for key in step if key.endswith("_seconds")}

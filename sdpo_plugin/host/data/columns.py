@@ -1,6 +1,6 @@
 """Columns of tokenized rows: the token ids, what is known of them, the reference that TRL's loss reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +9,7 @@ from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 
 from sdpo_plugin import rows
-from sdpo_plugin.rows import RowFacts, facts_of
+from sdpo_plugin.rows import Int, RowFacts, facts_of
 from sdpo_plugin.tables import LogProbTable
 
 IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -20,13 +20,15 @@ _NOTHING = np.zeros(0, dtype=np.int64)
 
 def row_facts(dataset: Dataset) -> RowFacts:
     """Keys and lengths of all rows, in one pass over the memory-mapped columns."""
-    parts = []
+    parts = [facts_of(columns) for columns in token_columns(dataset)]
+    return rows.concatenate(parts or [facts_of([(_NOTHING, _NOTHING)] * len(IDS))])
+
+
+def token_columns(dataset: Dataset) -> Iterator[list[tuple[Int, Int]]]:
+    """Batches of the memory-mapped rows: for each of ``IDS`` the ids of all rows, and the tokens of each row."""
     for batch in dataset.select_columns(IDS).with_format("arrow").iter(1000):
         columns = [batch.column(name).combine_chunks() for name in IDS]
-        parts.append(
-            facts_of([(_integers(column.flatten()), _integers(pc.list_value_length(column))) for column in columns])
-        )
-    return rows.concatenate(parts or [facts_of([(_NOTHING, _NOTHING)] * len(IDS))])
+        yield [(_integers(column.flatten()), _integers(pc.list_value_length(column))) for column in columns]
 
 
 def largest_id(dataset: Dataset) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from axolotl.common.datasets import TrainDatasetMeta, load_preference_datasets
 from axolotl.loaders import load_tokenizer
+from axolotl.utils.data import shared
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 from datasets import Dataset
@@ -20,12 +21,14 @@ from sdpo_plugin.conflicts import check_losses
 from sdpo_plugin.errors import ConfigError, DataError
 from sdpo_plugin.host.data.drawing import draw
 from sdpo_plugin.host.data.heldout import HeldoutSets
+from sdpo_plugin.host.data.histories import other_prompts
 from sdpo_plugin.host.data.local_data import CONTENT, address
-from sdpo_plugin.host.data.prepared import Prepared, RawReader, raw_parts
+from sdpo_plugin.host.data.prepared import Prepared, RawNote, RawReader, raw_parts
 from sdpo_plugin.host.data.rated import RatedReader, prepared_apart, require_one_rating, unrated
 from sdpo_plugin.host.data.read_errors import explained, require_no_null_text, source_name
 from sdpo_plugin.host.data.step_limits import apply_limits
 from sdpo_plugin.host.patches import loading_through
+from sdpo_plugin.pair_checks import NOT_LOOKED_AT, Found
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.steps_args import StepArgs, step_names
 
@@ -54,6 +57,7 @@ class LoadedSource:
         settings: the host keys that the source sets for itself.
         is_awaited: `sdpo.before_step` makes the rows, and has not yet: there are none.
         num_left_out: rows that `sdpo.partition` has not drawn into its pool.
+        other_prompts: rows of its files whose answers are to different prompts, as far as that is known.
     """
 
     name: str
@@ -65,6 +69,7 @@ class LoadedSource:
     settings: Mapping[str, Any] = field(default_factory=dict)
     is_awaited: bool = False
     num_left_out: int = 0
+    other_prompts: Found = NOT_LOOKED_AT
 
 
 def flatten_steps(cfg: DictDefault, block: SDPOConfig) -> None:
@@ -225,13 +230,14 @@ def _load_rows(name: str, cfg: DictDefault, entries: Sequence[DictDefault], colu
     kept = len(meta.train_dataset) + len(meta.eval_dataset or ())
     if not len(meta.train_dataset):
         held = f", {len(meta.eval_dataset)} are held out" if meta.eval_dataset else ""
-        seen = "the source is empty" if raw == 0 else f"none of {raw or 'its'} rows is left for training{held}"
+        whole = "its" if raw is None else raw.rows
+        seen = "the source is empty" if whole == 0 else f"none of {whole} rows is left for training{held}"
         raise DataError(
             f"step {name}: {sources} has no rows to train on: {seen} "
             f"(sequence_len: {cfg.sequence_len} drops longer rows); set another source or a larger sequence_len."
         )
-    dropped = None if raw is None else raw - kept
-    return LoadedSource(name, cfg, meta.train_dataset, heldout, dropped, meta.total_num_steps)
+    dropped, others = (None, NOT_LOOKED_AT) if raw is None else (raw.rows - kept, raw.other_prompts)
+    return LoadedSource(name, cfg, meta.train_dataset, heldout, dropped, meta.total_num_steps, other_prompts=others)
 
 
 def _for_rows(cfg: DictDefault, entries: Sequence[DictDefault]) -> DictDefault:
@@ -243,20 +249,26 @@ def _for_rows(cfg: DictDefault, entries: Sequence[DictDefault]) -> DictDefault:
 
 def _load(
     step: str, cfg: DictDefault, label: str = "", column: str | None = None
-) -> tuple[TrainDatasetMeta, int | None]:
-    """Load ``cfg.datasets`` through the host; also the rows before it dropped any, None where that is unknown."""
+) -> tuple[TrainDatasetMeta, RawNote | None]:
+    """Load ``cfg.datasets`` through the host; with what is known of the rows before it dropped any."""
     reader = RawReader(cfg) if column is None else RatedReader(cfg, column, step)
     with explained(step, cfg, label), loading_through(reader.load, column):
         prepared = Prepared(cfg, load_tokenizer(cfg).name_or_path)
         prepared.clear_torn()
         meta = load_preference_datasets(cfg=cfg)
-        raw = prepared.num_raw_rows()
+        raw = prepared.raw_note()
         if raw is None and all(CONTENT in entry for entry in cfg.datasets):  # else far away: not worth another download
             parts = reader.parts or list(raw_parts(cfg))  # prepared by another rank, or by a run that died after it
             require_no_null_text(step, cfg, parts, label)
-            raw = sum(map(len, parts))
-            prepared.note_raw_rows(raw)
+            entries = shared.datasets_with_name_generator(cfg.datasets)
+            raw = RawNote(sum(map(len, parts)), other_prompts(zip(parts, entries, strict=True)))
+            prepared.note(raw)
     return meta, raw
+
+
+def names_for_cards(cfg: DictDefault) -> list[str]:
+    """The entries of a config that are no directories here, as model cards name them."""
+    return [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
 
 
 def describe_settings(step: StepArgs) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,24 @@ from filelock import FileLock
 
 from sdpo_plugin.host.data.local_data import load_raw
 from sdpo_plugin.host.data.small_sets import workers
+from sdpo_plugin.pair_checks import NOT_LOOKED_AT, Found
 from sdpo_plugin.run_dir.files import write_json
 
 ROWS_FILE = "sdpo_rows.json"
 LAST_FILE = "dataset_info.json"  # written by `datasets` when all else is
+
+
+@dataclass(frozen=True)
+class RawNote:
+    """What is known of the rows of all entries before the host dropped any.
+
+    Attributes:
+        rows: their number.
+        other_prompts: those whose answers are to different prompts.
+    """
+
+    rows: int
+    other_prompts: Found
 
 
 class Prepared:
@@ -53,16 +68,19 @@ class Prepared:
             return True
         return False
 
-    def num_raw_rows(self) -> int | None:
-        """Rows of the sources before the host dropped any, as noted when they were read; None: not noted."""
+    def raw_note(self) -> RawNote | None:
+        """What was noted of the rows of the sources when they were read; None: nothing was."""
         if self._is_made_anew or not self._note.exists():
             return None
-        return int(json.loads(self._note.read_bytes())["rows"])
+        noted = json.loads(self._note.read_bytes())
+        rows, found = int(noted["rows"]), noted.get("other_prompts")  # an earlier release has noted the first alone
+        return RawNote(rows, NOT_LOOKED_AT if found is None else Found(found[0], tuple(found[1]), rows))
 
-    def note_raw_rows(self, rows: int) -> None:
-        """Keep the number beside the prepared set."""
+    def note(self, raw: RawNote) -> None:
+        """Keep it beside the prepared set."""
         if self.path.exists():
-            write_json(self._note, {"rows": rows})
+            found = raw.other_prompts
+            write_json(self._note, {"rows": raw.rows, "other_prompts": [found.num_rows, list(found.rows)]})
 
 
 class RawReader:

@@ -34,6 +34,7 @@ STEPS: dict[str, tuple[str | None, int]] = {
     "chain-t5.yaml": ("random", 5),
     "easy-to-hard-by-row.yaml": ("easy_to_hard", 3),
     "easy-to-hard-by-source.yaml": ("easy_to_hard", 4),
+    "from-adapter.yaml": (None, 2),
     "iterative-rpo.yaml": ("steps", 2),
     "llama-3-8b-lora.yaml": ("steps", 3),
     "mistral-7b-external-reference.yaml": (None, 2),

@@ -136,14 +136,7 @@ PACKING_CONFLICTS = (
     Conflict("sample_packing", "the host does not pack preference pairs", "remove sample_packing"),
 )
 
-# These hold only where a chain is trained: `merge-lora` and `inference` read the same file and use such keys.
-TRAINING_CONFLICTS = (
-    Conflict(
-        "lora_model_dir",
-        "the host does not load an adapter to start from under preference training",
-        "merge it first (axolotl merge-lora), set base_model to the merged model, and remove lora_model_dir",
-    ),
-)
+ADAPTERS = ("lora", "qlora")
 
 
 def check_conflicts(cfg: Mapping[str, Any], conflicts: tuple[Conflict, ...] = CONFLICTS) -> None:
@@ -165,6 +158,37 @@ def check_conflicts(cfg: Mapping[str, Any], conflicts: tuple[Conflict, ...] = CO
         )
     if found:
         raise ConfigError("\n".join(found))
+
+
+def check_starting_adapter(cfg: Mapping[str, Any]) -> None:
+    """Refuse an adapter to start from where the steps do not train one like it.
+
+    This holds only where a chain is trained: `merge-lora` and `inference` read the same file, and use the key.
+
+    Raises:
+        ConfigError: no adapter is trained, or one that begins otherwise.
+    """
+    directory, adapter = cfg.get("lora_model_dir"), cfg.get("adapter")
+    if not directory:
+        return
+    clash = f"rl: sdpo conflicts with lora_model_dir: {directory!r}"
+    if adapter not in ADAPTERS:
+        raise ConfigError(
+            f"{clash}: it is an adapter for the steps to start from, and they do not train one of its kind (adapter: "
+            f"{adapter!r}); set adapter: lora or qlora, or merge it first (axolotl merge-lora), set base_model to the "
+            "merged model, and remove lora_model_dir."
+        )
+    peft = cfg.get("peft")
+    drawn = {
+        "peft_init_lora_weights": cfg.get("peft_init_lora_weights"),
+        "peft.loftq_config": peft.get("loftq_config") if isinstance(peft, Mapping) else None,
+    }
+    for key, value in drawn.items():
+        if value:
+            raise ConfigError(
+                f"{clash}: its weights take the place of those that {key}: {value!r} would draw, which may change the "
+                f"base model besides; remove {key}."
+            )
 
 
 def check_losses(step: str, cfg: Mapping[str, Any]) -> None:

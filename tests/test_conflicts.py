@@ -7,12 +7,12 @@ import pytest
 from sdpo_plugin.conflicts import (
     CONFLICTS,
     PACKING_CONFLICTS,
-    TRAINING_CONFLICTS,
     Conflict,
     check_conflicts,
     check_data_sources,
     check_losses,
     check_pool,
+    check_starting_adapter,
 )
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.recognition import TRAINER_CLS
@@ -40,12 +40,8 @@ CLASHES: dict[str, tuple[Any, str]] = {
     "dpo_padding_free": (True, "remove dpo_padding_free"),
     "padding_free": (True, "remove padding_free"),
     "sample_packing": (True, "remove sample_packing"),
-    "lora_model_dir": (
-        "out/sft",
-        "merge it first (axolotl merge-lora), set base_model to the merged model, and remove lora_model_dir",
-    ),
 }
-ALL = CONFLICTS + PACKING_CONFLICTS + TRAINING_CONFLICTS
+ALL = CONFLICTS + PACKING_CONFLICTS
 EACH = pytest.mark.parametrize("conflict", ALL, ids=lambda conflict: conflict.key)
 
 
@@ -100,9 +96,43 @@ def test_harmless_values_together_pass() -> None:
     check_conflicts({"rl": "sdpo", "learning_rate": 1e-6, "trl": {"beta": 0.1}, "relora": False}, ALL)
 
 
-def test_conflicts_of_training_are_not_looked_at_elsewhere() -> None:
-    assert [conflict.key for conflict in TRAINING_CONFLICTS] == ["lora_model_dir"]
-    check_conflicts({"lora_model_dir": CLASHES["lora_model_dir"][0]})
+@pytest.mark.parametrize("adapter", [None, "llama-adapter", ["lora"]])
+def test_an_adapter_to_start_from_needs_one_that_trains(adapter: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_starting_adapter({"lora_model_dir": "out/sft", "adapter": adapter})
+    assert str(caught.value) == (
+        "rl: sdpo conflicts with lora_model_dir: 'out/sft': it is an adapter for the steps to start from, and they do "
+        f"not train one of its kind (adapter: {adapter!r}); set adapter: lora or qlora, or merge it first (axolotl "
+        "merge-lora), set base_model to the merged model, and remove lora_model_dir."
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "cfg"),
+    [
+        ("peft_init_lora_weights: 'pissa'", {"peft_init_lora_weights": "pissa"}),
+        ("peft.loftq_config: {'loftq_bits': 4}", {"peft": {"loftq_config": {"loftq_bits": 4}}}),
+    ],
+)
+def test_an_adapter_to_start_from_is_not_drawn(key: str, cfg: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"those that {key} would draw") as caught:
+        check_starting_adapter({"lora_model_dir": "out/sft", "adapter": "lora", **cfg})
+    assert str(caught.value).endswith(f"remove {key.partition(':')[0]}.")
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"adapter": None},
+        {"lora_model_dir": None, "adapter": None, "peft_init_lora_weights": "pissa"},
+        {"lora_model_dir": "out/sft", "adapter": "lora"},
+        {"lora_model_dir": "out/sft", "adapter": "qlora", "peft": {"loftq_config": None}},
+    ],
+    ids=["none", "unset", "lora", "qlora"],
+)
+def test_an_adapter_to_start_from_passes(cfg: dict[str, object]) -> None:
+    check_starting_adapter(cfg)
+    check_conflicts({"lora_model_dir": "out/sft"})
 
 
 @pytest.mark.parametrize(

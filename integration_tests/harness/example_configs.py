@@ -27,6 +27,7 @@ MODELS = {
     "Qwen/Qwen2.5-7B-Instruct": "qwen2",
     "example_configs/quickstart/build/base": "llama",
 }
+ADAPTERS = {"models/qwen2.5-1.5b-sft-lora": {"peft_type": "LORA", "r": 16, "lora_alpha": 32}}
 SPECIAL = ["</s>", "<unk>", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]  # that the configs name
 # What `axolotl fetch deepspeed_configs` brings as zero3_bf16.json.
 ZERO3_BF16: dict[str, Any] = {
@@ -120,6 +121,9 @@ def make_hub(folder: str) -> None:
     for name, arch in MODELS.items():
         AutoConfig.for_model(arch, **ARCHITECTURES[arch], vocab_size=512).save_pretrained(hub / name)
         tokenizer.save_pretrained(hub / name)
+    for name, adapter in ADAPTERS.items():
+        (hub / name).mkdir()
+        (hub / name / "adapter_config.json").write_text(json.dumps(adapter), encoding="utf-8")
     for number, (name, (splits, make)) in enumerate(DATASETS.items()):
         for offset, split in enumerate(splits):
             rows = [make(row) for row in pairs(ROWS, seed=10 * number + offset)]

@@ -1,4 +1,4 @@
-"""What a run needs beside its own model and data, before it trains: a reference that fits, benchmarks, a template."""
+"""What a run needs beside its base model and data, before it trains: adapter, reference, benchmarks, template."""
 
 from typing import Any
 
@@ -7,10 +7,11 @@ from axolotl.utils.dict import DictDefault
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.engines.external import require_same_tokenizer
 from sdpo_plugin.host.evaluation.tasks import require_chat_template, require_tasks
+from sdpo_plugin.host.starting_adapter import load_starting_adapter, require_fitting_adapter
 
 
 def require_what_else_is_needed(cfg: DictDefault, block: SDPOConfig, *, begins: bool) -> None:
-    """Refuse an external reference that does not fit, and benchmarks that do not exist; nothing is loaded yet.
+    """Refuse an adapter or a reference that does not fit, and benchmarks that do not exist; nothing is loaded yet.
 
     Args:
         cfg: the host's config.
@@ -18,17 +19,20 @@ def require_what_else_is_needed(cfg: DictDefault, block: SDPOConfig, *, begins: 
         begins: a run begins, which reads the data of its benchmarks too. One that is resumed does without them.
 
     Raises:
-        ConfigError: the reference has another tokenizer than the policy; a benchmark is unknown or cannot be read.
+        ConfigError: the adapter is not the one that the config describes; the reference has another tokenizer than the
+            policy; a benchmark is unknown or cannot be read.
     """
+    require_fitting_adapter(cfg)
     if block.reference not in ("previous", "base"):
         require_same_tokenizer(cfg, block.reference)
     require_tasks(block.lm_eval, reads_data=begins)
 
 
-def require_fitting_tokenizer(block: SDPOConfig, tokenizer: Any) -> None:
-    """Refuse benchmarks in a chat template that the tokenizer does not have.
+def complete(trainer: Any, cfg: DictDefault, block: SDPOConfig) -> None:
+    """Give the policy the adapter that it starts from; refuse benchmarks in a chat template that it does not have.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: the tokenizer has no template; the adapter does not fit the model.
     """
-    require_chat_template(block.lm_eval, tokenizer)
+    require_chat_template(block.lm_eval, trainer.processing_class)
+    load_starting_adapter(trainer.model, cfg)

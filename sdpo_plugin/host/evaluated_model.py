@@ -12,7 +12,8 @@ from peft import PeftModel
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.host.engines.ranks import on_rank_0
-from sdpo_plugin.host.identity import base_model_of
+from sdpo_plugin.host.identity import MODEL, base_model_of
+from sdpo_plugin.host.starting_adapter import starting_adapter
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.models import final_model_flaw
 from sdpo_plugin.run_dir.paths import RunDir
@@ -43,10 +44,13 @@ def choose(cfg: DictDefault) -> Evaluated:
     """
     run = RunDir(Path(cfg.output_dir))
     ledger = Ledger.load(run.ledger) if run.ledger.exists() else None
-    if ledger is not None and base_model_of(cfg) != ledger.identity["base_model"]:
+    asked, begun = base_model_of(cfg), {} if ledger is None else ledger.identity["base_model"]
+    if asked.get(MODEL) != begun.get(MODEL):
         ledger = None
-    if cfg.lora_model_dir:
-        return Evaluated(str(cfg.lora_model_dir), Path(cfg.lora_model_dir), ledger)
+    adapter = starting_adapter(cfg)
+    # The adapter that the run started from is no wish to evaluate it, once the run is finished.
+    if adapter is not None and (ledger is None or not ledger.saved or asked != begun):
+        return Evaluated(str(cfg.lora_model_dir), adapter, ledger)
     if ledger is None or not ledger.saved:
         return Evaluated(str(cfg.base_model), None, ledger)
     problem = final_model_flaw(run, ledger, deep=False)

@@ -20,6 +20,7 @@ from sdpo_plugin.host.data.loading import LoadedSource
 from sdpo_plugin.host.data.rated import RATING, TEXTS
 from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.host.data.step_limits import deepspeed_config
+from sdpo_plugin.host.starting_adapter import facts_of_adapter
 from sdpo_plugin.run_dir.drift import (
     VERSIONS,
     changes,
@@ -32,6 +33,7 @@ from sdpo_plugin.run_dir.drift import (
 )
 from sdpo_plugin.run_dir.ledger import Ledger
 
+MODEL = "content of the model"
 PACKAGES = ("axolotl", "trl", "transformers", "accelerate", "deepspeed", "peft", "torch", "datasets")
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 
@@ -105,7 +107,7 @@ def require_same(
 
 def base_model_of(cfg: DictDefault) -> dict[str, Any]:
     """The facts of M_0: what it holds, and not where it lies."""
-    return {"content of the model": digests.of_samples(_files(cfg))}
+    return {MODEL: digests.of_samples(_files(cfg)), **facts_of_adapter(cfg)}
 
 
 def source_names(sources: Sequence[LoadedSource]) -> dict[str, str]:

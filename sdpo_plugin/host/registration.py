@@ -23,10 +23,10 @@ from sdpo_plugin.bounds import check_bounds
 from sdpo_plugin.conflicts import (
     CONFLICTS,
     PACKING_CONFLICTS,
-    TRAINING_CONFLICTS,
     check_conflicts,
     check_data_sources,
     check_pool,
+    check_starting_adapter,
 )
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.plugin_name import require_plugin_name
@@ -70,8 +70,9 @@ def check_config(cfg: DictDefault) -> SDPOConfig:
     """
     block = parse_block(cfg.get("sdpo"))
     conflicts = CONFLICTS if cfg.get("inference") else CONFLICTS + PACKING_CONFLICTS
-    check_conflicts(cfg, conflicts + TRAINING_CONFLICTS if command() == "train" else conflicts)
+    check_conflicts(cfg, conflicts)
     if command() == "train":
+        check_starting_adapter(cfg)
         require_hooks(block)
     if not cfg.get("inference"):  # which takes `rl` out: the config may be of another kind
         misspelt.require_known_keys(cfg, _known_keys())
@@ -150,7 +151,7 @@ def require_trainable(cfg: DictDefault) -> None:
     Raises:
         ConfigError: a conflict, or a plugin that brings a trainer of its own.
     """
-    check_conflicts(cfg, TRAINING_CONFLICTS)
+    check_starting_adapter(cfg)
     _require_own_trainer(cfg)
 
 

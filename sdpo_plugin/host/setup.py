@@ -10,7 +10,7 @@ from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 
 from sdpo_plugin.args import SDPOConfig
-from sdpo_plugin.host.also_needed import require_fitting_tokenizer, require_what_else_is_needed
+from sdpo_plugin.host.also_needed import complete, require_what_else_is_needed
 from sdpo_plugin.host.data.columns import concatenate
 from sdpo_plugin.host.data.loading import LoadedSource, load_made_rows, load_sources
 from sdpo_plugin.host.data.planning import preview
@@ -82,14 +82,15 @@ class RunSetup:
         session: Session,
         sources: Sequence[LoadedSource],
     ) -> "RunSetup":
-        """Tokenize all data, and refuse what the model cannot take, before the first step trains.
+        """Complete M_0, tokenize all data, and refuse what the model cannot take, before the first step trains.
 
         Raises:
-            ConfigError: benchmarks in a chat template that the tokenizer does not have.
+            ConfigError: an adapter to start from that is not the config's; benchmarks in a chat template that the
+                tokenizer does not have.
             DataError: no row of a set is short enough; a row has token ids or positions that the model does not have;
                 pairs that make training wrong.
         """
-        require_fitting_tokenizer(block, trainer.processing_class)
+        complete(trainer, cfg, block)
         tokenized = tokenize(trainer, sources)
         require_fitting_rows(trainer, tokenized)
         check_at_start(cfg, block.check_data, session.run, list(zip(sources, tokenized, strict=True)))

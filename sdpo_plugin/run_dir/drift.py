@@ -11,8 +11,9 @@ from sdpo_plugin.scrub import without_credentials
 # Keys of the host's config that leave the result alone: where things are, what is logged, saved and how fast.
 # Data, models and tokenizers are compared by what they hold, not by where they lie.
 FREE_KEYS = frozenset(
-    "output_dir base_model base_model_config tokenizer_config revision_of_model axolotl_config_path capabilities "
-    "env_capabilities local_rank device device_map ddp ddp_timeout ddp_bucket_cap_mb ddp_find_unused_parameters "
+    "output_dir base_model lora_model_dir base_model_config tokenizer_config revision_of_model axolotl_config_path "
+    "capabilities env_capabilities local_rank device device_map ddp ddp_timeout ddp_bucket_cap_mb "
+    "ddp_find_unused_parameters "
     "resume_from_checkpoint auto_resume_from_checkpoints datasets test_datasets val_set_size chat_template "
     "chat_template_jinja sdpo strict debug gc_steps gc_collect_steps torch_empty_cache_steps include_tkps "
     "is_preprocess push_dataset_to_hub hf_use_auth_token saves_per_epoch experimental_skip_move_to_device "

@@ -36,6 +36,8 @@ def names_in_place(run: RunDir, block: SDPOConfig) -> list[str]:
 def inputs_of(cfg: Mapping[str, Any], block: SDPOConfig) -> Iterator[tuple[str, str]]:
     """Everything that the run reads, by the key that names it; hub ids and URLs among them."""
     yield "base_model", str(cfg.get("base_model"))
+    if cfg.get("lora_model_dir"):
+        yield "lora_model_dir", str(cfg.get("lora_model_dir"))
     if block.reference not in ("previous", "base"):
         yield "sdpo.reference", block.reference
     lists = {key: cfg.get(key) for key in ("datasets", "test_datasets")}

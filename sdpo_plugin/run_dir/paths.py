@@ -51,7 +51,7 @@ class RunDir:
 
     @property
     def base_adapter(self) -> Path:
-        """M_0 where the base model alone does not make it: the adapter as it was initialised."""
+        """M_0 where the base model alone does not make it: the adapter as it was initialised, or as it was given."""
         return self.folder / "start"
 
     @property

@@ -111,6 +111,19 @@ def session(host: Host, model: Path, tmp_path_factory: pytest.TempPathFactory) -
     )
 
 
+def test_answer_that_is_lost_behind_white_space_is_refused_by_its_row(host: Host, model: Path, tmp_path: Path) -> None:
+    """Where a template ends with white space, nothing is left of such an answer, and the host refuses the row."""
+    bad = lost(chat_set(tmp_path / "lost.jsonl", 4, 1))
+    template = {"chat_template": "jinja", "chat_template_jinja": TRIMMING.replace("<|im_end|>", "<|im_end|>\n")}
+    config = base_config(model, [bad, intel_set(tmp_path / "intel.jsonl", 4, 2)], tmp_path, **template)
+    result = host.train(write_config(tmp_path / "config.yaml", sdpo_config(config)))
+    refused(
+        result,
+        tmp_path / "out",
+        *("row 0 has a field 'chosen' that is empty", "none that the template trims: strip the white space around it"),
+    )
+
+
 def table(log: str) -> dict[str, list[str]]:
     """The table that the log has, by its first column."""
     (text,) = re.findall(r"checks of the data, pairs of each source\n(.*?95 %, to [^\n]*)", log, re.DOTALL)

@@ -25,6 +25,12 @@ SHAREGPT_HINT = (
     "Messages of ShareGPT (from, value) need a type with formats of its own; see the table of types in "
     "example_configs/README.md. "
 )
+# The host's prompt strategies that look for the answer in what the chat template has written.
+SEARCHES = "type: chat_template"
+TRIMMED_HINT = (
+    "The host looks for the answer in what the chat template has written, and finds none that the template trims: "
+    "strip the white space around it. "
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ def first_null_as_text(rows: Dataset, strategy: Strategy) -> str | None:
 def _describe(strategy: Strategy, number: int, row: Row, cause: str) -> str:
     read = list(SIDES) if strategy.name == "no type" else fields_read(strategy.transform, ROW_ERRORS)
     hint = SHAREGPT_HINT if _holds_sharegpt(row) else ""
+    hint += TRIMMED_HINT if strategy.name.startswith(SEARCHES) and " that is empty: " in cause else ""
     subject = "the host without a type" if strategy.name == "no type" else strategy.name.removeprefix("type: ")
     return (
         f"row {number} {cause} ({strategy.name}). Fields found: {', '.join(row)}. Fields that {subject} reads: "

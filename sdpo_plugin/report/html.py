@@ -33,6 +33,7 @@ def html(report: Mapping[str, Any]) -> str:
         section("Steps", [table(view.step_rows(report))]),
         section("What each step began at", _gamma(report)),
         section("Training", _curves(report)),
+        section("References that moved within a step", [table(view.refresh_rows(report))]),
         section("Order of the sources", [table(view.ordering_rows(report))]),
         *(section(f"Models on {what}", _models(report, kind)) for kind, what in KINDS),
         section("Benchmarks", [table(benchmarks)] if benchmarks else []),

@@ -34,6 +34,8 @@ def markdown(report: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ())
         parts += ["## Figures", *(f"![{caption}]({name})" for name, caption in figures)]
     if report["ordering"]:
         parts += ["## Order of the sources", _block(view.ordering_rows(report))]
+    refreshed = list(view.refresh_rows(report))
+    parts += ["## References that moved within a step", _block(refreshed)] if len(refreshed) > 1 else []
     for kind, what in KINDS:
         tables = list(_tables(report, kind))
         if tables:

@@ -20,6 +20,7 @@ from integration_tests.harness.launch import Host
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.partition_args import PartitionArgs
 from sdpo_plugin.recognition import TRAINER_CLS
+from sdpo_plugin.refresh_args import RefreshArgs
 from sdpo_plugin.step_conflicts import SINCE
 from sdpo_plugin.steps_args import StepArgs
 
@@ -48,10 +49,11 @@ STEPS: dict[str, tuple[str | None, int]] = {
     "solar-10.7b-reference-base.yaml": (None, 2),
     "solar-10.7b-sdpo.yaml": ("natural", 2),
     "solar-10.7b-stratified.yaml": ("stratified", 2),
+    "tr-dpo.yaml": (None, 2),
 }
 # The host drops these from entries under `rl: dpo`, and does the same thing without them: they are its defaults.
 DROPPED = {"ds_type": "json", "field_chosen": "chosen", "field_rejected": "rejected"}
-MODELS = (SDPOConfig, StepArgs, PartitionArgs)
+MODELS = (SDPOConfig, StepArgs, PartitionArgs, RefreshArgs)
 OPTIONS = {name for model in MODELS for name in model.model_fields}
 
 Read = Callable[[str], dict[str, Any]]

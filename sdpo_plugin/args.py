@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from sdpo_plugin.lm_eval_args import LMEvalArgs
 from sdpo_plugin.partition_args import PartitionArgs
+from sdpo_plugin.refresh_args import RefreshArgs
 from sdpo_plugin.steps_args import StepArgs, step_names
 
 _HOOK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -47,6 +48,10 @@ class SDPOConfig(BaseModel):
         "previous",
         description="Model that step t starts from. previous: M_{t-1}. base: the base model again, or the adapter as "
         "it was initialised (§3.5: a higher initial loss).",
+    )
+    reference_refresh: RefreshArgs | None = Field(
+        None,
+        description="When the policy makes the reference again within a step. Default: not before the step is over.",
     )
     packed: Literal["auto", True, False] = Field(
         "auto",
@@ -99,6 +104,23 @@ class SDPOConfig(BaseModel):
                 "both set; keep sdpo.steps, or put all data under datasets: and keep sdpo.partition"
             )
         return self
+
+    @model_validator(mode="after")
+    def _reference_may_move(self) -> "SDPOConfig":
+        keys = ["sdpo.reference_refresh"] if self.reference_refresh else []
+        steps = enumerate(self.steps or [])
+        keys += [f"sdpo.steps[{number}].reference_refresh" for number, step in steps if step.reference_refresh]
+        if keys and self.reference != "previous":
+            raise ValueError(
+                f"sdpo.reference: {self.reference!r} and {keys[0]} exclude each other: after a refresh the reference "
+                "would be the policy, and no longer that model; set reference: previous, or remove reference_refresh"
+            )
+        return self
+
+    def refresh_of(self, index: int) -> RefreshArgs | None:
+        """The `reference_refresh` of step ``index`` (from 1): its own, else that of the block."""
+        own = self.steps[index - 1].reference_refresh if self.steps else None
+        return own or self.reference_refresh
 
     @model_validator(mode="after")
     def _hooks_can_make_the_rows(self) -> "SDPOConfig":

@@ -10,6 +10,7 @@ from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.lm_eval_args import LMEvalArgs, TaskArgs
 from sdpo_plugin.partition_args import PartitionArgs
+from sdpo_plugin.refresh_args import RefreshArgs
 from sdpo_plugin.steps_args import HookRows, StepArgs
 
 
@@ -41,6 +42,8 @@ def _known_keys(location: Sequence[int | str]) -> list[str]:
         model = TaskArgs
     if "from_hook" in location[:-1]:
         model = HookRows
+    if "reference_refresh" in location[:-1]:
+        model = RefreshArgs
     return list(model.model_fields)
 
 

@@ -153,8 +153,8 @@ def check_conflicts(cfg: Mapping[str, Any], conflicts: tuple[Conflict, ...] = CO
     trl = cfg.get("trl")
     if isinstance(trl, Mapping) and trl.get("sync_ref_model"):  # what is no block is the host's to refuse
         found.append(
-            "rl: sdpo conflicts with trl.sync_ref_model: True: the reference moves between steps, not within one; "
-            "remove trl.sync_ref_model."
+            "rl: sdpo conflicts with trl.sync_ref_model: True: there is no second model to sync; remove "
+            "trl.sync_ref_model, and set sdpo.reference_refresh for a reference that moves within a step."
         )
     if found:
         raise ConfigError("\n".join(found))

@@ -85,9 +85,16 @@ def _start_of(name: str, beta: float, smoothing: float) -> StartLoss | None:
 
 
 def check_start(
-    *, step: str, loss: float, margin: float, beta: float, tolerance: float, expected: StartLoss | None
+    *,
+    step: str,
+    loss: float,
+    margin: float,
+    beta: float,
+    tolerance: float,
+    expected: StartLoss | None,
+    refreshed_at: int | None = None,
 ) -> None:
-    """Stop a step whose first batch shows that its reference is not the model it starts from.
+    """Stop a step whose first batch, at its start or after a refresh, shows that its reference is not the policy.
 
     At the start π_θ = π_ref, so γ_θ − γ_ref = 0 and Eq. 1 of arXiv 2403.19270 gives −log σ(0) = ln 2.
 
@@ -98,6 +105,7 @@ def check_start(
         beta: β of the loss.
         tolerance: allowed mean of γ_θ − γ_ref, in nats (``tolerance_nats``).
         expected: the loss at margin 0 (``start_loss``), ln 2 for the sigmoid loss; None: only the margin is checked.
+        refreshed_at: updates made before its reference was refreshed; None: it is the one that the step began with.
 
     Raises:
         StartGateError: the margin or the loss is off, or not a number.
@@ -109,8 +117,11 @@ def check_start(
         return
     is_ln2 = " (ln 2)" if expected is not None and math.isclose(expected.value, LN2) else ""
     wanted = "" if expected is None else f"loss {expected.value:.4f}{is_ln2} and "
+    where, batch = f"step {step} did not begin", "first"
+    if refreshed_at is not None:
+        where, batch = f"step {step}, whose reference was refreshed at update {refreshed_at:,}, did not go on", "next"
     raise StartGateError(
-        f"step {step} did not begin where policy and reference are equal: its first batch has loss {loss:.4f} and "
+        f"{where} where policy and reference are equal: its {batch} batch has loss {loss:.4f} and "
         f"mean reward margin {margin:+.4f}, expected {wanted}margin 0, tolerance {allowed:.4g}. "
         "Likely causes: dropout that stayed on, a model changed between the reference pass and training "
         "(a callback, another plugin), or a forward pass that is not deterministic."

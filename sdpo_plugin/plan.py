@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdpo_plugin.names import StepName
+from sdpo_plugin.refresh import RefreshRule
 from sdpo_plugin.schema import STRICT, Count
 from sdpo_plugin.text import text_table
 
@@ -29,6 +30,7 @@ class StepPlan:
         source_rows: rows of D_t that come from each of ``sources``.
         is_awaited: `sdpo.before_step` makes D_t, and has not yet: there are 0 rows until then, and 0 updates unless
             `max_steps` is set.
+        refresh: when the policy makes the reference again within the step; None: it stays.
     """
 
     __pydantic_config__ = STRICT
@@ -46,6 +48,11 @@ class StepPlan:
     settings: dict[str, Any] = field(default_factory=dict)
     source_rows: tuple[Count, ...] = ()
     is_awaited: bool = False
+    refresh: RefreshRule | None = None
+
+    def describe_reference(self) -> str:
+        """The reference, and when it is refreshed."""
+        return self.reference if self.refresh is None else f"{self.reference}, refreshed {self.refresh}"
 
     def describe_sources(self) -> str:
         """The sources, with their rows where several make up the step."""
@@ -177,7 +184,7 @@ class Plan:
                     dropped,
                     f"{step.num_heldout:,}",
                     updates,
-                    step.reference,
+                    step.describe_reference(),
                     step.policy_init,
                 )
             )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
+from sdpo_plugin.refresh import Refresh
 from sdpo_plugin.run_dir.journal import Journal, Ranks, Samples, Tables
 from sdpo_plugin.run_dir.ledger import Hook, Ledger
 from sdpo_plugin.run_dir.made_rows import MadeRows
@@ -54,13 +55,16 @@ class Training:
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """The result of training one step: losses in nats, updates made, seconds spent on it before it was resumed, β."""
+    """The result of training one step: losses in nats, updates made, seconds spent on it before it was resumed, β; each
+    time that its reference was made again, and the seconds of that."""
 
     first_loss: float
     final_loss: float
     num_optimizer_steps: int
     earlier_seconds: float = 0.0
     beta: float | None = None
+    refreshes: tuple[Refresh, ...] = ()
+    refresh_seconds: float | None = None
 
 
 class StepHost(Ranks, Protocol):
@@ -197,6 +201,8 @@ def train(step: StepPlan, host: StepHost, journal: Journal, checkpoint: Path | N
         final_loss=outcome.final_loss,
         num_optimizer_steps=outcome.num_optimizer_steps,
         beta=outcome.beta,
+        refreshes=outcome.refreshes,
+        refresh_seconds=outcome.refresh_seconds,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sdpo_plugin.names import require_step_name
+from sdpo_plugin.refresh_args import RefreshArgs
 
 OVERRIDES = (
     "learning_rate",
@@ -107,6 +108,10 @@ class StepArgs(BaseModel):
     )
     test_datasets: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = Field(
         None, description="Host dataset entries held out for this step. Default: the config's."
+    )
+
+    reference_refresh: RefreshArgs | None = Field(
+        None, description="When the policy makes the reference of this step again. Default: that of the block."
     )
 
     @field_validator("name")

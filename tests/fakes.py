@@ -18,6 +18,7 @@ import numpy as np
 
 from sdpo_plugin import digests
 from sdpo_plugin.plan import Plan, StepPlan, model_name
+from sdpo_plugin.refresh import Refresh
 from sdpo_plugin.run_dir.history import save_history
 from sdpo_plugin.run_dir.journal import Journal, Tables
 from sdpo_plugin.run_dir.ledger import Ledger
@@ -89,6 +90,7 @@ class FakeHost:
         self.rows, self.rank, self.dies_in, self.early, self.adapter = rows, rank, dies_in, early, adapter
         self.theta, self.model = THETA_0, model_name(0)
         self.diagnostics = DIAGNOSTICS
+        self.refreshes: dict[int, tuple[Refresh, ...]] = {}  # by step
         self.calls: list[str] = []
         self.answers: list[Any] = []  # of rank 0, in order: what the other ranks get
         self._told = iter(rank_0.answers if rank_0 is not None else [])
@@ -165,7 +167,9 @@ class FakeHost:
         earlier = 0.0 if training.checkpoint is None else 1000.0
         if self.run_dir is not None and self.rank == 0:
             save_history(self.run_dir, step, logged(step))
-        return TrainOutcome(math.log(2), 0.7 - 0.1 * step.index, step.num_optimizer_steps - 1, earlier, 0.1)
+        updates, made = step.num_optimizer_steps - 1, self.refreshes.get(step.index)
+        seconds = None if made is None else 0.5 * len(made)
+        return TrainOutcome(math.log(2), 0.7 - 0.1 * step.index, updates, earlier, 0.1, made or (), seconds)
 
     def export_base_adapter(self, directory: Path) -> bool:
         self._called("export the start")

@@ -14,22 +14,13 @@ from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.partition import step_sizes
 from sdpo_plugin.partition_args import PartitionArgs
+from sdpo_plugin.refresh_args import RefreshArgs
 from sdpo_plugin.steps_args import OVERRIDES, HookRows, StepArgs, step_names
 
 DATA = [{"path": "pairs.jsonl", "type": "chatml.intel"}]
 BLOCK_KEYS = [
-    *(
-        "steps",
-        "partition",
-        "reference",
-        "policy_init",
-        "packed",
-        "check_data",
-        "export_steps",
-        "diagnostics",
-        "lm_eval",
-    ),
-    *("before_step", "after_step"),
+    *("steps", "partition", "reference", "policy_init", "reference_refresh", "packed", "check_data", "export_steps"),
+    *("diagnostics", "lm_eval", "before_step", "after_step"),
 ]
 PARTITION_KEYS = (
     "strategy unit score column descending num_steps fractions pool drop_hardest max_rows weights seed".split()
@@ -55,6 +46,7 @@ STEP_KEYS = [
     "weight_decay",
     "val_set_size",
     "test_datasets",
+    "reference_refresh",
 ]
 
 
@@ -83,15 +75,16 @@ def test_option_list_is_frozen() -> None:
     assert list(PartitionArgs.model_fields) == PARTITION_KEYS
 
 
-def test_a_step_overrides_everything_but_its_name_and_data() -> None:
-    assert list(OVERRIDES) == STEP_KEYS[3:]
+def test_a_step_overrides_every_key_of_the_host_that_it_has() -> None:
+    """All but name, data, and what is the plugin's own."""
+    assert list(OVERRIDES) == STEP_KEYS[3:-1]
 
 
 @pytest.mark.parametrize(
     ("model", "name"),
     [
         pytest.param(model, name, id=f"{model.__name__}.{name}")
-        for model in (SDPOArgs, SDPOConfig, StepArgs, HookRows, PartitionArgs)
+        for model in (SDPOArgs, SDPOConfig, StepArgs, HookRows, PartitionArgs, RefreshArgs)
         for name in model.model_fields
     ],
 )
@@ -106,6 +99,7 @@ def test_defaults(block: dict[str, Any] | None) -> None:
         "partition": None,
         "reference": "previous",
         "policy_init": "previous",
+        "reference_refresh": None,
         "packed": "auto",
         "check_data": "error",
         "export_steps": "all",
@@ -154,11 +148,13 @@ def test_everything_that_is_written_is_kept() -> None:
                 "weight_decay": 0.01,
                 "val_set_size": 0.0,
                 "test_datasets": [{"path": "heldout.jsonl"}],
+                "reference_refresh": None,
             }
         ],
         "partition": None,
         "reference": "org/model",
         "policy_init": "base",
+        "reference_refresh": None,
         "packed": "auto",
         "check_data": "error",
         "export_steps": "last",
@@ -221,8 +217,8 @@ def test_unknown_key_of_a_step_names_key_value_and_what_was_meant(key: str, valu
         pytest.param(
             {"seed": 42},
             "sdpo.seed: 42 is set, but there is no such key; "
-            "Keys here: steps, partition, reference, policy_init, packed, check_data, export_steps, diagnostics, "
-            "lm_eval, before_step, after_step.",
+            "Keys here: steps, partition, reference, policy_init, reference_refresh, packed, check_data, export_steps, "
+            "diagnostics, lm_eval, before_step, after_step.",
             id="block",
         ),
         pytest.param(
@@ -900,3 +896,51 @@ def test_packed_is_auto_or_a_switch(packed: object) -> None:
 @pytest.mark.parametrize("policy_init", ["previous", "base"])
 def test_start_of_the_policy(policy_init: str) -> None:
     assert parse_block({"policy_init": policy_init}).policy_init == policy_init
+
+
+# --- a reference that moves ---
+
+
+@pytest.mark.parametrize(
+    ("refresh", "message"),
+    [
+        ({}, "sdpo.reference_refresh: neither every nor kl_above is set; set exactly one: every: N (optimizer steps)"),
+        ({"every": 5, "kl_above": 0.5}, "sdpo.reference_refresh: every: 5 and kl_above: 0.5 are both set; set exactly"),
+        ({"every": 0}, "sdpo.reference_refresh.every: 0 is not valid: Input should be greater than or equal to 1."),
+        ({"every": 1.5}, "sdpo.reference_refresh.every: 1.5 is not valid: "),
+        ({"kl_above": 0}, "sdpo.reference_refresh.kl_above: 0 is not valid: Input should be greater than 0."),
+        ({"evry": 5}, "sdpo.reference_refresh.evry: 5 is set, but there is no such key; did you mean 'every'? Keys "),
+        (64, "sdpo.reference_refresh: 64 is not valid: "),
+    ],
+)
+def test_a_refresh_that_says_nothing_or_too_much(refresh: Any, message: str) -> None:
+    assert any(line.startswith(message) for line in refusal({"reference_refresh": refresh}).splitlines())
+
+
+@pytest.mark.parametrize("reference", ["base", "org/model"])
+@pytest.mark.parametrize(
+    ("block", "key"),
+    [
+        ({"reference_refresh": {"every": 5}}, "sdpo.reference_refresh"),
+        ({"steps": [step(), step(reference_refresh={"kl_above": 1})]}, "sdpo.steps[1].reference_refresh"),
+    ],
+    ids=["block", "step"],
+)
+def test_a_reference_of_its_own_cannot_move(reference: str, block: dict[str, Any], key: str) -> None:
+    assert refusal({"reference": reference, **block}) == (
+        f"sdpo.reference: {reference!r} and {key} exclude each other: after a refresh the reference would be the "
+        "policy, and no longer that model; set reference: previous, or remove reference_refresh."
+    )
+
+
+def test_a_step_moves_its_reference_in_its_own_way() -> None:
+    block = parse_block(
+        {
+            "policy_init": "base",
+            "reference_refresh": {"every": 5},
+            "steps": [step(), step(reference_refresh={"kl_above": 1})],
+        }
+    )
+    assert [block.refresh_of(index) for index in (1, 2)] == [RefreshArgs(every=5), RefreshArgs(kl_above=1)]
+    assert parse_block({"reference_refresh": {"every": 5}}).refresh_of(7) == RefreshArgs(every=5)
+    assert parse_block({}).refresh_of(1) is None

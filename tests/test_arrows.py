@@ -15,9 +15,9 @@ MOST_IMPORTS = 15  # modules of this package that one of them needs; more of the
 # Each module of the core, and the modules of this package that it may import.
 ALLOWED = {
     "__init__": "crash plugin_name versions",  # and args, host.plugin, but not before someone asks for them
-    "args": "lm_eval_args partition_args steps_args",
+    "args": "lm_eval_args partition_args refresh_args steps_args",
     "check_words": "pair_checks text",
-    "block": "args errors lm_eval_args partition_args steps_args",
+    "block": "args errors lm_eval_args partition_args refresh_args steps_args",
     "bounds": "errors",
     "__main__": "cli",
     "cli": "crash errors host.commands report.command versions",  # the host's when a command needs it
@@ -33,21 +33,24 @@ ALLOWED = {
     "measures": "estimates tables",
     "misspelt": "args errors partition_args recognition text",
     "names": "",
+    "order": "tables",
     "overlaps": "partition plan rows",
     "pair_checks": "estimates pair_facts rows schema",
     "pair_facts": "rows",
     "partition": "errors",
     "partition_args": "",
-    "plan": "names schema text",
+    "plan": "names refresh schema text",
     "pool": "errors",
     "plugin_name": "crash errors text",
     "recognition": "plugin_name text",
+    "refresh": "schema",
+    "refresh_args": "",
     "rows": "",
     "batches": "rows",
     "sampling": "digests plan",
     "schema": "",
     "step_conflicts": "errors steps_args",
-    "steps_args": "names",
+    "steps_args": "names refresh_args",
     "scrub": "",
     "tables": "digests errors",
     "text": "",
@@ -68,7 +71,7 @@ ALLOWED = {
         "run_dir.made_rows run_dir.models run_dir.next_action run_dir.paths run_dir.sealed run_dir.stored "
         "run_dir.table_files tables"
     ),
-    "run_dir.ledger": "errors names plan run_dir.paths run_dir.stored schema",
+    "run_dir.ledger": "errors names plan refresh run_dir.paths run_dir.stored schema",
     "run_dir.lock": "errors run_dir.files",
     "run_dir.loggers": "run_dir.files run_dir.paths run_dir.stored schema",
     "run_dir.made_rows": "digests errors plan run_dir.files run_dir.ledger run_dir.paths",
@@ -114,19 +117,19 @@ ALLOWED = {
     "report.verdicts": "estimates measures plan report.cells tables",
     "report.published": "run_dir.drift scrub",
     "report.lm_eval": "plan run_dir.evaluations run_dir.ledger run_dir.paths text",
-    "runner": "plan run_dir.journal run_dir.ledger run_dir.made_rows run_dir.next_action run_dir.resume tables",
+    "runner": "plan refresh run_dir.journal run_dir.ledger run_dir.made_rows run_dir.next_action run_dir.resume tables",
     "step_hooks": "errors plan run_dir.ledger",
     "report.write": "report.html report.pictures report.render run_dir.files run_dir.paths",
 }
 
 METHOD = (
-    "plan sampling estimates partition pool overlaps batches rows tables measures gate text digests schema names "
-    "errors scrub pair_facts pair_checks check_words lost_content"
+    "plan refresh order sampling estimates partition pool overlaps batches rows tables measures gate text digests "
+    "schema names errors scrub pair_facts pair_checks check_words lost_content"
 ).split()
 # What a user writes and sees.
 CONFIG = (
     "args block bounds conflicts crash lm_eval_args local_files misspelt partition_args plugin_name recognition "
-    "step_conflicts steps_args versions"
+    "refresh_args step_conflicts steps_args versions"
 ).split()
 # Each wing, and the wings that it may import; itself goes without saying.
 ARROWS = {

@@ -153,8 +153,8 @@ def test_several_conflicts_are_reported_in_one_message() -> None:
 
 def test_moving_reference_of_the_host_is_refused() -> None:
     assert refusal({"trl": {"sync_ref_model": True}}) == (
-        "rl: sdpo conflicts with trl.sync_ref_model: True: the reference moves between steps, not within one; "
-        "remove trl.sync_ref_model."
+        "rl: sdpo conflicts with trl.sync_ref_model: True: there is no second model to sync; remove "
+        "trl.sync_ref_model, and set sdpo.reference_refresh for a reference that moves within a step."
     )
 
 

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from sdpo_plugin.args import DiagnosticsArgs, SDPOConfig
 from sdpo_plugin.lm_eval_args import LMEvalArgs
 from sdpo_plugin.partition_args import PartitionArgs
+from sdpo_plugin.refresh_args import RefreshArgs
 from sdpo_plugin.steps_args import HookRows, StepArgs
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "example_configs" / "README.md", *sorted((RO
 SECTIONS: dict[str, type[BaseModel]] = {
     "## `sdpo`": SDPOConfig,
     "## `sdpo.steps`": StepArgs,
+    "## `reference_refresh`": RefreshArgs,
     "## `from_hook`": HookRows,
     "## `sdpo.partition`": PartitionArgs,
     "## `sdpo.diagnostics`": DiagnosticsArgs,

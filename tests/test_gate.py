@@ -273,3 +273,16 @@ def test_no_value_is_known_where_a_part_is_no_function_of_margins(names: list[st
 def test_every_loss_needs_its_weight() -> None:
     with pytest.raises(ValueError, match="shorter than argument"):
         start_loss(["sigmoid", "ipo"], [1.0], 0.1, 0.0)
+
+
+def test_a_refreshed_reference_that_is_not_the_policy_says_when() -> None:
+    """0.69315 + 0.0021 = 0.69525, as above."""
+    with pytest.raises(StartGateError) as caught:
+        check_start(
+            step="orca", loss=LN_2 + 0.0021, margin=0.0, beta=0.1, tolerance=FULL, expected=SIGMOID, refreshed_at=1200
+        )
+    assert str(caught.value).startswith(
+        "step orca, whose reference was refreshed at update 1,200, did not go on where policy and reference are equal: "
+        "its next batch has loss 0.6952 and mean reward margin +0.0000, expected loss 0.6931 (ln 2) and margin 0, "
+        "tolerance 0.001. Likely causes: dropout that stayed on"
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sdpo_plugin.errors import OutputError
+from sdpo_plugin.refresh import Refresh
 from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Ledger, StepRecord
 from sdpo_plugin.run_dir.stored import write_stored
 from tests.fakes import IDENTITY, each_cut, each_flipped_bit, make_plan, with_digest
@@ -26,6 +27,8 @@ FACTS: dict[str, Any] = {
     "settings": {"learning_rate": 1e-06, "optimizer": "adamw_é"},
     "kept": False,
     "called": ("before_step", "after_step"),
+    "refreshes": (Refresh(5, None, 17), Refresh(10, 0.25, 8)),
+    "refresh_seconds": 4.5,
 }
 
 
@@ -69,7 +72,7 @@ def test_ledger_begins_with_nothing_done() -> None:
     assert (ledger.plan, ledger.identity) == (plan, IDENTITY)
     assert (ledger.prepared, ledger.finished, ledger.saved, ledger.final) == (False, False, False, None)
     assert (ledger.tables, ledger.exports, ledger.made_rows) == ({}, {}, {})
-    nothing = ("planned", None, None, None, None, None, None, None, None, {}, True, ())
+    nothing = ("planned", None, None, None, None, None, None, None, None, {}, True, (), (), None)
     assert [dataclasses.astuple(record) for record in ledger.records] == [nothing, nothing]
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.names import is_step_name
 from sdpo_plugin.plan import LeftOut, OrderedSource, Overlap, Plan, RatedSource, StepPlan, model_name
+from sdpo_plugin.refresh import RefreshRule
 from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Ledger, StepRecord
 from sdpo_plugin.run_dir.stored import write_stored
 from tests.fakes import IDENTITY, make_plan, with_digest
@@ -48,6 +49,9 @@ def plans(draw: st.DrawFn) -> Plan:
             settings=draw(st.dictionaries(TEXT, SETTING | st.lists(SETTING, max_size=2), max_size=3)),
             source_rows=tuple(draw(st.lists(COUNT, max_size=3))),
             is_awaited=draw(st.booleans()),
+            refresh=draw(
+                st.none() | st.builds(RefreshRule, COUNT) | st.builds(RefreshRule, st.none(), st.floats(0, 9))
+            ),
         )
         for index, name in enumerate(names, 1)
     )
@@ -123,6 +127,7 @@ def test_keys_of_the_plan_are_frozen(path: Path) -> None:
         "settings",
         "source_rows",
         "is_awaited",
+        "refresh",
     ]
 
 

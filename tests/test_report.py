@@ -12,8 +12,12 @@ import pytest
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.plan import LeftOut, OrderedSource, Overlap, Plan, RatedSource
+from sdpo_plugin.refresh import Refresh, RefreshRule
 from sdpo_plugin.report.build import build_report
+from sdpo_plugin.report.curves import segments
+from sdpo_plugin.report.html import html
 from sdpo_plugin.report.render import markdown, summary_table
+from sdpo_plugin.report.view import refresh_rows
 from sdpo_plugin.report.write import write_report
 from sdpo_plugin.run_dir.journal import close_run
 from sdpo_plugin.run_dir.ledger import Ledger
@@ -86,6 +90,8 @@ def test_keys_of_a_step_are_frozen(report: dict[str, Any]) -> None:
             "num_dropped",
             "num_optimizer_steps",
             "reference",
+            "reference_refresh",
+            "refreshes",
             "policy_init",
             "source_rows",
             "gamma_ref",
@@ -97,6 +103,7 @@ def test_keys_of_a_step_are_frozen(report: dict[str, Any]) -> None:
             "log_probs_seconds",
             "diagnostics_seconds",
             "train_seconds",
+            "refresh_seconds",
             "export_seconds",
         ]
     ] * 2
@@ -116,7 +123,7 @@ def test_keys_of_gamma_ref_are_frozen(report: dict[str, Any]) -> None:
 
 def test_what_the_run_was(report: dict[str, Any]) -> None:
     assert {key: report[key] for key in ("schema_version", "finished", "base_model", "models")} == {
-        "schema_version": 3,
+        "schema_version": 4,
         "finished": True,
         "base_model": "base/model",
         "models": ["M_0", "M_1", "M_2"],
@@ -137,6 +144,8 @@ def test_what_a_step_was(report: dict[str, Any]) -> None:
         "num_dropped": 0,
         "num_optimizer_steps": 3,  # made; 4 were planned
         "reference": "M_1",
+        "reference_refresh": None,
+        "refreshes": [],
         "policy_init": "M_1",
         "source_rows": [],
         "first_loss": math.log(2),
@@ -642,3 +651,54 @@ def test_markdown_of_an_ordinary_run_has_nothing_to_remark(report: dict[str, Any
 def test_markdown_without_held_out_sets_shows_steps_training_rows_and_times(run_dir: RunDir) -> None:
     text = markdown(finish(run_dir, make_plan(heldout={})))
     assert list(tables(text)) == ["step", "reference-free accuracy", "mean γ", "lower quartile of γ", "seconds"]
+
+
+# --- a reference that moves ---
+
+
+def moved(run_dir: RunDir) -> dict[str, Any]:
+    """Two steps: the first refreshed twice by distance, the second never, though it should be every 9 updates."""
+    host, plan = FakeHost(), make_plan()
+    rules = (RefreshRule(kl_above=0.5), RefreshRule(every=9))
+    steps = tuple(dataclasses.replace(step, refresh=rule) for step, rule in zip(plan.steps, rules, strict=True))
+    host.refreshes = {1: (Refresh(1, 0.75, 3), Refresh(2, 1.0, 2)), 2: ()}
+    return finish(run_dir, dataclasses.replace(plan, steps=steps), host)
+
+
+def test_refreshes_are_told(tmp_path: Path) -> None:
+    report = moved(RunDir(tmp_path))
+    first, second = report["steps"]
+    assert first["reference_refresh"] == {"every": None, "kl_above": 0.5}
+    assert first["refreshes"] == [{"update": 1, "kl": 0.75, "num_rows": 3}, {"update": 2, "kl": 1.0, "num_rows": 2}]
+    assert (first["refresh_seconds"], second["refresh_seconds"], second["refreshes"]) == (1.0, 0.0, [])
+    told = markdown(report).partition("## References that moved within a step")[2].partition("##")[0]
+    lines = [re.split(r" {2,}", line.strip()) for line in told.splitlines() if line.startswith("step-")]
+    assert lines == [
+        ["step-1", "above 0.5 nats", "2", "1, 2", "0.75 to 1", "5", "1.0"],
+        ["step-2", "every 9 updates", "0", "–", "–", "0", "0.0"],
+    ]
+    # D_2 has 4 rows, and batches of one: 4 updates
+    assert (
+        "step step-2 has 4 updates and reference_refresh every 9, so that its reference never moves"
+        in report["warnings"]
+    )
+
+
+def test_refreshes_are_marked_in_the_curves(tmp_path: Path) -> None:
+    """Step 1 makes 2 of its 3 updates here."""
+    report = moved(RunDir(tmp_path))
+    assert [segment.marks for segment in segments(report, "loss")] == [(1, 2), ()]
+    page = html(report)
+    assert "<title>reference refreshed after update 2 of step-1</title>" in page
+    assert "References that moved within a step" in page
+
+
+def test_a_report_without_such_steps_says_nothing_of_them(report: dict[str, Any]) -> None:
+    assert "References that moved" not in markdown(report) + html(report)
+
+
+def test_many_refreshes_are_not_all_listed() -> None:
+    made = [{"update": update, "kl": None, "num_rows": 4} for update in range(10, 130, 10)]
+    step = {"name": "a", "reference_refresh": {"every": 10, "kl_above": None}, "refreshes": made, "refresh_seconds": 1}
+    (_, row) = refresh_rows({"steps": [step]})
+    assert row == ("a", "every 10 updates", "12", "10, 20, 30, 40, 50, 60, 70, …, 120", "–", "48", "1.0")

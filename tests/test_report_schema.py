@@ -104,7 +104,7 @@ def test_report_of_a_plan_with_all_its_words_is_what_the_schema_says(run_dir: Ru
         pytest.param(
             lambda report: report["steps"][0]["gamma_ref"].update(mean=None), "None is not of type", id="null"
         ),
-        pytest.param(lambda report: report.update(schema_version=2), "3 was expected", id="version"),
+        pytest.param(lambda report: report.update(schema_version=2), "4 was expected", id="version"),
     ],
 )
 def test_schema_refuses_what_is_not_in_it(run_dir: RunDir, change: Callable[[dict[str, Any]], Any], why: str) -> None:

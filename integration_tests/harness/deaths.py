@@ -27,7 +27,7 @@ MOMENTS = {
     "bookkeeping": lambda event: any(name in event for name in ("ledger", "plan.json", "report", "safetensors")),
     "final save": lambda event: event.startswith(("open", "os.mkdir")) and "/" not in event,
 }
-TIMES = ("log_probs_seconds", "diagnostics_seconds", "train_seconds", "export_seconds")
+TIMES = ("log_probs_seconds", "diagnostics_seconds", "train_seconds", "export_seconds", "refresh_seconds")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,12 @@ def read_table(out: Path, step: str) -> Pairs:
 
 def log_probs_prepared(folders: Sequence[str], prepared: str, rows: int) -> list[list[list[float]]]:
     """Log-probs of the set of `rows` rows that the host prepared, in its order, by each model. Runs in the child."""
+    texts = prepared_texts(prepared, rows)
+    return [log_probs(folder, texts) for folder in folders]
+
+
+def prepared_texts(prepared: str, rows: int) -> list[dict[str, str]]:
+    """The set of `rows` rows that the host prepared, as texts, in its order. Runs in the child."""
     from datasets import load_from_disk
 
     found = [load_from_disk(str(path.parent)) for path in Path(prepared).glob("*/dataset_info.json")]
@@ -34,8 +40,7 @@ def log_probs_prepared(folders: Sequence[str], prepared: str, rows: int) -> list
     # A run of plain `rl: dpo` beside ours prepares the same rows under a name of its own.
     assert candidates, f"no prepared set has {rows} rows"
     assert all(candidate == candidates[0] for candidate in candidates), "which of these sets is meant?"
-    texts = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in candidates[0]]
-    return [log_probs(folder, texts) for folder in folders]
+    return [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in candidates[0]]
 
 
 def expect_table(host: Host, prepared: Path, rows: int, *models: Path) -> list[Pairs]:

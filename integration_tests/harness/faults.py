@@ -18,6 +18,8 @@ The environment says which fault, so that the config stays that of the run that 
 - `alone:`: accelerate gives every model back as it is, without the wrapper by which ranks share their gradients.
 - `often:`: a run without bars, which tells its progress after every update, not every few seconds; so does `raise`.
 - `slow:SECONDS`: every forward pass takes that much longer.
+- `scale:STEP:UPDATE:PERCENT`: the embeddings become so much larger as that update begins.
+- `signal-pass:NUMBER`: SIGTERM to itself in that forward pass without gradients since training began, counted from 1.
 - `gate:FOLDER`: nothing, but each rank notes in a file of its own what its start gate is given.
 - `full`: the disk says that it has a megabyte left.
 """
@@ -43,6 +45,7 @@ from transformers import ProgressCallback, TrainerCallback
 from sdpo_plugin.host import progress
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"}
+FAULTS = ("raise", "hang", "memory", "poison", "scale")
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -79,6 +82,8 @@ class FaultPlugin(BasePlugin):
             trainer.model.get_input_embeddings().register_forward_hook(larger_where_alone)
         if self._kind == "alone":
             trainer.accelerator.prepare_model = lambda model, *arguments, **options: model
+        if self._kind == "signal-pass":
+            trainer.model.register_forward_pre_hook(InRefresh(int(self._value)))
         if self._kind in ("often", "raise"):
             progress.SECONDS_BETWEEN = 0.0
         if self._kind == "gate":
@@ -91,7 +96,7 @@ class FaultPlugin(BasePlugin):
                 spoil_batch(trainer, batch)
         if self._kind in ("evaluate", "signal"):
             return [InEvaluation(self._kind, *map(int, self._value.split(":")))]
-        return [Fault(self._kind, self._value)] if self._kind in ("raise", "hang", "memory", "poison") else []
+        return [Fault(self._kind, self._value)] if self._kind in FAULTS else []
 
 
 def note_gate(file: Path) -> None:
@@ -173,6 +178,21 @@ class InEvaluation(TrainerCallback):
         time.sleep(1)  # it is noticed by a thread
 
 
+class InRefresh:
+    """Stops the run in a forward pass between two updates."""
+
+    def __init__(self, number: int) -> None:
+        self._left, self._trains = number, False
+
+    def __call__(self, module: Any, arguments: Any) -> None:
+        self._trains |= module.training
+        self._left -= self._trains and not module.training
+        if self._left == 0:
+            self._left = -1
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)  # it is noticed by a thread
+
+
 class Fault(TrainerCallback):
     """A fault that happens once, when an update begins."""
 
@@ -191,6 +211,8 @@ class Fault(TrainerCallback):
             return
         if self.kind == "poison":
             poison(model.get_input_embeddings().weight, self.value)
+        elif self.kind == "scale":
+            model.get_input_embeddings().weight.data *= 1 + self.value / 100
         elif _rank() == self.value:
             if self.kind == "raise":
                 raise KeyError("a fault of the test")

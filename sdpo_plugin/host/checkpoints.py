@@ -48,6 +48,8 @@ def save_sealed(trainer: "StepwiseDPOTrainer", step: StepUnderWay, save: Callabl
         save()
         ranks.wait_for_all()
         if not trainer.args.save_only_model:
+            if step.moving is not None:
+                step.moving.save(directory)
             facts = step.facts(is_over=bool(trainer.control.should_training_stop))
             known = _written_by_all(directory)
             ranks.on_rank_0(lambda: seal(directory, step.training.about, facts, known=known))

@@ -21,6 +21,7 @@ from sdpo_plugin.host.data.rated import RATING, TEXTS
 from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.host.data.step_limits import deepspeed_config
 from sdpo_plugin.host.starting_adapter import facts_of_adapter
+from sdpo_plugin.refresh_args import RefreshArgs
 from sdpo_plugin.run_dir.drift import (
     VERSIONS,
     changes,
@@ -101,7 +102,8 @@ def require_same(
     require_same_run(ledger.identity, identity, source_names(sources))
     for number, (step, record) in enumerate(() if trains else ledger.steps):
         cfg = sources[number % len(sources)].cfg  # the steps of a partition share theirs
-        require_same_step(step.name, record.settings, settings_of(cfg, 1), from_checkpoint=False)
+        now = settings_of(cfg, 1, block.refresh_of(step.index))
+        require_same_step(step.name, record.settings, now, from_checkpoint=False)
     return changes(ledger.identity[VERSIONS], identity[VERSIONS])
 
 
@@ -124,14 +126,16 @@ def rows_of(dataset: Dataset) -> dict[str, Any]:
     return {"rows": len(dataset), "digest": digests.of_chunks(map(digests.canonical_json, batches))}
 
 
-def settings_of(cfg: DictDefault, world_size: int) -> dict[str, Any]:
+def settings_of(cfg: DictDefault, world_size: int, refresh: RefreshArgs | None = None) -> dict[str, Any]:
     """The hyper-parameters of a step.
 
     Args:
         cfg: the config of that step alone.
         world_size: number of ranks.
+        refresh: its `reference_refresh`.
     """
-    return step_settings({**plain(cfg), "world_size": world_size, "deepspeed": deepspeed_config(cfg)})
+    settings = step_settings({**plain(cfg), "world_size": world_size, "deepspeed": deepspeed_config(cfg)})
+    return settings if refresh is None else {**settings, "reference_refresh": refresh.model_dump(exclude_none=True)}
 
 
 def plain(cfg: DictDefault) -> dict[str, Any]:

@@ -91,12 +91,13 @@ class AxolotlStepHost:
     def settings(self, step: StepPlan) -> dict[str, Any]:
         """As the config of the step has them."""
         packed = self._trainer.data_collator is not self._trainer.padded_collator
-        return {**settings_of(self.layout.data(step).cfg, self._host_args.world_size), "packed": packed}
+        cfg, refresh = self.layout.data(step).cfg, self._setup.block.refresh_of(step.index)
+        return {**settings_of(cfg, self._host_args.world_size, refresh), "packed": packed}
 
     def train_step(self, step: StepPlan, training: Training) -> TrainOutcome:
         """By the host's own training loop."""
         outcome, self.output = train_policy(
-            self._trainer, step, training, self.layout, self.args_of(step), self._passes.stop
+            self._trainer, step, training, self.layout, self.args_of(step), self._passes
         )
         self.on_rank_0(lambda: keep_history(self._setup.run, step, self._trainer.state.log_history))
         return outcome

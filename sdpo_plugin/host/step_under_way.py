@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdpo_plugin.host.moving_reference import MovingReference
 from sdpo_plugin.host.stopping import StopRequest
 from sdpo_plugin.plan import StepPlan
 from sdpo_plugin.run_dir.sealed import read_seal
 from sdpo_plugin.runner import Training
+from sdpo_plugin.tables import LogProbTable
 
 
 class EvaluationLeft(Exception):  # noqa: N818 - no error: the evaluation is made when the run is resumed
@@ -36,6 +38,8 @@ class StepUnderWay:
         is_over: the checkpoint that it is resumed from was written when it had come to its end.
         owed: an evaluation that was left, and whether a checkpoint is due after it.
         stopped_by: signal that every rank has agreed to stop for; 0: none.
+        moving: its reference, where it moves within the step.
+        last_update: the last update after which it was looked at whether a refresh is due.
         save_was_due: whether a checkpoint was due where the run was asked to stop, without that.
         began: when this process began with it.
     """
@@ -52,6 +56,8 @@ class StepUnderWay:
     owed: Mapping[str, bool] | None = None
     stopped_by: int = 0
     save_was_due: bool = False
+    moving: MovingReference | None = None
+    last_update: int = 0
     began: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -63,9 +69,12 @@ class StepUnderWay:
         name_row: Callable[[int], str],
         updates_before: int,
         num_steps: int,
+        moving: MovingReference | None = None,
     ) -> "StepUnderWay":
         """A step from its start, or with what the checkpoint says of it that it is resumed from."""
         facts = {} if training.checkpoint is None else read_seal(training.checkpoint).facts
+        if moving is not None and training.checkpoint is not None:
+            moving.resume(training.checkpoint, facts["moving"])
         return cls(
             plan,
             training,
@@ -77,11 +86,18 @@ class StepUnderWay:
             earlier_seconds=facts.get("seconds", 0.0),
             is_over=facts.get("is_over", False),
             owed=facts.get("owed"),
+            moving=moving,
         )
+
+    @property
+    def reference(self) -> LogProbTable:
+        """The table that its batches are given."""
+        return self.training.reference if self.moving is None else self.moving.table
 
     def facts(self, *, is_over: bool) -> dict[str, Any]:
         """Facts for the seal of a checkpoint, which ``begin`` reads."""
         return {
+            **({} if self.moving is None else {"moving": self.moving.kept()}),
             "first_loss": self.first_loss,
             "seconds": self.earlier_seconds + time.perf_counter() - self.began,
             "is_over": is_over,

@@ -26,13 +26,13 @@ from sdpo_plugin.host.data.bos import with_one_bos
 from sdpo_plugin.host.data.columns import IDS, with_reference
 from sdpo_plugin.host.data.small_sets import workers
 from sdpo_plugin.host.engines.dropout import disable_functional_dropout
-from sdpo_plugin.host.engines.engine import require_shared_gradients, require_usable_engine, set_engine_batch
-from sdpo_plugin.host.forward.finite import require_finite_loss
+from sdpo_plugin.host.engines.engine import require_usable_engine, set_engine_batch
 from sdpo_plugin.host.forward.log_probs import compute_as, log_prob_table, taking
 from sdpo_plugin.host.initial_state import InitialState
 from sdpo_plugin.host.model_card import ModelCards
 from sdpo_plugin.host.progress import StepProgress
-from sdpo_plugin.host.start_gate import pass_gate
+from sdpo_plugin.host.refreshing import after_update, before_updates, see_order
+from sdpo_plugin.host.start_gate import check_loss
 from sdpo_plugin.host.step_under_way import EvaluationLeft, StepUnderWay
 from sdpo_plugin.host.workers import shielded
 
@@ -147,6 +147,8 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
 
     def get_train_dataloader(self) -> Any:
         """The host's, with workers that outlive a signal to the process group."""
+        if self.step is not None and self.step.moving is not None:
+            see_order(self, self.step.moving, super().get_train_dataloader)
         return shielded(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -158,15 +160,18 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The host's loss; the first one of a step, before the first update, goes through the ln 2 gate."""
-        result = super().compute_loss(taking(model, inputs), inputs, return_outputs, num_items_in_batch)
-        if self.step is not None and self.model.training:
-            loss = result[0] if return_outputs else result
-            require_finite_loss(self, model, loss, inputs, self.step.training.reference, self.step.name_row)
-            if self.step.first_loss is None:
-                require_shared_gradients(self, model)
-                pass_gate(self, self.step, loss, inputs)
-        return result
+        """The host's loss; the first one of a step, and after a refresh, goes through the ln 2 gate."""
+        step = self.step if self.model.training else None
+        moving = None if step is None else step.moving
+        inputs = inputs if moving is None else moving.filled(inputs)
+        shows = return_outputs or (moving is not None and moving.is_watched)
+        result = super().compute_loss(taking(model, inputs), inputs, shows, num_items_in_batch)
+        loss = result[0] if shows else result
+        if step is not None:
+            check_loss(self, step, model, loss, inputs)
+        if moving is not None and moving.is_watched:
+            moving.see(self, result[1], inputs)
+        return result if return_outputs else loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """TRL's training step. The host's collects garbage after every micro-batch, which costs more than a small
@@ -232,6 +237,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
             if self.step.is_over or self.control.should_training_stop:
                 self.control.should_training_stop = True
                 return
+            before_updates(self, self.step)
         super()._run_epoch(model, *args, trial=trial, **kwargs)
 
     def _finalize_training(self, trial: Any, *args: Any) -> Any:
@@ -250,6 +256,8 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
     ) -> None:
         """The host's, which evaluates before it saves; a run that has to stop leaves the evaluation and saves."""
+        if self.step is not None:
+            after_update(self, self.step)
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         except EvaluationLeft as left:

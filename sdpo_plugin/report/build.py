@@ -19,7 +19,7 @@ from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.progress import read_progress
 from sdpo_plugin.run_dir.table_files import ReadableTables
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def build_report(run: RunDir) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Segment:
         start, end: updates of the run before it, and with it.
         x: updates of the run.
         y: values.
+        marks: updates of the run after which the step's reference was made again.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Segment:
     end: int
     x: list[int]
     y: list[float]
+    marks: tuple[int, ...] = ()
 
     def smooth(self) -> list[float]:
         """The running mean of y over a tenth of its points: what can be seen in a noisy curve."""
@@ -68,9 +70,9 @@ def segments(report: Mapping[str, Any], key: str) -> list[Segment]:
         points = [(start + x, y) for x, y in zip(curve_["update"], curve_[key], strict=True) if y is not None]
         end = start + (step["num_optimizer_steps"] or 0)
         if points:
-            found.append(
-                Segment(step["index"], step["name"], start, end, [x for x, _ in points], [y for _, y in points])
-            )
+            x, y = ([point[axis] for point in points] for axis in (0, 1))
+            marks = tuple(start + refresh["update"] for refresh in step["refreshes"])
+            found.append(Segment(step["index"], step["name"], start, end, x, y, marks))
         start = end
     return found
 

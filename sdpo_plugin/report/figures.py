@@ -132,6 +132,8 @@ def _curve(axes: Any, steps: list[Segment], rule: tuple[float, str]) -> None:
     axes.annotate(name, (1, value), (5, 0), ("axes fraction", "data"), "offset points", va="center", color=SOFT, size=8)
     for segment in steps:
         axes.axvline(segment.start, color=GREY, linewidth=0.8, alpha=0.6, zorder=1)
+        for mark in segment.marks:  # the reference was refreshed
+            axes.axvline(mark, ymax=0.05, color=GREY, linewidth=0.8)
         axes.plot(segment.x, segment.y, color=BLUE, linewidth=0.9, alpha=0.35)
         dot = {"marker": "o", "markersize": 3} if len(segment.x) == 1 else {}
         axes.plot(segment.x, segment.smooth(), color=BLUE, linewidth=1.7, **dot)

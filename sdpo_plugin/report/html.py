@@ -35,6 +35,7 @@ def html(report: Mapping[str, Any]) -> str:
         section("What each step began at", _gamma(report)),
         section("Training", _curves(report)),
         section("Checks of the data", [table(checks)] if checks else []),
+        section("References that moved within a step", [table(view.refresh_rows(report))]),
         section("Order of the sources", [table(view.ordering_rows(report))]),
         section("Order of the sources", [table(rated)] if rated else []),
         section("Left out", [table(left_out)] if left_out else []),

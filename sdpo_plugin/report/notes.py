@@ -10,7 +10,7 @@ from sdpo_plugin.run_dir.paths import RunDir
 
 
 def notes(plan: Plan) -> list[str]:
-    """Doubts about the order of the sources, and what is held out."""
+    """Doubts about the order of the sources, what is held out, and a reference that is to move."""
     found = []
     for earlier, later in zip(plan.ordering, plan.ordering[1:], strict=False):
         if later.high >= earlier.low:
@@ -22,6 +22,11 @@ def notes(plan: Plan) -> list[str]:
         f"{overlap.num_rows:,} rows of step {overlap.step} have a prompt that stands in {overlap.other} too"
         for overlap in plan.overlaps
     ]
+    for step in plan.steps:
+        every, updates = step.refresh and step.refresh.every, step.num_optimizer_steps
+        if every and 0 < updates <= every:
+            never = "so that its reference never moves"
+            found.append(f"step {step.name} has {updates:,} updates and reference_refresh every {every:,}, {never}")
     return found
 
 

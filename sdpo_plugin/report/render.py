@@ -40,6 +40,8 @@ def markdown(report: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ())
     parts += ["## Order of the sources", _block(rated)] if rated else []
     left_out = view.left_out_rows(report)
     parts += ["## Left out", _block(left_out)] if left_out else []
+    refreshed = list(view.refresh_rows(report))
+    parts += ["## References that moved within a step", _block(refreshed)] if len(refreshed) > 1 else []
     for kind, what in KINDS:
         tables = list(_tables(report, kind))
         if tables:

@@ -32,6 +32,8 @@ def step_facts(
         "num_dropped": step.num_dropped,
         "num_optimizer_steps": record.num_optimizer_steps,
         "reference": step.reference,
+        "reference_refresh": None if step.refresh is None else asdict(step.refresh),
+        "refreshes": [asdict(refresh) for refresh in record.refreshes],
         "policy_init": step.policy_init,
         "source_rows": list(step.source_rows),
         "gamma_ref": None if table is None else asdict(measures.gamma_stats(table)),
@@ -43,5 +45,6 @@ def step_facts(
         "log_probs_seconds": record.log_probs_seconds,
         "diagnostics_seconds": record.diagnostics_seconds,
         "train_seconds": record.train_seconds,
+        "refresh_seconds": record.refresh_seconds,
         "export_seconds": record.export_seconds,
     }

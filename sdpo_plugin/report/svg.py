@@ -11,6 +11,7 @@ from sdpo_plugin.report.markup import numbers
 
 WIDTH = 760
 LETTER = 6.4  # width of one in pixels, on average
+MARK = 9  # height of a refresh
 ROW = 46  # height of one in the chart of γ
 
 
@@ -64,6 +65,7 @@ def line_chart(title: str, steps: Sequence[Segment], rule: tuple[float, str]) ->
     up = Axis.of([rule[0], *(y for segment in steps for y in segment.y)], bottom, top)
     parts = [*_grid_up(up), *_labels_across(across, bottom), _text(across.end, height - 2, "updates", "end")]
     parts += [part for segment in steps for part in _boundary(segment, across, top, bottom)]
+    parts += [part for segment in steps for part in _marks(segment, across, bottom)]
     level = up.at(rule[0])
     parts.append(f'<line class="rule" x1="{across.start:g}" x2="{across.end:g}" y1="{level:.1f}" y2="{level:.1f}"/>')
     for segment in steps:
@@ -78,6 +80,14 @@ def _boundary(segment: Segment, across: Axis, top: float, bottom: float) -> Iter
     yield f'<line class="step" x1="{start:.1f}" x2="{start:.1f}" y1="{top - 18}" y2="{bottom}"/>'
     shown = fitting(segment.step, (end - start - 8) / LETTER, str(segment.index))
     yield _named(start + 5, top - 8, segment.step, shown, "start")
+
+
+def _marks(segment: Segment, across: Axis, bottom: float) -> Iterator[str]:
+    """A short line at each refresh of the step's reference, which says so when it is pointed at."""
+    for mark in segment.marks:
+        x, what = across.at(mark), f"reference refreshed after update {mark - segment.start:,} of {segment.step}"
+        line = f'<line class="step" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom - MARK}" y2="{bottom}"/>'
+        yield f"<g><title>{escape(what)}</title>{line}</g>"
 
 
 def spread_chart(title: str, rises: Sequence[Rise]) -> str:

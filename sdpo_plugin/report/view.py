@@ -27,6 +27,7 @@ SAME_PAIRS = "A column is of the same pairs under every model."
 KINDS = (("heldout", "held-out sets"), ("train", "training rows"))
 LN_2 = (math.log(2), "ln 2")
 ZERO = (0.0, "")
+MOST_SHOWN = 8  # refreshes of a step
 Row = tuple[str, ...]
 
 
@@ -194,6 +195,30 @@ def data_check_rows(report: Mapping[str, Any]) -> list[Row]:
     """What was looked for in the pairs of each source before the first step. Empty: nothing was."""
     checks = report["data_checks"]
     return [] if checks is None else check_rows([checked(SourceChecks, source) for source in checks["sources"]])
+
+
+def refresh_rows(report: Mapping[str, Any]) -> Iterator[Row]:
+    """One line for each step whose reference moves: when it was made again, and what that cost."""
+    yield "step", "refreshed", "times", "after updates", "nats from the policy", "rows computed", "seconds"
+    for step in report["steps"]:
+        rule, made = step["reference_refresh"], step["refreshes"]
+        if rule is not None:
+            every, distances = rule["every"], [refresh["kl"] for refresh in made if refresh["kl"] is not None]
+            yield (
+                step["name"],
+                f"above {rule['kl_above']:g} nats" if every is None else f"every {every:,} updates",
+                f"{len(made):,}",
+                _some([f"{refresh['update']:,}" for refresh in made]),
+                f"{min(distances):.3g} to {max(distances):.3g}" if distances else "–",
+                f"{sum(refresh['num_rows'] for refresh in made):,}",
+                number(step["refresh_seconds"], ",.1f"),
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them, and the last."""
+    shown = names if len(names) <= MOST_SHOWN else [*names[: MOST_SHOWN - 1], "…", names[-1]]
+    return ", ".join(shown) or "–"
 
 
 def time_rows(report: Mapping[str, Any]) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.names import PathBelow
 from sdpo_plugin.plan import Plan, StepPlan, model_name
+from sdpo_plugin.refresh import Refresh
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.stored import read_stored
 from sdpo_plugin.schema import STRICT, Count
@@ -33,6 +34,8 @@ class StepRecord:
         settings: the hyper-parameters that the step began to train with.
         kept: whether M_t is still there; `export_steps: last` keeps only the model that resume may need.
         called: the user's hooks that have been called for this step and have come back.
+        refreshes: each time that its reference was made again.
+        refresh_seconds: wall time of that, a part of ``train_seconds``; None where the reference does not move.
     """
 
     __pydantic_config__ = STRICT
@@ -49,6 +52,8 @@ class StepRecord:
     settings: dict[str, Any] = field(default_factory=dict)
     kept: bool = True
     called: tuple[Hook, ...] = ()
+    refreshes: tuple[Refresh, ...] = ()
+    refresh_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,12 @@ def with_reference(dataset: Dataset, table: LogProbTable) -> Dataset:
     return dataset.add_column("ref_chosen_logps", table.chosen).add_column("ref_rejected_logps", table.rejected)
 
 
+def with_row_numbers(dataset: Dataset) -> Dataset:
+    """The data set with the number of each row in the place of its reference, for a reference that moves."""
+    numbers = np.arange(len(dataset), dtype=np.int64)
+    return dataset.add_column("ref_chosen_logps", numbers).add_column("ref_rejected_logps", numbers)
+
+
 def concatenate(datasets: Sequence[Dataset]) -> Dataset | None:
     """All rows of several prepared sets, or None where there are none."""
     return concatenate_datasets(list(datasets)) if datasets else None

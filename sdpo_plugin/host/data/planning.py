@@ -15,6 +15,8 @@ from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.partition_args import PartitionArgs
 from sdpo_plugin.plan import LeftOut, Plan, StepPlan, host_total_steps, model_name
+from sdpo_plugin.refresh import RefreshRule
+from sdpo_plugin.refresh_args import RefreshArgs
 
 DROP_HARDEST = "drop_hardest"
 
@@ -170,7 +172,12 @@ def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[Sketch]) -> P
                 settings=dict(step.settings),
                 source_rows=step.source_rows,
                 is_awaited=step.is_awaited,
+                refresh=_rule(block.refresh_of(index)),
             )
         )
     compared = block.diagnostics.model_dump(exclude={"matrix"}) if block.diagnostics.matrix else {}
     return Plan(str(cfg.base_model), tuple(plans), tuple(heldout), block.export_steps, diagnostics=compared)
+
+
+def _rule(args: RefreshArgs | None) -> RefreshRule | None:
+    return None if args is None else RefreshRule(args.every, args.kl_above)

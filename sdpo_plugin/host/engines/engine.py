@@ -149,6 +149,20 @@ def ready_model(trainer: Trainer, other: torch.nn.Module | None = None) -> Itera
             release(trainer)
 
 
+@contextmanager
+def training_model(trainer: Trainer) -> Iterator[torch.nn.Module]:
+    """The policy between two updates of its training, in evaluation mode, on every rank.
+
+    As the host's evaluations have it: engine, optimizer and schedule stay as they are.
+    """
+    model = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train()
+
+
 def _inference_engine(trainer: Trainer, model: torch.nn.Module) -> Any:
     import deepspeed  # imported late: it starts a launcher probe that plain runs do not need
 

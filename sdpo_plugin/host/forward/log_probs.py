@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from sdpo_plugin.batches import batches
 from sdpo_plugin.host.data.columns import IDS, row_facts
 from sdpo_plugin.host.engines import ranks
-from sdpo_plugin.host.engines.engine import ready_model
+from sdpo_plugin.host.engines.engine import ready_model, training_model
 from sdpo_plugin.host.forward.attention import packed_row, takes_packed_rows
 from sdpo_plugin.host.forward.packing import PACKED, PackingCollator
 from sdpo_plugin.rows import RowFacts
@@ -22,6 +22,9 @@ from sdpo_plugin.tables import LogProbTable, TableBuilder
 
 if TYPE_CHECKING:
     from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
+
+
+SECONDS_WITHOUT_BAR = 5.0
 
 
 def taking(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Any:
@@ -106,6 +109,8 @@ def log_prob_table(
     facts: RowFacts | None = None,
     name_row: Callable[[int], str] | None = None,
     check: Callable[[], None] = lambda: None,
+    *,
+    trains: bool = False,
 ) -> LogProbTable:
     """One pass without gradients over ``dataset``; the whole table on every rank.
 
@@ -122,6 +127,7 @@ def log_prob_table(
         facts: keys and lengths of the rows, where they are known already.
         name_row: says which row one is, for errors.
         check: called before every round of batches, on every rank; it may end the run.
+        trains: the policy is in the middle of its training; a bar is shown only where the pass takes long.
 
     Raises:
         ReferenceTableError: a row is missing or its log-prob is not finite.
@@ -133,9 +139,10 @@ def log_prob_table(
     dealt = batches(facts, batch_size, by_tokens=isinstance(collate, PackingCollator))
     rank, num_ranks = ranks.place()
     rounds = range(0, len(dealt), num_ranks)
-    bar = tqdm(rounds, desc=f"log-probs of {what} by {model}", disable=rank != 0, dynamic_ncols=True)
+    delay = SECONDS_WITHOUT_BAR if trains else 0
+    bar = tqdm(rounds, desc=f"log-probs of {what} by {model}", disable=rank != 0, dynamic_ncols=True, delay=delay)
     mine: list[Computed] = []
-    with ready_model(trainer, other) as ready:
+    with training_model(trainer) if trains else ready_model(trainer, other) as ready:
         for first in bar:
             check()
             rows = dealt.rows(first + rank)

@@ -15,6 +15,7 @@ from sdpo_plugin.host.data.layout import Layout, StepData, describe_row
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.host.forward.log_probs import compute_as_in, log_prob_table
 from sdpo_plugin.host.stopping import Stopped, StopRequest
+from sdpo_plugin.order import Int
 from sdpo_plugin.plan import StepPlan
 from sdpo_plugin.rows import RowFacts
 from sdpo_plugin.sampling import sample
@@ -122,6 +123,30 @@ class Passes:
                 continue
             tables[step.index] = replace(table, rows_digest=drawn.digest)
         return tables
+
+    def refreshed_table(
+        self, step: StepPlan, data: StepData, check: Callable[[], None], rows: Int, update: int
+    ) -> LogProbTable:
+        """Log-probs of some rows of D_t by the policy between two updates of its training.
+
+        Args:
+            step: t.
+            data: D_t.
+            check: called by every rank before every round of batches.
+            rows: their numbers.
+            update: updates that were made.
+
+        Raises:
+            ReferenceTableError: a log-prob is not finite.
+        """
+        size, facts = self._trainer.args.per_device_train_batch_size, data.facts.take(rows)
+        what, model = f"{len(rows):,} rows of D_{step.index}", f"the policy at update {update:,} of {step.name}"
+
+        def name_row(number: int) -> str:
+            return describe_row(self._trainer.processing_class, step, data, int(rows[number]))
+
+        own = data.train.select(rows)
+        return log_prob_table(self._trainer, own, size, model, what, None, facts, name_row, check, trains=True)
 
     def end_if_asked(self, under_way: str = "the reference pass") -> None:
         """Every rank asks, between two batches.

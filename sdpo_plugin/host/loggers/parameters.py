@@ -21,6 +21,8 @@ def step_parameters(plan: Plan, args_of: Callable[[StepPlan], Any]) -> dict[str,
     for step in plan.steps:
         args = args_of(step)
         own = {key: getattr(step, key) for key in OF_THE_PLAN} | {key: getattr(args, key) for key in OF_THE_ARGS}
+        if step.refresh is not None:
+            own["reference_refresh"] = str(step.refresh)
         own["loss_type"], own["lr_scheduler"] = ",".join(args.loss_type), str(args.lr_scheduler_type.value)
         parameters |= {f"sdpo/step_{step.index}/{key}": value for key, value in own.items()}
     return parameters

@@ -88,7 +88,7 @@ class Hooks:
         if is_main_process():
             LOG.info("stepwise DPO (sDPO), %d steps\n%s", len(plan.steps), plan.table())
         if not preprocess:
-            session.open(self._sources)
+            session.open(self._sources, plan)
             if session.start.ledger is not None and is_main_process():
                 LOG.info(describe(session.start))
             self._session = session

@@ -18,6 +18,7 @@ from sdpo_plugin import digests
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.data.loading import LoadedSource
 from sdpo_plugin.host.data.read_errors import source_name
+from sdpo_plugin.plan import Plan
 from sdpo_plugin.run_dir.drift import (
     VERSIONS,
     changes,
@@ -28,6 +29,7 @@ from sdpo_plugin.run_dir.drift import (
     step_settings,
     without_secrets,
 )
+from sdpo_plugin.run_dir.growth import Wanted
 from sdpo_plugin.run_dir.ledger import Ledger
 
 PACKAGES = ("axolotl", "trl", "transformers", "accelerate", "deepspeed", "peft", "torch", "datasets")
@@ -70,22 +72,26 @@ def identity_of(
     }
 
 
+def wanted_run(plan: Plan, identity: Mapping[str, Mapping[str, Any]], sources: Sequence[LoadedSource]) -> Wanted:
+    """The run that the config asks for, which may be one that is there and grows."""
+    return Wanted(plan, identity, [list(source.heldout) for source in sources])
+
+
 def require_same(
     ledger: Ledger,
     identity: Mapping[str, Mapping[str, Any]],
     block: SDPOConfig,
     sources: Sequence[LoadedSource],
-    *,
-    trains: bool,
 ) -> list[str]:
-    """Refuse to resume with another identity than the run began with.
+    """Refuse to resume with another identity than the run began with, or finished steps with other settings.
+
+    The settings of the step under way are compared when it is known how its batches are shared out.
 
     Args:
         ledger: of the run.
         identity: of the run as it would be resumed.
         block: the `sdpo:` block.
         sources: as in ``identity_of``.
-        trains: steps are left to train, each of which compares its own hyper-parameters; else all are compared here.
 
     Returns:
         A line on each version of a package that has changed, which is no reason to lose a run.
@@ -96,7 +102,9 @@ def require_same(
     if block.partition is None:
         require_same_steps([step.name for step in ledger.plan.steps], [source.name for source in sources])
     require_same_run(ledger.identity, identity, source_names(sources))
-    for number, (step, record) in enumerate(() if trains else ledger.steps):
+    for number, (step, record) in enumerate(ledger.steps):
+        if record.state != "exported":
+            break
         cfg = sources[number % len(sources)].cfg  # the steps of a partition share theirs
         require_same_step(step.name, record.settings, settings_of(cfg, 1), from_checkpoint=False)
     return changes(ledger.identity[VERSIONS], identity[VERSIONS])

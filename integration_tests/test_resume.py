@@ -183,9 +183,17 @@ FINISHED: dict[str, tuple[Callable[[Copy], dict[str, Any]], str]] = {
     ),
     "another base model": (lambda copy: other_base(copy), "base_model: content of the model is "),
     "other rows": (lambda copy: other_rows(copy), "d3.jsonl:train) is 12 rows with digest "),
-    "one more step": (
-        lambda copy: {"sdpo": {"steps": [*copy.steps(1)["sdpo"]["steps"], {"name": "more", "datasets": d1(copy)}]}},
-        "name of step 4 is 'more', and it was not set",
+    "one more step, and an earlier one renamed": (
+        lambda copy: {
+            "sdpo": {"steps": [*copy.steps(1, name="first")["sdpo"]["steps"], {"name": "more", "datasets": d1(copy)}]}
+        },
+        "name of step 1 is 'first', and it was 'easy'",
+    ),
+    "one more step, and other settings of an earlier one": (
+        lambda copy: {
+            "sdpo": {"steps": [*copy.steps(2, rl_beta=0.3)["sdpo"]["steps"], {"name": "more", "datasets": d1(copy)}]}
+        },
+        "rl_beta is 0.3, and it was 0.1",
     ),
     "a step less": (
         lambda copy: {"sdpo": {"steps": copy.steps(1)["sdpo"]["steps"][:2]}},

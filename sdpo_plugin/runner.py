@@ -10,15 +10,17 @@ journal says that it is done, so that a run that died is resumed by the same pat
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
 from sdpo_plugin.refresh import Refresh
-from sdpo_plugin.run_dir.journal import Journal, Ranks, Samples, Tables
+from sdpo_plugin.run_dir.journal import Journal
 from sdpo_plugin.run_dir.ledger import Hook, Ledger
 from sdpo_plugin.run_dir.made_rows import MadeRows
+from sdpo_plugin.run_dir.records import Ranks, Samples, Tables
 from sdpo_plugin.run_dir.resume import FRESH, Start
 from sdpo_plugin.tables import LogProbTable
 
@@ -70,14 +72,21 @@ class TrainOutcome:
 class StepHost(Ranks, Protocol):
     """The work that the runner leaves to the host. Every rank calls every method, in the same order."""
 
-    def early_tables(self, plan: Plan) -> EarlyTables:
-        """Tables that are made before step 1; empty where every reference is the step before."""
+    def early_tables(self, steps: Sequence[StepPlan], heldout: Sequence[str]) -> EarlyTables:
+        """Tables that are made before step 1; empty where every reference is the step before.
+
+        The policy as it stands is M_0. In a run that has grown it is asked again, for what is new.
+
+        Args:
+            steps: those whose D_t is asked for.
+            heldout: names of the held-out sets, which an external reference is asked for.
+        """
 
     def reference_table(self, step: StepPlan) -> LogProbTable:
         """Log-probs of D_t under the policy as it stands; the whole table on every rank."""
 
-    def heldout_tables(self, model: str) -> Tables:
-        """Log-probs of each held-out set under the policy as it stands, by name of the set."""
+    def heldout_tables(self, model: str, names: Sequence[str]) -> Tables:
+        """Log-probs of these held-out sets under the policy as it stands, by name of the set."""
 
     def sampled_tables(self, model: str, steps: Sequence[StepPlan]) -> Samples:
         """Log-probs of sampled rows of these D_j under the policy as it stands, by j; one that fails is left out."""
@@ -93,6 +102,14 @@ class StepHost(Ranks, Protocol):
 
     def load_policy(self, model: str, directory: Path) -> None:
         """Make the policy ``model`` as it was exported to ``directory``, in a process that resumes a run."""
+
+    def another_model(self, model: str, directory: Path | None) -> AbstractContextManager[None]:
+        """Let an earlier model give the log-probs in the place of the policy, which is as it was after that.
+
+        Args:
+            model: its name.
+            directory: where it was exported to; None: it is the base model.
+        """
 
     def settings(self, step: StepPlan) -> dict[str, Any]:
         """The hyper-parameters that the step trains with, as JSON."""
@@ -148,7 +165,7 @@ def prepare(plan: Plan, host: StepHost, journal: Journal) -> None:
     """Compute what is computed before step 1, and keep an adapter M_0."""
     if journal.is_prepared:
         return
-    early = host.early_tables(plan)
+    early = host.early_tables(plan.steps, plan.heldout)
     if host.export_base_adapter(journal.staging):
         journal.publish_base_adapter()
     journal.record_prepared(early.steps, early.heldout)
@@ -173,11 +190,34 @@ def make_reference(step: StepPlan, host: StepHost, journal: Journal) -> None:
     model = model_name(step.index - 1)
     host.evaluate(model, journal.ledger.run_id)
     clock = _Clock()
+    look_back(step, host, journal)
+    looked_back = clock.lap()
     table = None if journal.has_table(step) else host.reference_table(step)
-    heldout, seconds = host.heldout_tables(model), clock.lap()
+    heldout, seconds = host.heldout_tables(model, journal.to_hold(model)), clock.lap()
     sampled = host.sampled_tables(model, journal.to_sample(model, referenced=step))
-    journal.record_reference(step, table, heldout, seconds, sampled, clock.lap())
+    journal.record_reference(step, table, heldout, seconds, sampled, looked_back + clock.lap())
     host.report()
+
+
+def look_back(step: StepPlan, host: StepHost, journal: Journal) -> None:
+    """In a run that has grown by this step: ask the models before M_{t-1} what a run of all steps would have asked.
+
+    A reference that stays what it is gives its tables of the new rows; for the report each model is asked about them.
+    """
+    if journal.has_looked_back(step):
+        return
+    steps, heldout = journal.of_external_reference(step)
+    if steps:
+        early = host.early_tables(steps, heldout)
+        journal.record_early(early.steps, early.heldout)
+    for back in journal.to_look_back(step):
+        with host.another_model(back.model, back.directory):
+            if back.references:
+                early = host.early_tables(back.references, ())
+                journal.record_early(early.steps, early.heldout)
+            found = host.heldout_tables(back.model, back.heldout)
+            journal.record_look_back(back, found, host.sampled_tables(back.model, back.steps))
+    journal.record_looked_back(step)
 
 
 def train(step: StepPlan, host: StepHost, journal: Journal, checkpoint: Path | None) -> None:
@@ -230,7 +270,7 @@ def finish(plan: Plan, host: StepHost, journal: Journal) -> None:
         return
     model = model_name(len(plan.steps))
     host.evaluate(model, journal.ledger.run_id)
-    heldout, clock = host.heldout_tables(model), _Clock()
+    heldout, clock = host.heldout_tables(model, journal.to_hold(model)), _Clock()
     sampled = host.sampled_tables(model, journal.to_sample(model))
     journal.record_end(heldout, sampled, clock.lap())
     host.report()

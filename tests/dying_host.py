@@ -10,6 +10,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +22,14 @@ from sdpo_plugin.report.build import report_run
 from sdpo_plugin.run_dir.checkpoints import checkpoints
 from sdpo_plugin.run_dir.cleanup import clear, sweep
 from sdpo_plugin.run_dir.fresh import require_fresh
+from sdpo_plugin.run_dir.growth import Wanted
 from sdpo_plugin.run_dir.history import save_history
-from sdpo_plugin.run_dir.journal import Journal, Samples, Tables, close_run
+from sdpo_plugin.run_dir.journal import Journal, close_run
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.lock import RunLock
 from sdpo_plugin.run_dir.paths import RunDir
-from sdpo_plugin.run_dir.resume import FRESH, find_start
+from sdpo_plugin.run_dir.records import Samples, Tables
+from sdpo_plugin.run_dir.resume import FRESH, find_start, with_last_model
 from sdpo_plugin.run_dir.sealed import read_seal, seal
 from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome, run_steps
 from sdpo_plugin.sampling import sample
@@ -42,12 +45,13 @@ W_BASE, W_EXTERNAL = np.array([0.5, -0.25, 0.125]), np.array([0.2, 0.1, -0.3])
 
 @dataclass(frozen=True)
 class Variant:
-    """The kind of run, in the words of the config."""
+    """The kind of run, in the words of the config; ``later``: step 3 brings a held-out set with it."""
 
     reference: str = "previous"
     policy_init: str = "previous"
     export_steps: str = "all"
     num_steps: int = 3
+    later: bool = False
 
     def __str__(self) -> str:
         return f"{self.reference}-from-{self.policy_init}-keep-{self.export_steps}-{self.num_steps}"
@@ -56,8 +60,12 @@ class Variant:
     def rows(self) -> Sequence[Sequence[float]]:
         return ROWS[: self.num_steps]
 
+    @property
+    def heldout(self) -> Mapping[str, Sequence[float]]:
+        return {"val": HELDOUT["val"]} if self.later and self.num_steps < 3 else HELDOUT
+
     def plan(self) -> Plan:
-        plan = make_plan(self.rows, HELDOUT, self.export_steps, self.reference, self.policy_init, DIAGNOSTICS)
+        plan = make_plan(self.rows, self.heldout, self.export_steps, self.reference, self.policy_init, DIAGNOSTICS)
         updates = [dataclasses.replace(step, num_optimizer_steps=EPOCHS * step.num_rows) for step in plan.steps]
         return dataclasses.replace(plan, steps=tuple(updates))
 
@@ -111,24 +119,31 @@ class DyingHost:
         self.run, self.variant, self.seed, self.on_work = run, variant, seed, on_work
         self.policy = Policy(W_BASE + 0.1 * np.random.default_rng(seed).normal(size=3))
 
-    def early_tables(self, plan: Plan) -> EarlyTables:
+    def early_tables(self, steps: Sequence[StepPlan], heldout: Sequence[str]) -> EarlyTables:
         name, weights = ("M_0", self.policy.weights) if self.variant.reference == "base" else (EXTERNAL, W_EXTERNAL)
         if self.variant.reference == "previous":
             return EarlyTables()
         self.on_work()
-        steps = [
-            (step, table_of(rows, weights, name)) for step, rows in zip(plan.steps, self.variant.rows, strict=True)
-        ]
-        heldout = {set_: table_of(rows, weights, name) for set_, rows in HELDOUT.items()}
-        return EarlyTables(steps, {EXTERNAL: heldout} if name == EXTERNAL else {})
+        tables = [(step, table_of(ROWS[step.index - 1], weights, name)) for step in steps]
+        external = {set_: table_of(HELDOUT[set_], weights, name) for set_ in heldout}
+        return EarlyTables(tables, {EXTERNAL: external} if name == EXTERNAL else {})
 
     def reference_table(self, step: StepPlan) -> LogProbTable:
         self.on_work()
         return table_of(ROWS[step.index - 1], self.policy.weights, step.reference)
 
-    def heldout_tables(self, model: str) -> Tables:
-        self.on_work()
-        return {name: table_of(rows, self.policy.weights, model) for name, rows in HELDOUT.items()}
+    def heldout_tables(self, model: str, names: Sequence[str]) -> Tables:
+        if names:
+            self.on_work()
+        return {name: table_of(HELDOUT[name], self.policy.weights, model) for name in names}
+
+    @contextmanager
+    def another_model(self, model: str, directory: Path | None) -> Iterator[None]:
+        own = self.policy
+        assert directory is not None, "M_0 is an adapter here"
+        self.load_policy(model, directory)
+        yield
+        self.policy = own
 
     def sampled_tables(self, model: str, steps: Sequence[StepPlan]) -> Samples:
         if steps:
@@ -220,7 +235,8 @@ def advance(out: Path, variant: Variant, seed: int, on_work: Callable[[], None] 
     try:
         start, ledger = FRESH, None
         if run.ledger.exists():
-            start = find_start(run)
+            wanted = Wanted(plan, IDENTITY, [list(variant.heldout)] * len(plan.steps))
+            start = with_last_model(run, find_start(run, None, wanted))
             ledger = start.ledger
             if start.action.kind == "nothing":
                 assert ledger is not None

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,9 +21,10 @@ from sdpo_plugin import digests
 from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.refresh import Refresh
 from sdpo_plugin.run_dir.history import save_history
-from sdpo_plugin.run_dir.journal import Journal, Tables
+from sdpo_plugin.run_dir.journal import Journal
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.records import Tables
 from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome, run_steps
 from sdpo_plugin.sampling import sample
 from sdpo_plugin.tables import LogProbTable
@@ -104,30 +106,37 @@ class FakeHost:
         self.on_report: Callable[[], None] = lambda: None
         self.run_dir: RunDir | None = None  # where histories go; that of the run
 
-    def early_tables(self, plan: Plan) -> EarlyTables:
-        self._called("early tables")
+    def early_tables(self, steps: Sequence[StepPlan], heldout: Sequence[str]) -> EarlyTables:
+        self._called("early tables" if steps[0].index == 1 else f"early tables of {named(steps)} by {self.model}")
         tables = []
         for model in self.early:
-            theta = THETA_EXTERNAL if model == EXTERNAL else THETA_0
-            for step, rows in zip(plan.steps, self.rows, strict=True):
-                self.tables_made_early[model, step.index] = table_of(rows, theta, model)
-                tables.append((step, self.tables_made_early[model, step.index]))
-        external = {name: table_of(rows, THETA_EXTERNAL, EXTERNAL) for name, rows in HELDOUT.items()}
-        return EarlyTables(tables, {EXTERNAL: external} if EXTERNAL in self.early else {})
+            theta = THETA_EXTERNAL if model == EXTERNAL else self.theta
+            for step in steps:
+                made = table_of(self.rows[step.index - 1], theta, model if model == EXTERNAL else self.model)
+                self.tables_made_early[model, step.index] = made
+                tables.append((step, made))
+        if EXTERNAL not in self.early:
+            return EarlyTables(tables)
+        return EarlyTables(
+            tables, {EXTERNAL: {name: table_of(HELDOUT[name], THETA_EXTERNAL, EXTERNAL) for name in heldout}}
+        )
 
     def reference_table(self, step: StepPlan) -> LogProbTable:
         self._called(f"table of D_{step.index} by {self.model}")
         self.tables.append(table_of(self.rows[step.index - 1], self.theta, self.model))
         return self.tables[-1]
 
-    def heldout_tables(self, model: str) -> dict[str, LogProbTable]:
-        self._called(f"held-out tables by {self.model}, called {model}")
-        return {name: table_of(rows, self.theta, self.model) for name, rows in HELDOUT.items()}
+    def heldout_tables(self, model: str, names: Sequence[str]) -> dict[str, LogProbTable]:
+        if not names:
+            return {}
+        which = "" if len(names) == len(HELDOUT) else f" {', '.join(names)}"
+        self._called(f"held-out tables{which} by {self.model}, called {model}")
+        return {name: table_of(HELDOUT[name], self.theta, self.model) for name in names}
 
     def sampled_tables(self, model: str, steps: Sequence[StepPlan]) -> dict[int, LogProbTable]:
         if not steps:
             return {}
-        self._called(f"samples of {', '.join(f'D_{step.index}' for step in steps)} by {self.model}, called {model}")
+        self._called(f"samples of {named(steps)} by {self.model}, called {model}")
         tables = {}
         for step in steps:
             drawn, rows = sample(step, **self.diagnostics), self.rows[step.index - 1]
@@ -154,6 +163,15 @@ class FakeHost:
         self._called(f"load {model} from {directory.name}")
         self.theta = float(json.loads((directory / WEIGHTS).read_text()))
         self.model = model
+
+    @contextmanager
+    def another_model(self, model: str, directory: Path | None) -> Iterator[None]:
+        self._called(f"take {model} from {'the base model' if directory is None else directory.name}")
+        own = self.theta, self.model
+        self.theta = THETA_0 if directory is None else float(json.loads((directory / WEIGHTS).read_text()))
+        self.model = model
+        yield
+        self.theta, self.model = own
 
     def settings(self, step: StepPlan) -> dict[str, Any]:
         self._called(f"settings of {step.name}")
@@ -206,6 +224,11 @@ class FakeHost:
         self.watch(call)
         if call == self.dies_in:
             raise HostDiedError(call)
+
+
+def named(steps: Sequence[StepPlan]) -> str:
+    """The data of these steps, for a call."""
+    return ", ".join(f"D_{step.index}" for step in steps)
 
 
 def logged(step: StepPlan) -> list[dict[str, Any]]:

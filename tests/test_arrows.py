@@ -64,11 +64,12 @@ ALLOWED = {
     "run_dir.evaluations": "run_dir.files run_dir.paths run_dir.stored schema",
     "run_dir.files": "errors",
     "run_dir.fresh": "errors run_dir.checkpoints run_dir.files run_dir.ledger run_dir.paths run_dir.sealed",
+    "run_dir.growth": ("errors plan run_dir.files run_dir.ledger run_dir.models run_dir.paths run_dir.sealed"),
     "run_dir.history": "plan run_dir.files run_dir.ledger run_dir.paths run_dir.stored schema",
     "run_dir.inputs": "args errors run_dir.paths steps_args",
     "run_dir.journal": (
         "plan run_dir.checkpoints run_dir.cleanup run_dir.drift run_dir.files run_dir.fresh run_dir.ledger "
-        "run_dir.made_rows run_dir.models run_dir.next_action run_dir.paths run_dir.sealed run_dir.stored "
+        "run_dir.made_rows run_dir.models run_dir.paths run_dir.records run_dir.sealed run_dir.stored "
         "run_dir.table_files tables"
     ),
     "run_dir.ledger": "errors names plan refresh run_dir.paths run_dir.stored schema",
@@ -77,11 +78,15 @@ ALLOWED = {
     "run_dir.made_rows": "digests errors plan run_dir.files run_dir.ledger run_dir.paths",
     "run_dir.models": "errors plan run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.next_action": "plan run_dir.ledger",
+    "run_dir.opening": (
+        "errors run_dir.checkpoints run_dir.cleanup run_dir.fresh run_dir.growth run_dir.paths run_dir.resume"
+    ),
     "run_dir.paths": "plan",
     "run_dir.progress": "run_dir.files run_dir.paths schema",
+    "run_dir.records": "plan run_dir.ledger run_dir.models run_dir.paths run_dir.table_files tables",
     "run_dir.resume": (
-        "errors plan run_dir.checkpoints run_dir.ledger run_dir.made_rows run_dir.models run_dir.next_action "
-        "run_dir.paths run_dir.sealed"
+        "errors plan run_dir.checkpoints run_dir.fresh run_dir.growth run_dir.ledger run_dir.made_rows run_dir.models "
+        "run_dir.next_action run_dir.paths run_dir.sealed"
     ),
     "run_dir.sealed": "digests names run_dir.files run_dir.stored schema",
     "run_dir.stored": "digests run_dir.files",
@@ -117,7 +122,10 @@ ALLOWED = {
     "report.verdicts": "estimates measures plan report.cells tables",
     "report.published": "run_dir.drift scrub",
     "report.lm_eval": "plan run_dir.evaluations run_dir.ledger run_dir.paths text",
-    "runner": "plan refresh run_dir.journal run_dir.ledger run_dir.made_rows run_dir.next_action run_dir.resume tables",
+    "runner": (
+        "plan refresh run_dir.journal run_dir.ledger run_dir.made_rows run_dir.next_action run_dir.records "
+        "run_dir.resume tables"
+    ),
     "step_hooks": "errors plan run_dir.ledger",
     "report.write": "report.html report.pictures report.render run_dir.files run_dir.paths",
 }

@@ -18,7 +18,7 @@ class OtherHost(FakeHost):
 
     heldout_rows = (1.0, 2.0, -1.0, 2.0)
 
-    def heldout_tables(self, model: str) -> dict[str, object]:  # type: ignore[override]
+    def heldout_tables(self, model: str, names: object) -> dict[str, object]:  # type: ignore[override]
         return {"val": table_of(self.heldout_rows, self.theta + 1, self.model)}
 
 

@@ -1,13 +1,15 @@
 """A run may die anywhere: what it ends with when it is resumed is what it would have ended with, bit for bit."""
 
+import copy
 import json
 import os
 import random
+import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -83,13 +85,14 @@ def result_of(out: Path) -> dict[str, Any]:
     assert all(step.pop(key) > 0 for step in report["steps"] for key in REPORTED_SECONDS)
     assert read_seal(run.base_adapter).about == {"run": ledger.run_id, "model": "M_0"}
     assert read_seal(out).digest == ledger.final
+    del report["lives"]  # when it began
     return {
         "weights": (out / "weights.bin").read_bytes(),
         "counts": json.loads((out / "config.json").read_bytes())["counts"],
         "seed": json.loads((run.base_adapter / "adapter_config.json").read_bytes())["seed"],
         "ledger": {
             **asdict(ledger),
-            **{"run_id": "", "final": "", "exports": sorted(ledger.exports), "records": records},
+            **{"run_id": "", "final": "", "exports": sorted(ledger.exports), "records": records, "lives": ()},
         },
         "final": read_seal(out).files,
         "tables": {key: load_table(out / key).digest() for key in ledger.tables},
@@ -297,6 +300,89 @@ def test_step_is_resumed_from_its_newest_checkpoint_and_repeats_nothing_else(dea
     # updates 7 to 10 of step 3, and the held-out sets once more
     assert len(worked) == EPOCHS * len(ROWS[2]) - 2 * EVERY + 1 + 1 == 6  # held-out sets, and samples
     require_same(dead.out, DEFAULT, baseline)
+
+
+# --- a run that grows ---
+
+GROWS = [Variant(later=True), *(replace(other, later=True) for other in OTHERS)]
+
+
+def shorter(variant: Variant) -> Variant:
+    """The same without step 3, and the held-out set that it brings."""
+    return replace(variant, num_steps=2)
+
+
+def require_grown(out: Path, variant: Variant, baseline: Baseline) -> None:
+    """Assert that the run in ``out`` ended as the longer one does from the start.
+
+    With `export_steps: last` M_1 was gone when step 3 came, and what it says of that is missing, and nothing else.
+    """
+    found = result_of(out)
+    whole = copy.deepcopy(baseline(variant, found["seed"]))
+    if variant.export_steps == "all":
+        assert found == whole
+        return
+    missing = {"sdpo/samples/M_1-step-3.safetensors", "sdpo/heldout/M_1-2.safetensors"}
+    for result in (found, whole):
+        for key in missing:
+            for tables in (result["tables"], result["ledger"]["tables"]):
+                assert (tables.pop(key, None) is None) == (result is found)
+        result["files"] = [name for name in result["files"] if name not in missing]
+        del result["report"]
+    assert found == whole
+
+
+@pytest.mark.parametrize("variant", GROWS, ids=str)
+def test_run_that_has_grown_is_the_longer_run_from_the_start(runs: Path, baseline: Baseline, variant: Variant) -> None:
+    """Weights, tables, report and all; by processes that each would draw another adapter."""
+    advance(runs, shorter(variant), 1)
+    before = Ledger.load(RunDir(runs).ledger)
+    advance(runs, variant, 2)
+    require_grown(runs, variant, baseline)
+    ledger = Ledger.load(RunDir(runs).ledger)
+    assert [life.steps for life in ledger.lives] == [("step-1", "step-2"), ("step-3",)]
+    assert (ledger.run_id, ledger.lives[0]) == (before.run_id, before.lives[0])
+    assert [record.train_seconds for record in ledger.records[:2]] == [r.train_seconds for r in before.records]
+
+
+@pytest.mark.parametrize("variant", GROWS, ids=str)
+def test_killed_while_it_grows(runs: Path, baseline: Baseline, variant: Variant) -> None:
+    advance(runs / "short", shorter(variant), 1)
+    end = num_operations(Path(shutil.copytree(runs / "short", runs / "count")), variant)
+    for at in spread(4, end, seed=4):
+        out = Path(shutil.copytree(runs / "short", runs / f"killed-at-{at}"))
+        assert live(out, variant, 2, kill_at=at) == KILLED
+        require_whole(out)
+        assert live(out, variant, 3) == 0
+        require_grown(out, variant, baseline)
+
+
+@pytest.mark.parametrize("variant", [DEFAULT, Variant(policy_init="base", reference="base")], ids=str)
+def test_unfinished_run_grows_wherever_it_died(runs: Path, baseline: Baseline, variant: Variant) -> None:
+    """A step may be appended as soon as one thinks of it: what is trained is not touched by it."""
+    variant = replace(variant, later=True)
+    end = num_operations(runs / "count", shorter(variant))
+    for at in spread(5, end, seed=5):
+        out = runs / f"killed-at-{at}"
+        assert live(out, shorter(variant), 1, kill_at=at) == KILLED
+        assert live(out, variant, 2) == 0
+        require_grown(out, variant, baseline)
+
+
+def test_run_grows_again(runs: Path, baseline: Baseline) -> None:
+    for num_steps in (1, 2, 3):
+        advance(runs, Variant(num_steps=num_steps), num_steps)
+    require_grown(runs, DEFAULT, baseline)
+    assert [life.steps for life in Ledger.load(RunDir(runs).ledger).lives] == [("step-1",), ("step-2",), ("step-3",)]
+
+
+def test_what_is_known_is_not_computed_again(runs: Path) -> None:
+    variant = Variant(later=True)
+    advance(runs, shorter(variant), 1)
+    worked: list[str] = []
+    advance(runs, variant, 2, lambda: worked.append("work"))
+    # M_0 and M_1 on "test" and on rows of D_3; M_2 on "test" and D_3; 10 updates; M_3 on both sets, and on D_1 to D_3
+    assert len(worked) == 4 + 2 + EPOCHS * len(ROWS[2]) + 2 == 18
 
 
 # --- disk full ---

@@ -6,7 +6,7 @@ from sdpo_plugin.plan import Plan
 from sdpo_plugin.report.build import build_report
 from sdpo_plugin.report.logged import MEASURES, TABLES, Logged, logged
 from sdpo_plugin.run_dir.paths import RunDir
-from tests.fakes import DIAGNOSTICS, FakeHost, make_plan, run
+from tests.fakes import DIAGNOSTICS, HELDOUT, FakeHost, make_plan, run
 
 
 def given(run_dir: RunDir, plan: Plan) -> list[Logged]:
@@ -41,8 +41,8 @@ def test_tables_have_a_row_a_model_and_a_column_a_set(run_dir: RunDir) -> None:
 def test_names_are_such_that_every_logger_takes_them(run_dir: RunDir) -> None:
     plan = make_plan(heldout={"a/b:c%": (), "test": ()})
     host, found = FakeHost(), []
-    host.heldout_tables = lambda model: {"a/b:c%": tables["val"], "test": tables["test"]}  # type: ignore[method-assign]
-    tables = FakeHost().heldout_tables("M_0")
+    host.heldout_tables = lambda model, names: {"a/b:c%": tables["val"], "test": tables["test"]}  # type: ignore[method-assign]
+    tables = FakeHost().heldout_tables("M_0", tuple(HELDOUT))
     host.on_report = lambda: found.append(logged(build_report(run_dir)))
     run(host, run_dir, plan)
     assert "sdpo/heldout/a_b_c_/gamma" in found[0].values

@@ -62,6 +62,7 @@ def test_keys_of_the_report_are_frozen(report: dict[str, Any]) -> None:
         "base_model",
         "models",
         "versions",
+        "lives",
         "partition",
         "ordering",
         "overlaps",

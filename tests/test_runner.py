@@ -268,7 +268,9 @@ def test_run_without_held_out_sets_writes_none(run_dir: RunDir) -> None:
 
 def test_plan_on_disk_is_the_plan(done: Done) -> None:
     written = json.loads(done.dir.plan.read_text())
+    (life,) = written.pop("lives")
     assert written == {"schema_version": 1, **json.loads(json.dumps(dataclasses.asdict(make_plan())))}
+    assert life["steps"] == ["step-1", "step-2"]
 
 
 def test_ledger_of_the_journal_is_the_one_on_disk(done: Done) -> None:

@@ -86,6 +86,8 @@ def outcome(host: Host, out: Path) -> dict[str, Any]:
     ledger = json.loads((out / "sdpo" / "ledger.json").read_text(encoding="utf-8"))
     report = json.loads((out / "sdpo" / "report.json").read_text(encoding="utf-8"))
     records = ledger["records"]
+    lives = [name for life in report.pop("lives") for name in life["steps"]]  # and when they began
+    assert lives == [step["name"] for step in report["steps"]]
     kept = [step["name"] for step, record in zip(ledger["plan"]["steps"], records, strict=True) if record["kept"]]
     folders = [out, *(out / name for name in kept)]
     for step in [*records, *report["steps"]]:

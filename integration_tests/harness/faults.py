@@ -60,8 +60,9 @@ class FaultPlugin(BasePlugin):
             limit_files(int(self._value))
 
     def pre_model_load(self, cfg: Any) -> None:
-        """The data are loaded, and the run has its directory."""
-        if self._kind in ("break", "wait") or (self._kind in ("note", "die") and _rank() == 0):
+        """The data are loaded, and the run has its directory. A second model begins no other life."""
+        notes = self._kind in ("break", "wait") or (self._kind in ("note", "die") and _rank() == 0)
+        if notes and self._life is None:
             self._life = Life(Path(cfg.output_dir), self._kind, self._value)
         if self._kind == "full":
             shutil.disk_usage = lambda path: Usage(2**30, 2**30 - 2**20, 2**20)

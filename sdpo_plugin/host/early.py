@@ -1,8 +1,11 @@
 """Tables that are made before step 1: of the pool, to lay out the steps; of every D_t, by a reference that stays."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel
 
 from sdpo_plugin.host.data.layout import Layout
 from sdpo_plugin.host.data.planning import needs_base_tables
@@ -13,7 +16,7 @@ from sdpo_plugin.host.forward.packed import pack_second_model
 from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.forward.positions import check_positions
 from sdpo_plugin.host.setup import RunSetup
-from sdpo_plugin.plan import M_0
+from sdpo_plugin.plan import M_0, StepPlan
 from sdpo_plugin.run_dir.table_files import read_table, save_table
 from sdpo_plugin.runner import EarlyTables
 from sdpo_plugin.tables import LogProbTable
@@ -41,18 +44,34 @@ def pool_tables(setup: RunSetup, passes: Passes) -> dict[Path, LogProbTable]:
     return tables
 
 
-def early_tables(trainer: "StepwiseDPOTrainer", setup: RunSetup, layout: Layout, passes: Passes) -> EarlyTables:
+def early_tables(
+    trainer: "StepwiseDPOTrainer",
+    setup: RunSetup,
+    layout: Layout,
+    passes: Passes,
+    steps: Sequence[StepPlan],
+    heldout: Sequence[str],
+    base: PreTrainedModel | None,
+) -> EarlyTables:
     """``StepHost.early_tables``. The log-probs that ordered the data are not computed again.
+
+    Args:
+        trainer: holds the policy.
+        setup: config, data and run directory.
+        layout: of the run.
+        passes: fills tables of log-probs.
+        steps, heldout: as in ``StepHost.early_tables``.
+        base: M_0, where that is not the policy.
 
     Raises:
         ConfigError: the external reference cannot be loaded.
         DataError: it has no positions for a row.
         ReferenceTableError: a log-prob is not finite.
     """
-    steps, reference = layout.plan.steps, setup.block.reference
+    reference = setup.block.reference
     tables = list(zip(steps, layout.base_tables, strict=False))
     if reference == "base" and not tables:
-        tables = [(step, passes.step_table(step, layout.data(step), M_0)) for step in steps]
+        tables = [(step, passes.step_table(step, layout.data(step), M_0, base)) for step in steps]
     if reference in ("previous", "base"):
         return EarlyTables(tables)
     name = steps[0].reference
@@ -60,7 +79,7 @@ def early_tables(trainer: "StepwiseDPOTrainer", setup: RunSetup, layout: Layout,
     check_positions(trainer, setup.sources, model, f"sdpo.reference: {reference!r}")
     pack_second_model(trainer, model, setup.rows)
     tables += [(step, passes.step_table(step, layout.data(step), name, model)) for step in steps]
-    heldout = passes.heldout_tables(layout, name, model)
+    own = passes.heldout_tables(layout, heldout, name, model)
     del model
     free_memory()
-    return EarlyTables(tables, {name: heldout})
+    return EarlyTables(tables, {name: own})

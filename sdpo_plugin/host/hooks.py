@@ -89,7 +89,7 @@ class Hooks:
         if preprocess:
             check_before_training(cfg, block.check_data, self._sources)
         else:
-            session.open(self._sources)
+            session.open(self._sources, plan)
             if session.start.ledger is not None and is_main_process():
                 LOG.info(describe(session.start))
             self._session = session

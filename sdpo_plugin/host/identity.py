@@ -21,6 +21,7 @@ from sdpo_plugin.host.data.rated import RATING, TEXTS
 from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.host.data.step_limits import deepspeed_config
 from sdpo_plugin.host.starting_adapter import facts_of_adapter
+from sdpo_plugin.plan import Plan
 from sdpo_plugin.refresh_args import RefreshArgs
 from sdpo_plugin.run_dir.drift import (
     VERSIONS,
@@ -32,6 +33,7 @@ from sdpo_plugin.run_dir.drift import (
     step_settings,
     without_secrets,
 )
+from sdpo_plugin.run_dir.growth import Wanted
 from sdpo_plugin.run_dir.ledger import Ledger
 
 MODEL = "content of the model"
@@ -74,22 +76,26 @@ def identity_of(
     }
 
 
+def wanted_run(plan: Plan, identity: Mapping[str, Mapping[str, Any]], sources: Sequence[LoadedSource]) -> Wanted:
+    """The run that the config asks for, which may be one that is there and grows."""
+    return Wanted(plan, identity, [list(source.heldout) for source in sources])
+
+
 def require_same(
     ledger: Ledger,
     identity: Mapping[str, Mapping[str, Any]],
     block: SDPOConfig,
     sources: Sequence[LoadedSource],
-    *,
-    trains: bool,
 ) -> list[str]:
-    """Refuse to resume with another identity than the run began with.
+    """Refuse to resume with another identity than the run began with, or finished steps with other settings.
+
+    The settings of the step under way are compared when it is known how its batches are shared out.
 
     Args:
         ledger: of the run.
         identity: of the run as it would be resumed.
         block: the `sdpo:` block.
         sources: as in ``identity_of``.
-        trains: steps are left to train, each of which compares its own hyper-parameters; else all are compared here.
 
     Returns:
         A line on each version of a package that has changed, which is no reason to lose a run.
@@ -100,7 +106,9 @@ def require_same(
     if block.partition is None:
         require_same_steps([step.name for step in ledger.plan.steps], [source.name for source in sources])
     require_same_run(ledger.identity, identity, source_names(sources))
-    for number, (step, record) in enumerate(() if trains else ledger.steps):
+    for number, (step, record) in enumerate(ledger.steps):
+        if record.state != "exported":
+            break
         cfg = sources[number % len(sources)].cfg  # the steps of a partition share theirs
         now = settings_of(cfg, 1, block.refresh_of(step.index))
         require_same_step(step.name, record.settings, now, from_checkpoint=False)

@@ -1,7 +1,8 @@
 """The weights of the policy: M_0 again, M_{t-1} as it was exported, M_t to be exported."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 from transformers import PreTrainedModel
 
 from sdpo_plugin.host.engines import engine, ranks
-from sdpo_plugin.host.engines.external import load_reference
+from sdpo_plugin.host.engines.external import load_base, load_reference
 from sdpo_plugin.host.engines.fsdp import saving_whole, shard
 from sdpo_plugin.host.engines.memory import free_memory
 from sdpo_plugin.host.engines.weights import Snapshot, load_adapter, save_adapter
@@ -66,6 +67,43 @@ class Policy:
         elif not self._setup.session.is_redirected:  # policy_init: base; M_{t-1} is needed for its log-probs alone
             self.stand_in = load_reference(self._setup.cfg, str(directory), self._trainer)
             pack_second_model(self._trainer, self.stand_in, self._setup.rows)
+
+    @contextmanager
+    def another(self, model: str, directory: Path | None) -> Iterator[None]:
+        """Within this context it is an earlier model, as far as log-probs are concerned.
+
+        An adapter takes the place of the policy's; of a full model a second one is loaded, and goes again.
+
+        Args:
+            model: its name.
+            directory: where it was exported to; None: it is the base model.
+
+        Raises:
+            ConfigError: the base model is not what it was: tokens were added to it, and embeddings drawn at random.
+        """
+        if self._setup.cfg.adapter:
+            assert directory is not None, "an adapter M_0 is exported too"
+            engine.release(self._trainer)
+            own = Snapshot(self._trainer.model)
+            load_adapter(self._trainer.model, directory)
+            try:
+                yield
+            finally:
+                engine.release(self._trainer)
+                own.restore(self._trainer.model)
+            return
+        own_stand_in, cfg = self.stand_in, self._setup.cfg
+        if directory is None:
+            self.stand_in = load_base(cfg, self._trainer)
+        else:
+            ranks.require_seen_by_all(directory, f"{model} has been exported to", self._setup.run.root)
+            self.stand_in = load_reference(cfg, str(directory), self._trainer)
+        pack_second_model(self._trainer, self.stand_in, self._setup.rows)
+        try:
+            yield
+        finally:
+            self.stand_in = own_stand_in
+            free_memory()
 
     def restart(self) -> None:
         """Make it M_0 again."""

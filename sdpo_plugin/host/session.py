@@ -12,20 +12,20 @@ from axolotl.utils.distributed import is_main_process
 from transformers.utils import CONFIG_NAME
 
 from sdpo_plugin.args import SDPOConfig
-from sdpo_plugin.errors import OutputError
 from sdpo_plugin.host.data.loading import LoadedSource
 from sdpo_plugin.host.engines.ranks import on_rank_0, require_seen_by_all
-from sdpo_plugin.host.identity import identity_of, require_same
+from sdpo_plugin.host.identity import identity_of, require_same, wanted_run
 from sdpo_plugin.host.telling import can_be_resumed, tell_the_end
-from sdpo_plugin.run_dir.checkpoints import TO_RESUME
-from sdpo_plugin.run_dir.cleanup import clear, sweep
+from sdpo_plugin.plan import Plan
 from sdpo_plugin.run_dir.files import explaining_write_errors
 from sdpo_plugin.run_dir.fresh import require_fresh
+from sdpo_plugin.run_dir.growth import Wanted
 from sdpo_plugin.run_dir.inputs import names_in_place, require_inputs_kept, written_names
 from sdpo_plugin.run_dir.journal import close_run
 from sdpo_plugin.run_dir.lock import RunLock
+from sdpo_plugin.run_dir.opening import open_run
 from sdpo_plugin.run_dir.paths import RunDir
-from sdpo_plugin.run_dir.resume import FRESH, Start, find_start, steps_with_made_rows
+from sdpo_plugin.run_dir.resume import FRESH, Start, steps_with_made_rows, with_last_model
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
 
@@ -76,11 +76,12 @@ class Session:
         if self.made:
             require_seen_by_all(self.run.made_rows, "sdpo.before_step has made", self.run.root)
 
-    def open(self, sources: Sequence[LoadedSource]) -> None:
+    def open(self, sources: Sequence[LoadedSource], plan: Plan) -> None:
         """Take the directory and decide where to begin.
 
         Args:
             sources: data of each entry of `datasets:`, or of each of `sdpo.steps`, as the host has prepared them.
+            plan: of the steps, as far as it is known.
 
         Raises:
             OutputError: as in ``check``; or there is nothing to resume, or it is damaged.
@@ -89,11 +90,12 @@ class Session:
         """
         tokenizer = load_tokenizer(self._cfg)
         self.identity = on_rank_0(lambda: identity_of(self._cfg, self._block, tokenizer, sources))
-        self.start = on_rank_0(self._decide)
+        wanted = wanted_run(plan, self.identity, sources)
+        self.start = on_rank_0(lambda: self._decide(wanted))
         if self.start.ledger is not None:
-            trains = self.start.action.kind not in ("save", "nothing")
-            for change in require_same(self.start.ledger, self.identity, self._block, sources, trains=trains):
+            for change in require_same(self.start.ledger, self.identity, self._block, sources):
                 _tell(f"the run is resumed with other software than it began with: {change}", logging.WARNING)
+            self.start = on_rank_0(lambda: with_last_model(self.run, self.start))
         for line in self.start.passed_over:
             _tell(line)
         if self.start.action.kind == "nothing":
@@ -140,26 +142,12 @@ class Session:
     def _names(self) -> list[str]:
         return names_in_place(self.run, self._block)
 
-    def _decide(self) -> Start:
+    def _decide(self, wanted: Wanted) -> Start:
         if self._lock is None:
             with explaining_write_errors(self.run.lock):
                 self._lock = RunLock(self.run.lock)
         asked = self._cfg.resume_from_checkpoint
-        if not self._resumes or not self.run.ledger.exists():
-            if asked:
-                raise OutputError(
-                    f"resume_from_checkpoint: {asked!r}, but output_dir: {str(self.run.root)!r} holds no run to "
-                    f"resume; set the output_dir of that run, or {TO_RESUME}, which begins where there is none."
-                )
-            require_fresh(self.run, self._names())
-            clear(self.run)
-            return FRESH
-        whole_run = asked is None or Path(asked).resolve() == self.run.root.resolve()
-        start = find_start(self.run, None if whole_run else Path(asked))
-        if start.action.kind == "nothing":
-            assert start.ledger is not None
-            sweep(self.run, start.ledger)
-        return start
+        return open_run(self.run, self._names(), wanted, asked, resumes=self._resumes)
 
     def _redirect(self) -> None:
         """Let the host load M_{t-1}, or the checkpoint, in place of a base model that would be overwritten at once.

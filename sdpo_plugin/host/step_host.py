@@ -1,6 +1,7 @@
 """The ``StepHost`` of a run under Axolotl: what the runner asks, carried out by trainer, policy and passes."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,8 +19,8 @@ from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.step_args import step_args
 from sdpo_plugin.host.telling import keep_history, tell
 from sdpo_plugin.host.training import train_policy
-from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
-from sdpo_plugin.run_dir.journal import Tables
+from sdpo_plugin.plan import M_0, StepPlan, model_name
+from sdpo_plugin.run_dir.records import Tables
 from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome
 from sdpo_plugin.tables import LogProbTable
 
@@ -57,18 +58,19 @@ class AxolotlStepHost:
         self._host_args: AxolotlDPOConfig = trainer.args
         self.output = TrainOutput(0, 0.0, {})
 
-    def early_tables(self, plan: Plan) -> EarlyTables:
+    def early_tables(self, steps: Sequence[StepPlan], heldout: Sequence[str]) -> EarlyTables:
         """By the base model, or by an external reference."""
-        return early_tables(self._trainer, self._setup, self.layout, self._passes)
+        other = self._policy.stand_in
+        return early_tables(self._trainer, self._setup, self.layout, self._passes, steps, heldout, other)
 
     def reference_table(self, step: StepPlan) -> LogProbTable:
         """By the policy, or by M_{t-1} that stands in for it."""
         model = model_name(step.index - 1)
         return self._passes.step_table(step, self.layout.data(step), model, self._policy.stand_in)
 
-    def heldout_tables(self, model: str) -> Tables:
+    def heldout_tables(self, model: str, names: Sequence[str]) -> Tables:
         """By the policy, or by M_{t-1} that stands in for it."""
-        return self._passes.heldout_tables(self.layout, model, self._policy.stand_in)
+        return self._passes.heldout_tables(self.layout, names, model, self._policy.stand_in)
 
     def sampled_tables(self, model: str, steps: Sequence[StepPlan]) -> dict[int, LogProbTable]:
         """Likewise, of the rows that the plan's diagnostics draw."""
@@ -87,6 +89,10 @@ class AxolotlStepHost:
     def load_policy(self, model: str, directory: Path) -> None:
         """From the export."""
         self._policy.load(directory)
+
+    def another_model(self, model: str, directory: Path | None) -> AbstractContextManager[None]:
+        """From its export, or from the base model."""
+        return self._policy.another(model, directory)
 
     def settings(self, step: StepPlan) -> dict[str, Any]:
         """As the config of the step has them."""

@@ -48,6 +48,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "base_model": plan.base_model,
         "models": list(train.models),
         "versions": dict(ledger.identity.get("versions", {})),
+        "lives": [{"began": life.began, "versions": life.versions, "steps": list(life.steps)} for life in ledger.lives],
         "partition": plan.partition,
         "ordering": [asdict(rank) for rank in plan.ordering],
         "overlaps": [asdict(overlap) for overlap in plan.overlaps],

@@ -59,6 +59,8 @@ def _header(report: Mapping[str, Any]) -> str:
     state = element("span", f"{steps}, {view.state(report)}", class_="state")
     base = f"from {element('code', escape(report['base_model']))}"
     parts = [f"<h1>{TITLE}</h1>", element("p", f"{state}, {base}", class_="facts")]
+    if view.lives(report):
+        parts.append(element("p", text(view.lives(report)), class_="facts"))
     if not report["finished"]:
         parts.append(element("p", text(f"As this was written: {view.left(report)}."), class_="facts"))
     return element("header", "\n".join(parts))

@@ -24,6 +24,7 @@ def markdown(report: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ())
     parts = [
         f"# {TITLE}",
         f"Base model: `{report['base_model']}`. Steps: {len(report['steps'])}, {view.state(report)}.",
+        *filter(None, [view.lives(report)]),
         *([] if report["finished"] else [f"As this was written: {view.left(report)}."]),
         _block(view.step_rows(report)),
         " ".join(f"{_capital(term)}: {text}." for term, text in DEFINITIONS) + f" {SAME_PAIRS}",

@@ -107,6 +107,16 @@ def left(report: Mapping[str, Any]) -> str:
     return f"{now['steps_done']} of {steps} steps done; step {now['name']} at {update}; {chain}"
 
 
+def lives(report: Mapping[str, Any]) -> str:
+    """When a run has begun and when it has grown; empty where it has not."""
+    first, *later = report["lives"] or [{}]
+    if not later:
+        return ""
+    begun = "" if first["began"] is None else f" on {first['began'][:10]}"
+    grown = (f"it grew on {life['began'][:10]} by {', '.join(life['steps'])}" for life in later)
+    return f"Begun{begun} with {', '.join(first['steps'])}; {'; '.join(grown)}."
+
+
 def remarks(report: Mapping[str, Any]) -> list[str]:
     """Verdicts, then doubts about plan and tables, each a sentence."""
     return [_sentence(text) for text in (*(verdict["text"] for verdict in report["verdicts"]), *report["warnings"])]

@@ -49,7 +49,6 @@ def require_fresh(run: RunDir, names: Sequence[str]) -> None:
             steps, or a model of a run of another kind.
     """
     require_no_foreign_model(run)
-    held = [name for name in names if any((run.root / name / marker).exists() for marker in MARKERS)]
     if run.ledger.exists():
         steps = Ledger.load(run.ledger).steps
         done = [step.name for step, record in steps if record.state in ("trained", "exported")]
@@ -58,6 +57,20 @@ def require_fresh(run: RunDir, names: Sequence[str]) -> None:
             raise OutputError(_refusal(run, f"holds finished steps of an earlier run ({', '.join(done)})"))
         if begun and (whole := [path for path in checkpoints(run.step(begun[0])) if _is_sealed(path)]):
             raise OutputError(_refusal(run, f"holds a half-trained step of an earlier run ({whole[-1]})"))
+    require_free(run, names)
+
+
+def require_free(run: RunDir, names: Sequence[str]) -> None:
+    """Refuse steps in whose places models stand that this run has not made.
+
+    Args:
+        run: the directory.
+        names: of the steps.
+
+    Raises:
+        OutputError: it names them.
+    """
+    held = [name for name in names if any((run.root / name / marker).exists() for marker in MARKERS)]
     if held:
         raise OutputError(
             f"output_dir: {str(run.root)!r} holds models in {', '.join(held)} that this run would overwrite, and "

@@ -1,10 +1,9 @@
 """The one writer of a run directory's records: rank 0 writes data first, then the ledger that vouches for them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
 from sdpo_plugin.run_dir.checkpoints import about_checkpoint
@@ -16,31 +15,16 @@ from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Hook, Ledger
 from sdpo_plugin.run_dir.made_rows import MadeRows
 from sdpo_plugin.run_dir.models import about_model, final_model_files
 from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.records import EXTERNAL, NONE, LookBack, Ranks, Records, Samples, Tables, require_rows
 from sdpo_plugin.run_dir.sealed import publish, seal
 from sdpo_plugin.run_dir.stored import write_stored
-from sdpo_plugin.run_dir.table_files import read_table, save_table
+from sdpo_plugin.run_dir.table_files import save_table
 from sdpo_plugin.tables import LogProbTable
 
-T = TypeVar("T")
-Tables = Mapping[str, LogProbTable]
-"""Log-probs of the held-out sets under one model, by name of the set."""
-
-Samples = Mapping[int, LogProbTable]
-"""Log-probs of sampled rows of D_j under one model, by j."""
-NONE: Samples = MappingProxyType({})
-
 PLAN_SCHEMA_VERSION = 1
-EXTERNAL = "reference"  # owner of the held-out tables of an external reference
 
 
-class Ranks(Protocol):
-    """The ranks, as far as writing needs them."""
-
-    def on_rank_0(self, action: Callable[[], T]) -> T:
-        """Run ``action`` on rank 0; its result, or the error that it raised, is every rank's."""
-
-
-class Journal:
+class Journal(Records):
     """The ledger of a run, in memory on every rank and on disk, with the tables and models that it vouches for.
 
     Args:
@@ -55,69 +39,16 @@ class Journal:
     """
 
     def __init__(self, run: RunDir, ranks: Ranks, plan: Plan, ledger: Ledger) -> None:
-        self._run, self._ranks, self._plan = run, ranks, plan
         require_same_steps([step.name for step in ledger.plan.steps], [step.name for step in plan.steps])
         to_train = [step.name for step, record in ledger.steps if record.state != "exported"]
         ranks.on_rank_0(lambda: require_own_places(run, to_train))
         # The ledger of a new run is rank 0's, for its random name.
-        self.ledger = ranks.on_rank_0(lambda: replace(ledger, plan=plan))
+        super().__init__(run, ranks, plan, ranks.on_rank_0(lambda: replace(ledger, plan=plan)))
         ranks.on_rank_0(lambda: remove_folder(run.staging))
         ranks.on_rank_0(lambda: sweep(run, self.ledger))
-        ranks.on_rank_0(lambda: _write_plan(run, plan))
+        ranks.on_rank_0(lambda: _write_plan(run, self.ledger))
         self._write()
         self._drop_superseded()
-
-    @property
-    def is_prepared(self) -> bool:
-        """Whether all that is computed before step 1 is on disk."""
-        return self.ledger.prepared
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the held-out log-probs of M_T are on disk."""
-        return self.ledger.finished
-
-    def is_referenced(self, step: StepPlan) -> bool:
-        """Whether the step has its reference table, and the held-out sets the log-probs of M_{t-1}."""
-        return self.ledger.records[step.index - 1].state != "planned"
-
-    def is_exported(self, step: StepPlan) -> bool:
-        """Whether M_t has been written, so that the step never trains again."""
-        return self.ledger.records[step.index - 1].state == "exported"
-
-    def is_due(self, hook: Hook, step: StepPlan) -> bool:
-        """Whether a user's hook is still to be called: before a step has its reference, or while M_t stands."""
-        record = self.ledger.records[step.index - 1]
-        in_time = record.state == "planned" if hook == "before_step" else record.state == "exported" and record.kept
-        return in_time and hook not in record.called
-
-    def has_table(self, step: StepPlan) -> bool:
-        """Whether the reference table of D_t was made before step 1."""
-        return self._run.key(self._run.reference(step)) in self.ledger.tables
-
-    def reference(self, step: StepPlan) -> LogProbTable:
-        """The reference table of D_t, from disk.
-
-        Raises:
-            ReferenceTableError: it is missing, damaged or of other rows; nothing is trained with it.
-        """
-        table = self._read(self._run.reference(step))
-        assert table.model == step.reference
-        _require_rows(step, table)
-        return table
-
-    def heldout(self, step: StepPlan) -> dict[str, LogProbTable]:
-        """The log-probs of every held-out set under the reference of the step, from disk.
-
-        Raises:
-            ReferenceTableError: as in ``reference``.
-        """
-        models = [model_name(index) for index in range(len(self._plan.steps))]
-        owner = step.reference if step.reference in models else EXTERNAL
-        return {name: self._read(self._run.heldout(owner, col)) for col, name in enumerate(self._plan.heldout)}
-
-    def _read(self, path: Path) -> LogProbTable:
-        return self._ranks.on_rank_0(lambda: read_table(self._run, self.ledger, path))
 
     def _save(self, files: Mapping[Path, LogProbTable]) -> None:
         """Write tables. The ledger vouches for them from its next record on."""
@@ -131,7 +62,9 @@ class Journal:
         self.ledger = replace(self.ledger, tables=self.ledger.tables | digests)
 
     def _heldout_files(self, owner: str, tables: Tables) -> dict[Path, LogProbTable]:
-        return {self._run.heldout(owner, column): tables[name] for column, name in enumerate(self._plan.heldout)}
+        assert set(self.to_hold(owner)) <= set(tables)
+        sets = enumerate(self._plan.heldout)
+        return {self._run.heldout(owner, column): tables[name] for column, name in sets if name in tables}
 
     def _sampled_files(self, model: str, sampled: Samples) -> dict[Path, LogProbTable]:
         steps = self._plan.steps
@@ -144,6 +77,25 @@ class Journal:
             tables: log-probs of D_t under the model that a table names, its reference or another one.
             heldout: log-probs of the held-out sets by an external reference, under its name; else empty.
         """
+        self._save_early(tables, heldout)
+        self._set(prepared=True)
+
+    def record_early(self, tables: Sequence[tuple[StepPlan, LogProbTable]], heldout: Mapping[str, Tables]) -> None:
+        """Record the same of steps that have come when the run grew."""
+        self._save_early(tables, heldout)
+        self._write()
+
+    def record_look_back(self, back: LookBack, heldout: Tables, sampled: Samples) -> None:
+        """Record what an earlier model says of what came when the run grew."""
+        self._save(self._heldout_files(back.model, heldout) | self._sampled_files(back.model, sampled))
+        self._write()
+
+    def record_looked_back(self, step: StepPlan) -> None:
+        """Record that no earlier model is left to ask of what came with this step."""
+        lives = self.ledger.lives
+        self._set(lives=tuple(replace(life, looked_back=life.looked_back or step.name in life.steps) for life in lives))
+
+    def _save_early(self, tables: Sequence[tuple[StepPlan, LogProbTable]], heldout: Mapping[str, Tables]) -> None:
         files = {}
         for step, table in tables:
             is_reference = table.model == step.reference
@@ -151,23 +103,6 @@ class Journal:
         for own in heldout.values():
             files |= self._heldout_files(EXTERNAL, own)
         self._save(files)
-        self._set(prepared=True)
-
-    def to_sample(self, model: str, *, referenced: StepPlan | None = None) -> list[StepPlan]:
-        """The steps whose rows are still to be looked at under a model, for the report; none without diagnostics.
-
-        Args:
-            model: "M_0" … "M_T".
-            referenced: a step whose reference table is there, and not recorded yet.
-        """
-
-        def is_known(step: StepPlan) -> bool:
-            is_referenced = referenced is not None and step.index == referenced.index
-            whole = step.reference == model and (is_referenced or self.has_table(step))
-            return whole or self._run.key(self._run.log_probs(model, step)) in self.ledger.tables
-
-        made = [step for step in self._plan.steps if not step.is_awaited]
-        return [step for step in made if self._plan.diagnostics and not is_known(step)]
 
     def record_reference(
         self,
@@ -193,7 +128,7 @@ class Journal:
         """
         files = {}
         if table is not None:
-            _require_rows(step, table)
+            require_rows(step, table)
             files[self._run.reference(step)] = table
         model = model_name(step.index - 1)
         self._save(files | self._heldout_files(model, heldout) | self._sampled_files(model, sampled))
@@ -216,7 +151,7 @@ class Journal:
                 made_rows={**self.ledger.made_rows, key: made.digest},
             )
             self._plan = made.plan
-            self._ranks.on_rank_0(lambda: _write_plan(self._run, made.plan))
+            self._ranks.on_rank_0(lambda: _write_plan(self._run, self.ledger))
         self.record(step, called=(*self.ledger.records[step.index - 1].called, hook))
 
     def about_checkpoint(self, step: StepPlan) -> dict[str, str]:
@@ -302,11 +237,7 @@ def _write_ledger(run: RunDir, ledger: Ledger) -> None:
         write_stored(run.ledger, ledger, SCHEMA_VERSION)
 
 
-def _write_plan(run: RunDir, plan: Plan) -> None:
+def _write_plan(run: RunDir, ledger: Ledger) -> None:
+    lives = [{"began": life.began, "steps": life.steps} for life in ledger.lives]
     with explaining_write_errors(run.plan):
-        write_json(run.plan, {"schema_version": PLAN_SCHEMA_VERSION, **asdict(plan)})
-
-
-def _require_rows(step: StepPlan, table: LogProbTable) -> None:
-    if step.rows_digest is not None:
-        table.require_rows(step.num_rows, step.rows_digest)
+        write_json(run.plan, {"schema_version": PLAN_SCHEMA_VERSION, **asdict(ledger.plan), "lives": lives})

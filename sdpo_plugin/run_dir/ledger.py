@@ -1,8 +1,9 @@
 """The ledger of a run: its plan, and what has been done of it. Resume trusts nothing else."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +58,31 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class Life:
+    """The beginning of a run, or its going on with steps that its config had not had.
+
+    Attributes:
+        began: when, in UTC (ISO 8601); None of a run that an earlier version of this package has begun.
+        versions: of the packages that it began with.
+        steps: names of the steps that it has brought.
+        looked_back: what the models before these steps say of their rows is on disk, as far as it can be known.
+    """
+
+    __pydantic_config__ = STRICT
+
+    began: str | None
+    versions: dict[str, str]
+    steps: tuple[str, ...]
+    looked_back: bool = True
+
+    @classmethod
+    def begin(cls, steps: Iterable[str], identity: Mapping[str, Mapping[str, Any]], *, looked_back: bool) -> "Life":
+        """A life that begins now, with the versions that an identity names."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(now, dict(identity.get("versions", {})), tuple(steps), looked_back)
+
+
+@dataclass(frozen=True)
 class Ledger:
     """The plan of a run with a record for each of its steps.
 
@@ -72,6 +98,7 @@ class Ledger:
         saved: the host has written the final model.
         final: digest of the final model's seal.
         made_rows: digest of each file of rows that `sdpo.before_step` has made, by its path.
+        lives: the beginning of the run, and each time that it has grown by steps.
     """
 
     __pydantic_config__ = STRICT
@@ -87,12 +114,14 @@ class Ledger:
     saved: bool = False
     final: str | None = None
     made_rows: dict[PathBelow, str] = field(default_factory=dict)
+    lives: tuple[Life, ...] = ()
 
     @classmethod
     def begin(cls, plan: Plan, identity: Mapping[str, Any], tables: Mapping[str, str] | None = None) -> "Ledger":
         """Nothing is done yet; ``tables`` are those that the plan was made with."""
         records = tuple(StepRecord() for _ in plan.steps)
-        return cls(secrets.token_hex(8), plan, dict(identity), records, tables=dict(tables or {}))
+        first = Life.begin((step.name for step in plan.steps), identity, looked_back=True)
+        return cls(secrets.token_hex(8), plan, dict(identity), records, tables=dict(tables or {}), lives=(first,))
 
     @property
     def steps(self) -> list[tuple[StepPlan, StepRecord]]:
@@ -123,6 +152,7 @@ class Ledger:
             ledger._require_order()
             ledger._require_names()
             ledger._require_files()
+            ledger._require_lives()
             return ledger
         except (OSError, ValueError) as error:
             raise OutputError(
@@ -172,3 +202,10 @@ class Ledger:
         unknown = sorted(set(self.made_rows) - {layout.key(layout.made_rows_of(step.name)) for step in self.plan.steps})
         if unknown:
             raise ValueError(f"it vouches for rows of no step: {unknown}")
+
+    def _require_lives(self) -> None:
+        """Each step came with one life, in order. A ledger of an earlier version of this package has none."""
+        brought = [name for life in self.lives for name in life.steps]
+        names = [step.name for step in self.plan.steps]
+        if self.lives and brought != names:
+            raise ValueError(f"its lives have brought the steps {brought}, and it has {names}")

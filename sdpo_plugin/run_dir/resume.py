@@ -7,6 +7,8 @@ from pathlib import Path
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.plan import M_0, StepPlan, model_name
 from sdpo_plugin.run_dir.checkpoints import TO_RESUME, checkpoint_to_resume
+from sdpo_plugin.run_dir.fresh import require_free
+from sdpo_plugin.run_dir.growth import Wanted, grown, keep_final_model, needs_final_model
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.made_rows import kept_rows
 from sdpo_plugin.run_dir.models import about_model, final_model_flaw, model_dir
@@ -25,7 +27,8 @@ class Start:
         model_dir: where ``action.model`` is read from; None where it is the base model, or comes with the checkpoint.
         checkpoint: the checkpoint that the half-trained step is resumed from.
         passed_over: what is missed on disk and not needed, each with the reason: newer checkpoints that are not
-            whole, models that were deleted, or are back.
+            whole, models that were deleted, or are back; and that the run grows.
+        from_final: M_T of the run that grows is its final model, and has no directory of its own yet.
     """
 
     ledger: Ledger | None
@@ -33,6 +36,7 @@ class Start:
     model_dir: Path | None = None
     checkpoint: Path | None = None
     passed_over: tuple[str, ...] = ()
+    from_final: bool = False
 
     def checkpoint_of(self, step: StepPlan) -> Path | None:
         """The checkpoint that this step is resumed from; None where it begins with the policy as it stands."""
@@ -42,17 +46,52 @@ class Start:
 FRESH = Start(None, Action("prepare", 0, M_0))
 
 
-def find_start(run: RunDir, asked: Path | None = None) -> Start:
-    """The start of the run in ``run``, which is resumed.
+def find_start(run: RunDir, asked: Path | None = None, wanted: Wanted | None = None) -> Start:
+    """The start of the run in ``run``, which is resumed. Nothing is written.
 
     Args:
         run: holds a ledger.
         asked: a checkpoint that the user wants the half-trained step to be resumed from, instead of the newest.
+        wanted: the run that the config asks for, which may have steps after those of the ledger.
 
     Raises:
-        OutputError: the ledger or a model is damaged, or a model that is needed is gone; ``asked`` cannot be used.
+        OutputError: the ledger or a model is damaged, or a model that is needed is gone; ``asked`` cannot be used;
+            a model stands in the place of a step that is new.
+        ConfigError: the run cannot have further steps.
     """
-    ledger = _without_lost_table(Ledger.load(run.ledger), run)
+    before = Ledger.load(run.ledger)
+    ledger = before if wanted is None else grown(before, wanted)
+    start = _start(run, _without_lost_table(ledger, run), asked, before if ledger is not before else None)
+    if ledger is before:
+        return start
+    new = [step.name for step in ledger.plan.steps[len(before.records) :]]
+    require_free(run, new)
+    state = "is finished" if before.finished else f"has {len(before.records)} steps"
+    said = f"the run in {run.root} {state}, and grows by {', '.join(new)}: {len(ledger.records)} steps"
+    return replace(start, passed_over=(*start.passed_over, said))
+
+
+def with_last_model(run: RunDir, start: Start) -> Start:
+    """The same start; a final model that the run goes on from has been given the directory of its step.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if not start.from_final:
+        return start
+    assert start.ledger is not None
+    ledger = keep_final_model(run, start.ledger)
+    return replace(start, ledger=ledger, model_dir=model_dir(run, ledger, start.action.model), from_final=False)
+
+
+def _start(run: RunDir, ledger: Ledger, asked: Path | None, grows_from: Ledger | None) -> Start:
+    """The start of a run with this ledger.
+
+    Args:
+        run, asked: as in ``find_start``.
+        ledger: of the run, with the steps that are new.
+        grows_from: its ledger without them; None where there are none.
+    """
     action = next_action(ledger)
     if asked is not None and action.kind != "train":
         raise OutputError(
@@ -63,6 +102,8 @@ def find_start(run: RunDir, asked: Path | None = None) -> Start:
         checkpoint, passed_over = checkpoint_to_resume(run, ledger, ledger.plan.steps[action.step - 1], asked)
         model = None if checkpoint is not None else model_dir(run, ledger, action.model)
         return _with_models_as_on_disk(run, ledger, Start(ledger, action, model, checkpoint, passed_over))
+    if grows_from is not None and needs_final_model(run, grows_from):
+        return _with_models_as_on_disk(run, ledger, Start(ledger, action, from_final=True))
     if action.kind == "nothing":  # M_T's double may be gone, as `export_steps: last` says
         return _finished(run, _with_models_as_on_disk(run, ledger, Start(ledger, action)))
     return _with_models_as_on_disk(run, ledger, Start(ledger, action, model_dir(run, ledger, action.model)))
@@ -86,7 +127,10 @@ def _without_lost_table(ledger: Ledger, run: RunDir) -> Ledger:
     path = run.reference(step)
     if path.exists() or step.reference != model_name(step.index - 1):
         return ledger
-    tables = {key: digest for key, digest in ledger.tables.items() if key != run.key(path)}
+    model = model_name(step.index - 1)
+    lost = [path, *(run.heldout(model, column) for column in range(len(ledger.plan.heldout)))]
+    lost += [run.sample(model, other) for other in ledger.plan.steps]
+    tables = {key: digest for key, digest in ledger.tables.items() if key not in map(run.key, lost)}
     return replace(ledger, tables=tables).record(step.index, state="planned")
 
 

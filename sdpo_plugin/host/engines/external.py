@@ -14,12 +14,12 @@ SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 LOAD_ERRORS = (OSError, ValueError, KeyError)  # what transformers raises on a path or id that is no model
 
 
-def reference_cfg(cfg: DictDefault, path: str) -> DictDefault:
+def reference_cfg(cfg: DictDefault, path: str, revision: str | None = None) -> DictDefault:
     """The config as the host would have it for this model: same dtype, quantization and ranks, no adapter."""
     own = copy.deepcopy(cfg)
     own.base_model = own.base_model_config = own.tokenizer_config = path
-    own.adapter = own.lora_model_dir = own.revision_of_model = own.tokenizer_type = own.type_of_model = None
-    own.processor_type = None
+    own.adapter = own.lora_model_dir = own.tokenizer_type = own.type_of_model = None
+    own.processor_type, own.revision_of_model = None, revision
     try:
         config = load_model_config(own)
     except LOAD_ERRORS as error:
@@ -84,7 +84,24 @@ def _difference(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) 
     return None
 
 
-def load_reference(cfg: DictDefault, path: str, trainer: Trainer) -> PreTrainedModel:
+def load_base(cfg: DictDefault, trainer: Trainer) -> PreTrainedModel:
+    """Load the base model once more, for its log-probs.
+
+    Raises:
+        ConfigError: it has fewer embeddings than the tokenizer has tokens, so that each load draws the others anew.
+    """
+    path, tokens = str(cfg.base_model), len(trainer.processing_class)
+    size = load_model_config(cfg).get_text_config().vocab_size
+    if size < tokens:
+        raise ConfigError(
+            f"base_model: {path!r} has embeddings for {size} tokens, and the tokenizer has {tokens}: the others were "
+            "drawn at random when the run began, so that its M_0 cannot be asked about the rows of a step that is new. "
+            "Train into another output_dir, from a base model whose embeddings were enlarged."
+        )
+    return load_reference(cfg, path, trainer, cfg.revision_of_model)
+
+
+def load_reference(cfg: DictDefault, path: str, trainer: Trainer, revision: str | None = None) -> PreTrainedModel:
     """Load the reference through the host's own loader.
 
     Under ZeRO-3 the loader leaves transformers' global DeepSpeed config pointing at an object that it drops, after
@@ -93,7 +110,7 @@ def load_reference(cfg: DictDefault, path: str, trainer: Trainer) -> PreTrainedM
     Raises:
         ConfigError: the model cannot be loaded.
     """
-    own = reference_cfg(cfg, path)
+    own = reference_cfg(cfg, path, revision)
     try:
         model, _ = ModelLoader(own, trainer.processing_class, reference_model=True).load()
     except LOAD_ERRORS as error:

@@ -80,15 +80,16 @@ class Passes:
         )
 
     def heldout_tables(
-        self, layout: Layout, model: str, other: PreTrainedModel | None = None
+        self, layout: Layout, names: Sequence[str], model: str, other: PreTrainedModel | None = None
     ) -> dict[str, LogProbTable]:
-        """Log-probs of the held-out sets of all steps, by name, in batches of the evaluation's size.
+        """Log-probs of these held-out sets, by name, in batches of the evaluation's size.
 
         Raises:
             ReferenceTableError, Stopped: as in ``step_table``.
         """
         known, tables, cfgs = self._heldout_facts, {}, heldout_cfgs(layout.steps)
-        for name, rows in layout.heldout.items():
+        for name in names:
+            rows = layout.heldout[name]
             if name not in known:
                 known[name] = row_facts(rows)
             compute_as_in(self._trainer, cfgs[name])

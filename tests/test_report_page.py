@@ -104,6 +104,7 @@ def test_sections_of_the_page(report: dict[str, Any]) -> None:
         "Steps",
         "What each step began at",
         "Training",
+        "Checks of the data",
         "Order of the sources",
         "Models on held-out sets",
         "Models on training rows",

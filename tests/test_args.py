@@ -18,7 +18,8 @@ from sdpo_plugin.steps_args import OVERRIDES, HookRows, StepArgs, step_names
 
 DATA = [{"path": "pairs.jsonl", "type": "chatml.intel"}]
 BLOCK_KEYS = [
-    *("steps", "partition", "reference", "policy_init", "packed", "export_steps", "diagnostics", "lm_eval"),
+    *("steps", "partition", "reference", "policy_init", "packed", "export_steps"),
+    *("reference_cache", "diagnostics", "lm_eval"),
     *("before_step", "after_step"),
 ]
 PARTITION_KEYS = ["strategy", "unit", "score", "num_steps", "fractions", "seed"]
@@ -91,6 +92,7 @@ def test_defaults(block: dict[str, Any] | None) -> None:
         "policy_init": "previous",
         "packed": "auto",
         "export_steps": "all",
+        "reference_cache": None,
         "diagnostics": {"matrix": True, "max_rows": 512, "seed": 42},
         "lm_eval": None,
         "before_step": None,
@@ -138,6 +140,7 @@ def test_everything_that_is_written_is_kept() -> None:
         "policy_init": "base",
         "packed": "auto",
         "export_steps": "last",
+        "reference_cache": "cache",
         "diagnostics": {"matrix": False, "max_rows": 100, "seed": 7},
         "lm_eval": {
             "tasks": [{"task": "hellaswag", "num_fewshot": 10, "limit": 0.5}],
@@ -197,8 +200,8 @@ def test_unknown_key_of_a_step_names_key_value_and_what_was_meant(key: str, valu
         pytest.param(
             {"seed": 42},
             "sdpo.seed: 42 is set, but there is no such key; "
-            "Keys here: steps, partition, reference, policy_init, packed, export_steps, diagnostics, lm_eval, "
-            "before_step, after_step.",
+            "Keys here: steps, partition, reference, policy_init, packed, export_steps, reference_cache, "
+            "diagnostics, lm_eval, before_step, after_step.",
             id="block",
         ),
         pytest.param(

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -13,6 +13,7 @@ from sdpo_plugin.errors import ReferenceTableError
 from sdpo_plugin.host.data.columns import row_facts
 from sdpo_plugin.host.data.layout import Layout, StepData, describe_row
 from sdpo_plugin.host.data.tokenized import TokenizedSource
+from sdpo_plugin.host.forward.attention import takes_packed_rows
 from sdpo_plugin.host.forward.log_probs import log_prob_table
 from sdpo_plugin.host.stopping import Stopped, StopRequest
 from sdpo_plugin.plan import StepPlan
@@ -26,16 +27,21 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("axolotl.sdpo_plugin")
 
 
+# Name of the model, facts of the rows, name of the data set, how the pass is made, and what makes it.
+Cached = Callable[[str, RowFacts, str, Mapping[str, Any], Callable[[], LogProbTable]], LogProbTable]
+
+
 class Passes:
     """Fills tables of log-probs.
 
     Args:
         trainer: holds the policy.
         stop: whether the run has been asked to stop; a table that is half made then is not kept.
+        cached: gives a table that another run has made, or makes it.
     """
 
-    def __init__(self, trainer: "DPOTrainer", stop: StopRequest) -> None:
-        self._trainer, self.stop = trainer, stop
+    def __init__(self, trainer: "DPOTrainer", stop: StopRequest, cached: Cached) -> None:
+        self._trainer, self.stop, self._cached = trainer, stop, cached
         self._heldout_facts: dict[str, RowFacts] = {}  # every model of the run is evaluated on the same rows
 
     def step_table(
@@ -73,9 +79,24 @@ class Passes:
         other: PreTrainedModel | None = None,
     ) -> LogProbTable:
         size = self._trainer.args.per_device_train_batch_size
-        return log_prob_table(
-            self._trainer, data.train, size, model, what, other, data.facts, name_row, self.end_if_asked
-        )
+        return self._made(data.train, size, model, what, other, data.facts, name_row)
+
+    def _made(
+        self,
+        rows: Dataset,
+        size: int,
+        model: str,
+        what: str,
+        other: PreTrainedModel | None,
+        facts: RowFacts,
+        name_row: Callable[[int], str] | None = None,
+    ) -> LogProbTable:
+        """As ``log_prob_table`` makes it, or an earlier run has."""
+        make = partial(log_prob_table, self._trainer, rows, size, model, what, other, facts, name_row)
+        packs = other is None or takes_packed_rows(other)
+        is_packed = packs and self._trainer.data_collator is not self._trainer.padded_collator
+        settings = {"batch size": size, "packed": is_packed}
+        return self._cached(model, facts, what, settings, lambda: make(self.end_if_asked))
 
     def heldout_tables(
         self, heldout: Mapping[str, Dataset], model: str, other: PreTrainedModel | None = None
@@ -91,9 +112,7 @@ class Passes:
             if name not in known:
                 known[name] = row_facts(rows)
             what = f"held-out {name}"
-            tables[name] = log_prob_table(
-                self._trainer, rows, size, model, what, other, known[name], check=self.end_if_asked
-            )
+            tables[name] = self._made(rows, size, model, what, other, known[name])
         return tables
 
     def sampled_tables(
@@ -112,7 +131,7 @@ class Passes:
             rows, facts = data.train.select(drawn.rows), data.facts.take(drawn.rows)
             what = f"{len(drawn.rows):,} rows of D_{step.index}"
             try:
-                table = log_prob_table(self._trainer, rows, size, model, what, other, facts, check=self.end_if_asked)
+                table = self._made(rows, size, model, what, other, facts)
             except ReferenceTableError as error:  # every rank has the same numbers
                 if self._trainer.accelerator.is_main_process:
                     LOG.warning("the report will miss log-probs of D_%d under %s: %s", step.index, model, error)

@@ -66,6 +66,11 @@ class SDPOConfig(BaseModel):
     export_steps: Literal["all", "last"] = Field(
         "all", description="all = keep every M_t as a loadable model directory; last = only the final model."
     )
+    reference_cache: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Directory in which runs share their tables of log-probs: what one has computed of the same rows "
+        "under the same model, another one reads. Default: none.",
+    )
     diagnostics: DiagnosticsArgs = Field(DiagnosticsArgs(), description="What is computed for the report alone.")
     lm_eval: LMEvalArgs | None = Field(
         None, description="Benchmarks of lm-eval that every M_t is evaluated on. Default: none."

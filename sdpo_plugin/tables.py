@@ -27,6 +27,7 @@ class LogProbTable:
         rejected_tokens: the same of y_l.
         model: whose log-probs these are, "M_0" … "M_T".
         rows_digest: SHA-256 of the rows (token ids).
+        from_cache: it was not computed by this run, but read from `sdpo.reference_cache`.
     """
 
     chosen: Float
@@ -35,6 +36,7 @@ class LogProbTable:
     rejected_tokens: Int
     model: str
     rows_digest: str
+    from_cache: bool = False
 
     def __len__(self) -> int:
         return len(self.chosen)

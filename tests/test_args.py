@@ -20,7 +20,7 @@ from sdpo_plugin.steps_args import OVERRIDES, HookRows, StepArgs, step_names
 DATA = [{"path": "pairs.jsonl", "type": "chatml.intel"}]
 BLOCK_KEYS = [
     *("steps", "partition", "reference", "policy_init", "reference_refresh", "packed", "check_data", "export_steps"),
-    *("diagnostics", "lm_eval", "before_step", "after_step"),
+    *("reference_cache", "diagnostics", "lm_eval", "before_step", "after_step"),
 ]
 PARTITION_KEYS = (
     "strategy unit score column descending num_steps fractions pool drop_hardest max_rows weights seed".split()
@@ -103,6 +103,7 @@ def test_defaults(block: dict[str, Any] | None) -> None:
         "packed": "auto",
         "check_data": "error",
         "export_steps": "all",
+        "reference_cache": None,
         "diagnostics": {"matrix": True, "max_rows": 512, "seed": 42},
         "lm_eval": None,
         "before_step": None,
@@ -158,6 +159,7 @@ def test_everything_that_is_written_is_kept() -> None:
         "packed": "auto",
         "check_data": "error",
         "export_steps": "last",
+        "reference_cache": "cache",
         "diagnostics": {"matrix": False, "max_rows": 100, "seed": 7},
         "lm_eval": {
             "tasks": [{"task": "hellaswag", "num_fewshot": 10, "limit": 0.5}],
@@ -218,7 +220,7 @@ def test_unknown_key_of_a_step_names_key_value_and_what_was_meant(key: str, valu
             {"seed": 42},
             "sdpo.seed: 42 is set, but there is no such key; "
             "Keys here: steps, partition, reference, policy_init, reference_refresh, packed, check_data, export_steps, "
-            "diagnostics, lm_eval, before_step, after_step.",
+            "reference_cache, diagnostics, lm_eval, before_step, after_step.",
             id="block",
         ),
         pytest.param(

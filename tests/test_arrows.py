@@ -72,7 +72,7 @@ ALLOWED = {
         "run_dir.made_rows run_dir.models run_dir.paths run_dir.records run_dir.sealed run_dir.stored "
         "run_dir.table_files tables"
     ),
-    "run_dir.ledger": "errors names plan refresh run_dir.paths run_dir.stored schema",
+    "run_dir.ledger": "errors names plan refresh run_dir.paths run_dir.stored schema tables",
     "run_dir.lock": "errors run_dir.files",
     "run_dir.loggers": "run_dir.files run_dir.paths run_dir.stored schema",
     "run_dir.made_rows": "digests errors plan run_dir.files run_dir.ledger run_dir.paths",
@@ -84,6 +84,7 @@ ALLOWED = {
     "run_dir.paths": "plan",
     "run_dir.progress": "run_dir.files run_dir.paths schema",
     "run_dir.records": "plan run_dir.ledger run_dir.models run_dir.paths run_dir.table_files tables",
+    "run_dir.reference_cache": "digests errors run_dir.table_files tables",
     "run_dir.resume": (
         "errors plan run_dir.checkpoints run_dir.fresh run_dir.growth run_dir.ledger run_dir.made_rows run_dir.models "
         "run_dir.next_action run_dir.paths run_dir.sealed"

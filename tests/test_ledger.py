@@ -135,6 +135,7 @@ def test_keys_of_the_file_are_frozen(path: Path) -> None:
         "saved",
         "final",
         "made_rows",
+        "from_cache",
         "lives",
         "digest",
     ]

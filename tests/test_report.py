@@ -76,6 +76,7 @@ def test_keys_of_the_report_are_frozen(report: dict[str, Any]) -> None:
         "heldout",
         "changes",
         "lm_eval",
+        "from_cache",
     ]
 
 

@@ -117,7 +117,8 @@ def require_same(
 
 def base_model_of(cfg: DictDefault) -> dict[str, Any]:
     """The facts of M_0: what it holds, and not where it lies."""
-    return {MODEL: digests.of_samples(_files(cfg)), **facts_of_adapter(cfg)}
+    files = model_files(str(cfg.base_model), cfg.revision_of_model)
+    return {MODEL: digests.of_samples(files), **facts_of_adapter(cfg)}
 
 
 def source_names(sources: Sequence[LoadedSource]) -> dict[str, str]:
@@ -158,10 +159,9 @@ def _block(block: SDPOConfig) -> dict[str, Any]:
     return dict(without_secrets(facts))
 
 
-def _files(cfg: DictDefault) -> list[Path]:
-    """The files of the base model, in its directory or in the cache of the hub."""
-    directory = Path(cfg.base_model)
+def model_files(model: str, revision: str | None, patterns: Sequence[str] = WEIGHTS) -> list[Path]:
+    """The files of a model, in its directory or in the cache of the hub."""
+    directory = Path(model)
     if not directory.is_dir():
-        config = cached_file(str(cfg.base_model), "config.json", revision=cfg.revision_of_model)
-        directory = Path(config).parent
-    return [path for pattern in WEIGHTS for path in directory.glob(pattern)]
+        directory = Path(cached_file(model, "config.json", revision=revision)).parent
+    return [path for pattern in patterns for path in directory.glob(pattern)]

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 from transformers.trainer_utils import TrainOutput
 
+from sdpo_plugin.host.cached_tables import passes_of
 from sdpo_plugin.host.data.layout import lay_out
 from sdpo_plugin.host.early import pool_tables
 from sdpo_plugin.host.engines.memory import quick_collections
 from sdpo_plugin.host.forward.packed import forward_pass
-from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.left_to_do import check_what_is_left
 from sdpo_plugin.host.loggers.chain import ChainLoggers
 from sdpo_plugin.host.policy import Policy
@@ -37,7 +37,7 @@ def run_chain(trainer: "StepwiseDPOTrainer", setup: RunSetup) -> TrainOutput:
     args, start, stop = trainer.args, setup.session.start, StopRequest()
     policy = Policy(trainer, setup)
     with stop.listening(), quick_collections(), forward_pass(trainer, setup.block.packed, setup.rows):
-        passes = Passes(trainer, stop)
+        passes = passes_of(trainer, setup, stop)
         pool = pool_tables(setup, passes)
         layout = lay_out(setup.cfg, setup.block, setup.sources, list(pool.values()))
         host = AxolotlStepHost(trainer, setup, layout, policy, passes)

@@ -113,8 +113,8 @@ class RunSetup:
 
     def ledger(self, plan: Plan, pool: Mapping[Path, LogProbTable]) -> Ledger:
         """The ledger of the run that is resumed, or that of a new one, with the tables that its plan was made with."""
-        tables = {self.run.key(path): table.digest() for path, table in pool.items()}
-        return self.session.start.ledger or Ledger.begin(plan, self.session.identity, tables)
+        tables = {self.run.key(path): table for path, table in pool.items()}
+        return self.session.start.ledger or Ledger.begin(plan, self.session.identity).with_tables(tables)
 
     @property
     def rows(self) -> list[tuple[Dataset, RowFacts, int]]:

@@ -62,6 +62,7 @@ def build_report(run: RunDir) -> dict[str, Any]:
         "heldout": matrices(heldout),
         "changes": [*changes(train, "train"), *changes(heldout, "heldout")],
         "lm_eval": lm_eval,
+        "from_cache": list(ledger.from_cache),
     }
 
 

@@ -41,7 +41,7 @@ def html(report: Mapping[str, Any]) -> str:
         section("Left out", [table(left_out)] if left_out else []),
         *(section(f"Models on {what}", _models(report, kind)) for kind, what in KINDS),
         section("Benchmarks", [table(benchmarks)] if benchmarks else []),
-        section("Where the time went", [table(view.time_rows(report))]),
+        section("Where the time went", [table(view.time_rows(report)), *_cached(report)]),
         section("Words", [_definitions()]),
         _footer(report),
     ]
@@ -96,6 +96,11 @@ def _models(report: Mapping[str, Any], kind: str) -> Iterator[str]:
         yield element("div", maps, class_="matrices")
     yield table(view.drift_rows(report, kind))
     yield table(view.change_rows(report, kind))
+
+
+def _cached(report: Mapping[str, Any]) -> Iterator[str]:
+    if view.cached(report):
+        yield element("p", text(view.cached(report)), class_="note")
 
 
 def _definitions() -> str:

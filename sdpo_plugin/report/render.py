@@ -49,7 +49,7 @@ def markdown(report: Mapping[str, Any], figures: Sequence[tuple[str, str]] = ())
             parts += [f"## Models on {what}", *tables]
     benchmarks = lm_eval_rows(report["lm_eval"])
     parts += ["## Benchmarks", _block(benchmarks)] if benchmarks else []
-    parts += ["## Where the time went", _block(view.time_rows(report))]
+    parts += ["## Where the time went", _block(view.time_rows(report)), *filter(None, [view.cached(report)])]
     if report["versions"]:
         versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
         parts += ["## Software", f"{versions}."]

@@ -231,6 +231,12 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(shown) or "–"
 
 
+def cached(report: Mapping[str, Any]) -> str:
+    """Which tables were not computed; empty where all were."""
+    found = [path.removeprefix("sdpo/").removesuffix(".safetensors") for path in report["from_cache"]]
+    return f"Read from sdpo.reference_cache, and not computed: {', '.join(found)}." if found else ""
+
+
 def time_rows(report: Mapping[str, Any]) -> Iterator[Row]:
     """Seconds of each step, and of all; those of diagnostics are what the matrices cost."""
     keys = ("log_probs_seconds", "diagnostics_seconds", "train_seconds", "export_seconds")

@@ -40,6 +40,8 @@ def inputs_of(cfg: Mapping[str, Any], block: SDPOConfig) -> Iterator[tuple[str, 
         yield "lora_model_dir", str(cfg.get("lora_model_dir"))
     if block.reference not in ("previous", "base"):
         yield "sdpo.reference", block.reference
+    if block.reference_cache is not None:
+        yield "sdpo.reference_cache", block.reference_cache
     lists = {key: cfg.get(key) for key in ("datasets", "test_datasets")}
     for number, step in enumerate(block.steps or []):
         lists |= {f"sdpo.steps[{number}].{key}": getattr(step, key) for key in ("datasets", "test_datasets")}

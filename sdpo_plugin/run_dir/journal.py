@@ -58,8 +58,7 @@ class Journal(Records):
                 save_table(table, path)
 
         self._ranks.on_rank_0(write)
-        digests = {self._run.key(path): table.digest() for path, table in files.items()}
-        self.ledger = replace(self.ledger, tables=self.ledger.tables | digests)
+        self.ledger = self.ledger.with_tables({self._run.key(path): table for path, table in files.items()})
 
     def _heldout_files(self, owner: str, tables: Tables) -> dict[Path, LogProbTable]:
         assert set(self.to_hold(owner)) <= set(tables)

@@ -15,6 +15,7 @@ from sdpo_plugin.refresh import Refresh
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.stored import read_stored
 from sdpo_plugin.schema import STRICT, Count
+from sdpo_plugin.tables import LogProbTable
 
 SCHEMA_VERSION = 2
 State = Literal["planned", "referenced", "training", "trained", "exported"]
@@ -98,6 +99,7 @@ class Ledger:
         saved: the host has written the final model.
         final: digest of the final model's seal.
         made_rows: digest of each file of rows that `sdpo.before_step` has made, by its path.
+        from_cache: the tables that were read from `sdpo.reference_cache`, by their paths.
         lives: the beginning of the run, and each time that it has grown by steps.
     """
 
@@ -114,6 +116,7 @@ class Ledger:
     saved: bool = False
     final: str | None = None
     made_rows: dict[PathBelow, str] = field(default_factory=dict)
+    from_cache: tuple[PathBelow, ...] = ()
     lives: tuple[Life, ...] = ()
 
     @classmethod
@@ -122,6 +125,13 @@ class Ledger:
         records = tuple(StepRecord() for _ in plan.steps)
         first = Life.begin((step.name for step in plan.steps), identity, looked_back=True)
         return cls(secrets.token_hex(8), plan, dict(identity), records, tables=dict(tables or {}), lives=(first,))
+
+    def with_tables(self, tables: Mapping[str, LogProbTable]) -> "Ledger":
+        """The ledger, which vouches for these tables too, by their paths."""
+        digests = {key: table.digest() for key, table in tables.items()}
+        kept = {key for key in self.from_cache if key not in tables}
+        read = kept | {key for key, table in tables.items() if table.from_cache}
+        return replace(self, tables=self.tables | digests, from_cache=tuple(sorted(read)))
 
     @property
     def steps(self) -> list[tuple[StepPlan, StepRecord]]:

@@ -1,11 +1,13 @@
 """The reference passes of a run: with batches as training has them, and an end where the run is asked to stop."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from axolotl.utils.dict import DictDefault
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from sdpo_plugin.errors import ReferenceTableError
@@ -13,6 +15,7 @@ from sdpo_plugin.host.data.columns import row_facts
 from sdpo_plugin.host.data.heldout import heldout_cfgs
 from sdpo_plugin.host.data.layout import Layout, StepData, describe_row
 from sdpo_plugin.host.data.tokenized import TokenizedSource
+from sdpo_plugin.host.forward.attention import takes_packed_rows
 from sdpo_plugin.host.forward.log_probs import compute_as_in, log_prob_table
 from sdpo_plugin.host.stopping import Stopped, StopRequest
 from sdpo_plugin.order import Int
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
+# Name of the model, facts of the rows, name of the data set, how the pass is made, and what makes it.
+Cached = Callable[[str, RowFacts, str, Mapping[str, Any], Callable[[], LogProbTable]], LogProbTable]
 
 
 class Passes:
@@ -33,10 +38,11 @@ class Passes:
     Args:
         trainer: holds the policy.
         stop: whether the run has been asked to stop; a table that is half made then is not kept.
+        cached: gives a table that another run has made, or makes it.
     """
 
-    def __init__(self, trainer: "DPOTrainer", stop: StopRequest) -> None:
-        self._trainer, self.stop = trainer, stop
+    def __init__(self, trainer: "DPOTrainer", stop: StopRequest, cached: Cached) -> None:
+        self._trainer, self.stop, self._cached = trainer, stop, cached
         self._heldout_facts: dict[str, RowFacts] = {}  # every model of the run is evaluated on the same rows
 
     def step_table(
@@ -73,11 +79,27 @@ class Passes:
         name_row: Callable[[int], str],
         other: PreTrainedModel | None = None,
     ) -> LogProbTable:
-        compute_as_in(self._trainer, data.cfg)
-        size = data.cfg.micro_batch_size
-        return log_prob_table(
-            self._trainer, data.train, size, model, what, other, data.facts, name_row, self.end_if_asked
-        )
+        return self._made(data.cfg, data.train, data.cfg.micro_batch_size, model, what, other, data.facts, name_row)
+
+    def _made(
+        self,
+        cfg: DictDefault,
+        rows: Dataset,
+        size: int,
+        model: str,
+        what: str,
+        other: PreTrainedModel | None,
+        facts: RowFacts,
+        name_row: Callable[[int], str] | None = None,
+    ) -> LogProbTable:
+        """As ``log_prob_table`` makes it under the config of a step, or an earlier run has."""
+        compute_as_in(self._trainer, cfg)
+        make = partial(log_prob_table, self._trainer, rows, size, model, what, other, facts, name_row)
+        packs = other is None or takes_packed_rows(other)
+        is_packed = packs and self._trainer.data_collator is not self._trainer.padded_collator
+        of_step = {"sequence_len": cfg.sequence_len, "dpo_ld_alpha": cfg.dpo_ld_alpha}
+        settings = {"batch size": size, "packed": is_packed, **of_step}
+        return self._cached(model, facts, what, settings, lambda: make(self.end_if_asked))
 
     def heldout_tables(
         self, layout: Layout, names: Sequence[str], model: str, other: PreTrainedModel | None = None
@@ -92,11 +114,8 @@ class Passes:
             rows = layout.heldout[name]
             if name not in known:
                 known[name] = row_facts(rows)
-            compute_as_in(self._trainer, cfgs[name])
             what, size = f"held-out {name}", cfgs[name].eval_batch_size
-            tables[name] = log_prob_table(
-                self._trainer, rows, size, model, what, other, known[name], check=self.end_if_asked
-            )
+            tables[name] = self._made(cfgs[name], rows, size, model, what, other, known[name])
         return tables
 
     def sampled_tables(
@@ -112,12 +131,11 @@ class Passes:
         tables = {}
         for step in steps:
             drawn, data = sample(step, **layout.plan.diagnostics), layout.data(step)
-            compute_as_in(self._trainer, data.cfg)
             size = data.cfg.micro_batch_size
             rows, facts = data.train.select(drawn.rows), data.facts.take(drawn.rows)
             what = f"{len(drawn.rows):,} rows of D_{step.index}"
             try:
-                table = log_prob_table(self._trainer, rows, size, model, what, other, facts, check=self.end_if_asked)
+                table = self._made(data.cfg, rows, size, model, what, other, facts)
             except ReferenceTableError as error:  # every rank has the same numbers
                 if self._trainer.accelerator.is_main_process:
                     LOG.warning("the report will miss log-probs of D_%d under %s: %s", step.index, model, error)

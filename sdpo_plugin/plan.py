@@ -29,6 +29,7 @@ class StepPlan:
         source_rows: rows of D_t that come from each of ``sources``.
         is_awaited: `sdpo.before_step` makes D_t, and has not yet: there are 0 rows until then, and 0 updates unless
             `max_steps` is set.
+        is_unranked: M_{t-1} picks D_t out of what is left of the pool, and has not yet: its size alone is known.
     """
 
     __pydantic_config__ = STRICT
@@ -46,6 +47,7 @@ class StepPlan:
     settings: dict[str, Any] = field(default_factory=dict)
     source_rows: tuple[Count, ...] = ()
     is_awaited: bool = False
+    is_unranked: bool = False
 
     def describe_sources(self) -> str:
         """The sources, with their rows where several make up the step."""
@@ -53,6 +55,12 @@ class StepPlan:
             return ", ".join(self.sources)
         parts = zip(self.sources, self.source_rows, strict=True)
         return ", ".join(f"{source} ({rows:,})" for source, rows in parts if rows)
+
+    def describe_rows(self) -> str:
+        """Their number, and whether they are known."""
+        if self.is_awaited:
+            return "not made yet"
+        return f"{self.num_rows:,}, not ranked yet" if self.is_unranked else f"{self.num_rows:,}"
 
     def name_row(self, row: int) -> str:
         """A row of D_t in words: step, source, number in that source's part of the step, all as prepared, from 0."""
@@ -173,7 +181,7 @@ class Plan:
                 (
                     f"{step.index} {step.name}",
                     step.describe_sources(),
-                    "not made yet" if step.is_awaited else f"{step.num_rows:,}",
+                    step.describe_rows(),
                     dropped,
                     f"{step.num_heldout:,}",
                     updates,

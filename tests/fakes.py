@@ -22,7 +22,7 @@ from sdpo_plugin.run_dir.history import save_history
 from sdpo_plugin.run_dir.journal import Journal, Tables
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
-from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome, run_steps
+from sdpo_plugin.runner import EarlyTables, PickedRows, Training, TrainOutcome, run_steps
 from sdpo_plugin.sampling import sample
 from sdpo_plugin.tables import LogProbTable
 
@@ -112,6 +112,9 @@ class FakeHost:
                 tables.append((step, self.tables_made_early[model, step.index]))
         external = {name: table_of(rows, THETA_EXTERNAL, EXTERNAL) for name, rows in HELDOUT.items()}
         return EarlyTables(tables, {EXTERNAL: external} if EXTERNAL in self.early else {})
+
+    def pick_rows(self, step: StepPlan) -> PickedRows:
+        raise NotImplementedError("the steps of these plans have their rows")
 
     def reference_table(self, step: StepPlan) -> LogProbTable:
         self._called(f"table of D_{step.index} by {self.model}")

@@ -22,7 +22,7 @@ BLOCK_KEYS = [
     *("before_step", "after_step"),
 ]
 PARTITION_KEYS = (
-    "strategy unit score column descending num_steps fractions pool drop_hardest max_rows weights seed".split()
+    "strategy unit score column descending num_steps fractions pool drop_hardest rescore max_rows weights seed".split()
 )
 STEP_KEYS = [
     "name",
@@ -550,6 +550,7 @@ ROW = {"strategy": "easy_to_hard", "unit": "row"}
         {**ROW, "num_steps": 3, "pool": "disjoint"},
         {**ROW, "num_steps": 3, "column": "gap", "descending": False, "drop_hardest": 0.5},
         {"strategy": "easy_to_hard", "column": "gap"},
+        {**ROW, "num_steps": 3, "rescore": True, "drop_hardest": 0.5, "pool": "disjoint"},
     ],
     ids=lambda keys: "-".join(str(value) for value in keys.values()),
 )
@@ -615,6 +616,24 @@ def test_partition_that_is_taken(keys: dict[str, Any]) -> None:
             "sdpo.partition: column: 'gap' and score: 'log_ratio' exclude each other: the order comes from the data or "
             "from the base model; keep one.",
             id="column-and-score",
+        ),
+        pytest.param(
+            {"strategy": "easy_to_hard", "rescore": True},
+            "sdpo.partition: rescore: True belongs to easy_to_hard by row, not to strategy: easy_to_hard by source; "
+            "set unit: row, or remove it.",
+            id="rescore-by-source",
+        ),
+        pytest.param(
+            {**ROW, "num_steps": 2, "rescore": True, "column": "gap"},
+            "sdpo.partition: rescore: True and column: 'gap' exclude each other: column gives the order, and rescore "
+            "has the model before each step order what is left of the pool; keep one.",
+            id="rescore-and-column",
+        ),
+        pytest.param(
+            {**ROW, "num_steps": 2, "rescore": True, "pool": "cumulative"},
+            "sdpo.partition: rescore: True and pool: 'cumulative' exclude each other: pool takes the rows of earlier "
+            "steps again, and rescore has the model before each step order what is left of the pool; keep one.",
+            id="rescore-and-cumulative",
         ),
         pytest.param(
             {"strategy": "easy_to_hard", "drop_hardest": 0.1},
@@ -857,3 +876,12 @@ def test_packed_is_auto_or_a_switch(packed: object) -> None:
 @pytest.mark.parametrize("policy_init", ["previous", "base"])
 def test_start_of_the_policy(policy_init: str) -> None:
     assert parse_block({"policy_init": policy_init}).policy_init == policy_init
+
+
+def test_ranking_again_excludes_another_reference() -> None:
+    block = {"partition": {**ROW, "num_steps": 2, "rescore": True}}
+    assert parse_block({**block, "reference": "previous"}).reference == "previous"
+    assert refusal({**block, "reference": "base"}) == (
+        "sdpo.reference: 'base' and sdpo.partition.rescore: True exclude each other: the log-probs of such a reference "
+        "are computed before step 1, when it is not known which rows a step will have; set reference: previous."
+    )

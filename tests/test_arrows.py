@@ -59,8 +59,8 @@ ALLOWED = {
     "run_dir.inputs": "args errors run_dir.paths steps_args",
     "run_dir.journal": (
         "plan run_dir.checkpoints run_dir.cleanup run_dir.drift run_dir.files run_dir.fresh run_dir.ledger "
-        "run_dir.made_rows run_dir.models run_dir.next_action run_dir.paths run_dir.sealed run_dir.stored "
-        "run_dir.table_files tables"
+        "run_dir.made_rows run_dir.models run_dir.next_action run_dir.paths run_dir.picked_rows run_dir.sealed "
+        "run_dir.stored run_dir.table_files tables"
     ),
     "run_dir.ledger": "errors names plan run_dir.paths run_dir.stored schema",
     "run_dir.lock": "errors run_dir.files",
@@ -69,6 +69,7 @@ ALLOWED = {
     "run_dir.models": "errors plan run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.next_action": "plan run_dir.ledger",
     "run_dir.paths": "plan",
+    "run_dir.picked_rows": "digests errors run_dir.files run_dir.ledger run_dir.paths",
     "run_dir.progress": "run_dir.files run_dir.paths schema",
     "run_dir.resume": (
         "errors plan run_dir.checkpoints run_dir.ledger run_dir.made_rows run_dir.models run_dir.next_action "

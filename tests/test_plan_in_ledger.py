@@ -48,6 +48,7 @@ def plans(draw: st.DrawFn) -> Plan:
             settings=draw(st.dictionaries(TEXT, SETTING | st.lists(SETTING, max_size=2), max_size=3)),
             source_rows=tuple(draw(st.lists(COUNT, max_size=3))),
             is_awaited=draw(st.booleans()),
+            is_unranked=draw(st.booleans()),
         )
         for index, name in enumerate(names, 1)
     )
@@ -123,6 +124,7 @@ def test_keys_of_the_plan_are_frozen(path: Path) -> None:
         "settings",
         "source_rows",
         "is_awaited",
+        "is_unranked",
     ]
 
 

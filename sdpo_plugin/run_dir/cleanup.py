@@ -12,7 +12,9 @@ def clear(run: RunDir) -> None:
     run.ledger.unlink(missing_ok=True)
     run.progress.unlink(missing_ok=True)
     run.loggers.unlink(missing_ok=True)
-    for folder in (*run.tables, run.histories, run.lm_evals, run.made_rows, run.base_adapter, run.staging):
+    for folder in (*run.tables, run.histories, run.lm_evals, run.made_rows, run.picked):
+        remove_folder(folder)
+    for folder in (run.base_adapter, run.staging):
         remove_folder(folder)
 
 

@@ -132,6 +132,7 @@ def test_keys_of_the_file_are_frozen(path: Path) -> None:
         "saved",
         "final",
         "made_rows",
+        "picked",
         "digest",
     ]
     assert written["schema_version"] == SCHEMA_VERSION == 2

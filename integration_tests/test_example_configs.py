@@ -33,6 +33,8 @@ STEPS: dict[str, tuple[str | None, int]] = {
     "chain-t3.yaml": ("random", 3),
     "chain-t4.yaml": ("random", 4),
     "chain-t5.yaml": ("random", 5),
+    "curriculum-by-rating.yaml": ("easy_to_hard", 3),
+    "curriculum-rescored.yaml": ("easy_to_hard", 3),
     "easy-to-hard-by-row.yaml": ("easy_to_hard", 3),
     "easy-to-hard-by-source.yaml": ("easy_to_hard", 4),
     "from-adapter.yaml": (None, 2),

@@ -128,6 +128,16 @@ class SDPOConfig(BaseModel):
         return own or self.reference_refresh
 
     @model_validator(mode="after")
+    def _ranking_is_the_reference_pass(self) -> "SDPOConfig":
+        if self.partition is not None and self.partition.rescore and self.reference != "previous":
+            raise ValueError(
+                f"sdpo.reference: {self.reference!r} and sdpo.partition.rescore: True exclude each other: the "
+                "log-probs of such a reference are computed before step 1, when it is not known which rows a step will "
+                "have; set reference: previous"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _hooks_can_make_the_rows(self) -> "SDPOConfig":
         made = [number for number, step in enumerate(self.steps or []) if step.from_hook is not None]
         if not made:

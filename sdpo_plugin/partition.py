@@ -116,6 +116,11 @@ def easy_to_hard_rows(
     return tuple(np.sort(rows) for rows in parts)
 
 
+def easiest(gammas: NDArray[np.floating], num_rows: int) -> Rows:
+    """The rows with the highest γ, ascending, shape (num_rows,); ties by row number."""
+    return np.sort(np.argsort(-gammas, kind="stable")[:num_rows]).astype(np.int64)
+
+
 def rows_kept(num_rows: int, drop_hardest: float) -> int:
     """The rows of a pool that are left without the share ``drop_hardest``, rounded up."""
     return num_rows - int(np.floor(num_rows * drop_hardest + 1e-9))

@@ -54,6 +54,11 @@ class PartitionArgs(BaseModel):
     drop_hardest: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="easy_to_hard by row only. Share of the pool, its hardest rows, that no step trains on."
     )
+    rescore: Literal[True] | None = Field(
+        None,
+        description="easy_to_hard by row only. true: before each step, M_{t-1} ranks what is left of the pool again, "
+        "and the step has the easiest of it. Default: the base model ranks all rows, once.",
+    )
     max_rows: Annotated[int, Field(gt=0)] | None = Field(
         None, description="Rows of the pool at most: so many are drawn, of each source its share; the rest is left out."
     )
@@ -75,7 +80,7 @@ class PartitionArgs(BaseModel):
         owners = (
             (("unit", "score", "column"), orders, "easy_to_hard"),
             (("descending",), self.column is not None, "column"),
-            (("pool", "drop_hardest"), orders and not by_source, "easy_to_hard by row"),
+            (("pool", "drop_hardest", "rescore"), orders and not by_source, "easy_to_hard by row"),
             (("seed",), draws or self.leaves_rows, "random, stratified, max_rows and weights"),
         )
         for keys, belongs, owner in owners:
@@ -83,6 +88,13 @@ class PartitionArgs(BaseModel):
                 if getattr(self, key) is not None and not belongs:
                     remedy = "set unit: row, or remove it" if by_source and "by row" in owner else f"remove {key}"
                     raise ValueError(f"{key}: {getattr(self, key)!r} belongs to {owner}, not to {what}; {remedy}")
+        for key, value in (("column", self.column), ("pool", self.pool if self.pool == "cumulative" else None)):
+            if self.rescore and value is not None:
+                why = "gives the order" if key == "column" else "takes the rows of earlier steps again"
+                raise ValueError(
+                    f"rescore: True and {key}: {value!r} exclude each other: {key} {why}, and rescore has the model "
+                    "before each step order what is left of the pool; keep one"
+                )
         if self.column is not None and self.score is not None:
             raise ValueError(
                 f"column: {self.column!r} and score: {self.score!r} exclude each other: the order comes from the "

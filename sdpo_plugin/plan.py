@@ -31,6 +31,7 @@ class StepPlan:
         is_awaited: `sdpo.before_step` makes D_t, and has not yet: there are 0 rows until then, and 0 updates unless
             `max_steps` is set.
         refresh: when the policy makes the reference again within the step; None: it stays.
+        is_unranked: M_{t-1} picks D_t out of what is left of the pool, and has not yet: its size alone is known.
     """
 
     __pydantic_config__ = STRICT
@@ -49,6 +50,7 @@ class StepPlan:
     source_rows: tuple[Count, ...] = ()
     is_awaited: bool = False
     refresh: RefreshRule | None = None
+    is_unranked: bool = False
 
     def describe_reference(self) -> str:
         """The reference, and when it is refreshed."""
@@ -60,6 +62,12 @@ class StepPlan:
             return ", ".join(self.sources)
         parts = zip(self.sources, self.source_rows, strict=True)
         return ", ".join(f"{source} ({rows:,})" for source, rows in parts if rows)
+
+    def describe_rows(self) -> str:
+        """Their number, and whether they are known."""
+        if self.is_awaited:
+            return "not made yet"
+        return f"{self.num_rows:,}, not ranked yet" if self.is_unranked else f"{self.num_rows:,}"
 
     def name_row(self, row: int) -> str:
         """A row of D_t in words: step, source, number in that source's part of the step, all as prepared, from 0."""
@@ -180,7 +188,7 @@ class Plan:
                 (
                     f"{step.index} {step.name}",
                     step.describe_sources(),
-                    "not made yet" if step.is_awaited else f"{step.num_rows:,}",
+                    step.describe_rows(),
                     dropped,
                     f"{step.num_heldout:,}",
                     updates,

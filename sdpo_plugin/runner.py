@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
 from sdpo_plugin.refresh import Refresh
 from sdpo_plugin.run_dir.journal import Journal
@@ -36,6 +39,23 @@ class EarlyTables:
 
     steps: Sequence[tuple[StepPlan, LogProbTable]] = ()
     heldout: Mapping[str, Tables] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PickedRows:
+    """D_t, as M_{t-1} has picked it out of what was left of the pool.
+
+    Attributes:
+        plan: of the run, with these rows.
+        rows: their numbers in the pool, ascending, shape (n,).
+        tables: their log-probs by M_{t-1}, out of the pass that ranked them, and by M_0, which has ranked the pool.
+        seconds: that it took.
+    """
+
+    plan: Plan
+    rows: NDArray[np.int64]
+    tables: Sequence[LogProbTable]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,9 @@ class StepHost(Ranks, Protocol):
             steps: those whose D_t is asked for.
             heldout: names of the held-out sets, which an external reference is asked for.
         """
+
+    def pick_rows(self, step: StepPlan) -> PickedRows:
+        """The easiest rows of what is left of the pool for the policy as it stands, with their log-probs."""
 
     def reference_table(self, step: StepPlan) -> LogProbTable:
         """Log-probs of D_t under the policy as it stands; the whole table on every rank."""
@@ -153,7 +176,7 @@ def run_steps(plan: Plan, host: StepHost, journal: Journal, start: Start = FRESH
         host.load_policy(start.action.model, start.model_dir)
     prepare(plan, host, journal)
     for planned in plan.steps:
-        step = before_step(planned, hooks or {}, journal)
+        step = pick_rows(before_step(planned, hooks or {}, journal), host, journal)
         make_reference(step, host, journal)
         train(step, host, journal, start.checkpoint_of(step))
         export(step, host, journal)
@@ -178,6 +201,18 @@ def before_step(step: StepPlan, hooks: Hooks, journal: Journal) -> StepPlan:
     made = hooks["before_step"](step, journal.ledger)
     journal.record_call("before_step", step, made)
     return step if made is None else made.plan.steps[step.index - 1]
+
+
+def pick_rows(step: StepPlan, host: StepHost, journal: Journal) -> StepPlan:
+    """Let M_{t-1} rank what is left of the pool, where it is to; the same step, with the rows that are easiest for it.
+
+    The pass that ranks them is the reference pass of these rows.
+    """
+    if not step.is_unranked:
+        return step
+    picked = host.pick_rows(step)
+    journal.record_picked(step, picked.plan, picked.rows, picked.tables, picked.seconds)
+    return picked.plan.steps[step.index - 1]
 
 
 def make_reference(step: StepPlan, host: StepHost, journal: Journal) -> None:

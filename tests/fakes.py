@@ -25,7 +25,7 @@ from sdpo_plugin.run_dir.journal import Journal
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.records import Tables
-from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome, run_steps
+from sdpo_plugin.runner import EarlyTables, PickedRows, Training, TrainOutcome, run_steps
 from sdpo_plugin.sampling import sample
 from sdpo_plugin.tables import LogProbTable
 
@@ -120,6 +120,9 @@ class FakeHost:
         return EarlyTables(
             tables, {EXTERNAL: {name: table_of(HELDOUT[name], THETA_EXTERNAL, EXTERNAL) for name in heldout}}
         )
+
+    def pick_rows(self, step: StepPlan) -> PickedRows:
+        raise NotImplementedError("the steps of these plans have their rows")
 
     def reference_table(self, step: StepPlan) -> LogProbTable:
         self._called(f"table of D_{step.index} by {self.model}")

@@ -23,7 +23,7 @@ BLOCK_KEYS = [
     *("reference_cache", "diagnostics", "lm_eval", "before_step", "after_step"),
 ]
 PARTITION_KEYS = (
-    "strategy unit score column descending num_steps fractions pool drop_hardest max_rows weights seed".split()
+    "strategy unit score column descending num_steps fractions pool drop_hardest rescore max_rows weights seed".split()
 )
 STEP_KEYS = [
     "name",
@@ -577,6 +577,7 @@ ROW = {"strategy": "easy_to_hard", "unit": "row"}
         {**ROW, "num_steps": 3, "pool": "disjoint"},
         {**ROW, "num_steps": 3, "column": "gap", "descending": False, "drop_hardest": 0.5},
         {"strategy": "easy_to_hard", "column": "gap"},
+        {**ROW, "num_steps": 3, "rescore": True, "drop_hardest": 0.5, "pool": "disjoint"},
     ],
     ids=lambda keys: "-".join(str(value) for value in keys.values()),
 )
@@ -642,6 +643,24 @@ def test_partition_that_is_taken(keys: dict[str, Any]) -> None:
             "sdpo.partition: column: 'gap' and score: 'log_ratio' exclude each other: the order comes from the data or "
             "from the base model; keep one.",
             id="column-and-score",
+        ),
+        pytest.param(
+            {"strategy": "easy_to_hard", "rescore": True},
+            "sdpo.partition: rescore: True belongs to easy_to_hard by row, not to strategy: easy_to_hard by source; "
+            "set unit: row, or remove it.",
+            id="rescore-by-source",
+        ),
+        pytest.param(
+            {**ROW, "num_steps": 2, "rescore": True, "column": "gap"},
+            "sdpo.partition: rescore: True and column: 'gap' exclude each other: column gives the order, and rescore "
+            "has the model before each step order what is left of the pool; keep one.",
+            id="rescore-and-column",
+        ),
+        pytest.param(
+            {**ROW, "num_steps": 2, "rescore": True, "pool": "cumulative"},
+            "sdpo.partition: rescore: True and pool: 'cumulative' exclude each other: pool takes the rows of earlier "
+            "steps again, and rescore has the model before each step order what is left of the pool; keep one.",
+            id="rescore-and-cumulative",
         ),
         pytest.param(
             {"strategy": "easy_to_hard", "drop_hardest": 0.1},
@@ -946,3 +965,12 @@ def test_a_step_moves_its_reference_in_its_own_way() -> None:
     assert [block.refresh_of(index) for index in (1, 2)] == [RefreshArgs(every=5), RefreshArgs(kl_above=1)]
     assert parse_block({"reference_refresh": {"every": 5}}).refresh_of(7) == RefreshArgs(every=5)
     assert parse_block({}).refresh_of(1) is None
+
+
+def test_ranking_again_excludes_another_reference() -> None:
+    block = {"partition": {**ROW, "num_steps": 2, "rescore": True}}
+    assert parse_block({**block, "reference": "previous"}).reference == "previous"
+    assert refusal({**block, "reference": "base"}) == (
+        "sdpo.reference: 'base' and sdpo.partition.rescore: True exclude each other: the log-probs of such a reference "
+        "are computed before step 1, when it is not known which rows a step will have; set reference: previous."
+    )

@@ -69,8 +69,8 @@ ALLOWED = {
     "run_dir.inputs": "args errors run_dir.paths steps_args",
     "run_dir.journal": (
         "plan run_dir.checkpoints run_dir.cleanup run_dir.drift run_dir.files run_dir.fresh run_dir.ledger "
-        "run_dir.made_rows run_dir.models run_dir.paths run_dir.records run_dir.sealed run_dir.stored "
-        "run_dir.table_files tables"
+        "run_dir.made_rows run_dir.models run_dir.paths run_dir.picked_rows run_dir.records run_dir.sealed "
+        "run_dir.stored run_dir.table_files tables"
     ),
     "run_dir.ledger": "errors names plan refresh run_dir.paths run_dir.stored schema tables",
     "run_dir.lock": "errors run_dir.files",
@@ -82,6 +82,7 @@ ALLOWED = {
         "errors run_dir.checkpoints run_dir.cleanup run_dir.fresh run_dir.growth run_dir.paths run_dir.resume"
     ),
     "run_dir.paths": "plan",
+    "run_dir.picked_rows": "digests errors run_dir.files run_dir.ledger run_dir.paths",
     "run_dir.progress": "run_dir.files run_dir.paths schema",
     "run_dir.records": "plan run_dir.ledger run_dir.models run_dir.paths run_dir.table_files tables",
     "run_dir.reference_cache": "digests errors run_dir.table_files tables",

@@ -137,6 +137,7 @@ def test_keys_of_the_file_are_frozen(path: Path) -> None:
         "made_rows",
         "from_cache",
         "lives",
+        "picked",
         "digest",
     ]
     assert written["schema_version"] == SCHEMA_VERSION == 2

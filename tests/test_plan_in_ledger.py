@@ -52,6 +52,7 @@ def plans(draw: st.DrawFn) -> Plan:
             refresh=draw(
                 st.none() | st.builds(RefreshRule, COUNT) | st.builds(RefreshRule, st.none(), st.floats(0, 9))
             ),
+            is_unranked=draw(st.booleans()),
         )
         for index, name in enumerate(names, 1)
     )
@@ -128,6 +129,7 @@ def test_keys_of_the_plan_are_frozen(path: Path) -> None:
         "source_rows",
         "is_awaited",
         "refresh",
+        "is_unranked",
     ]
 
 

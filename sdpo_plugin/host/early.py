@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from sdpo_plugin.host.data.layout import Layout
@@ -17,6 +19,7 @@ from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.forward.positions import check_positions
 from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.plan import M_0, StepPlan
+from sdpo_plugin.run_dir.picked_rows import read_picked
 from sdpo_plugin.run_dir.table_files import read_table, save_table
 from sdpo_plugin.runner import EarlyTables
 from sdpo_plugin.tables import LogProbTable
@@ -42,6 +45,15 @@ def pool_tables(setup: RunSetup, passes: Passes) -> dict[Path, LogProbTable]:
         tables[path] = passes.source_table(source, M_0, f"source {number}")
         on_rank_0(partial(save_table, tables[path], path))
     return tables
+
+
+def picked_rows(setup: RunSetup) -> list[NDArray[np.int64]]:
+    """The rows that models of the run that is resumed have picked, step by step; of a new run none.
+
+    Raises:
+        OutputError: a file is missing, or has been changed.
+    """
+    return on_rank_0(partial(read_picked, setup.run, setup.session.start.ledger))
 
 
 def early_tables(

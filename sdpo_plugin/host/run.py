@@ -7,7 +7,7 @@ from transformers.trainer_utils import TrainOutput
 
 from sdpo_plugin.host.cached_tables import passes_of
 from sdpo_plugin.host.data.layout import lay_out
-from sdpo_plugin.host.early import pool_tables
+from sdpo_plugin.host.early import picked_rows, pool_tables
 from sdpo_plugin.host.engines.memory import quick_collections
 from sdpo_plugin.host.forward.packed import forward_pass
 from sdpo_plugin.host.left_to_do import check_what_is_left
@@ -39,7 +39,7 @@ def run_chain(trainer: "StepwiseDPOTrainer", setup: RunSetup) -> TrainOutput:
     with stop.listening(), quick_collections(), forward_pass(trainer, setup.block.packed, setup.rows):
         passes = passes_of(trainer, setup, stop)
         pool = pool_tables(setup, passes)
-        layout = lay_out(setup.cfg, setup.block, setup.sources, list(pool.values()))
+        layout = lay_out(setup.cfg, setup.block, setup.sources, list(pool.values()), picked_rows(setup))
         host = AxolotlStepHost(trainer, setup, layout, policy, passes)
         ledger = setup.ledger(layout.plan, pool)
         check_what_is_left(trainer, setup, host, layout.plan, ledger)

@@ -14,6 +14,7 @@ from sdpo_plugin.host.early import early_tables
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.identity import settings_of
+from sdpo_plugin.host.picking import pick_rows
 from sdpo_plugin.host.policy import Policy
 from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.step_args import step_args
@@ -21,7 +22,7 @@ from sdpo_plugin.host.telling import keep_history, tell
 from sdpo_plugin.host.training import train_policy
 from sdpo_plugin.plan import M_0, StepPlan, model_name
 from sdpo_plugin.run_dir.records import Tables
-from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome
+from sdpo_plugin.runner import EarlyTables, PickedRows, Training, TrainOutcome
 from sdpo_plugin.tables import LogProbTable
 
 if TYPE_CHECKING:
@@ -62,6 +63,12 @@ class AxolotlStepHost:
         """By the base model, or by an external reference."""
         other = self._policy.stand_in
         return early_tables(self._trainer, self._setup, self.layout, self._passes, steps, heldout, other)
+
+    def pick_rows(self, step: StepPlan) -> PickedRows:
+        """By the policy, or by M_{t-1} that stands in for it."""
+        stand_in = self._policy.stand_in
+        self.layout, picked = pick_rows(self._setup, self.layout, step, self._passes, stand_in)
+        return picked
 
     def reference_table(self, step: StepPlan) -> LogProbTable:
         """By the policy, or by M_{t-1} that stands in for it."""

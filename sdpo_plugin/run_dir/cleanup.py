@@ -13,7 +13,9 @@ def clear(run: RunDir) -> None:
     run.progress.unlink(missing_ok=True)
     run.loggers.unlink(missing_ok=True)
     run.data_checks.unlink(missing_ok=True)
-    for folder in (*run.tables, run.histories, run.lm_evals, run.made_rows, run.base_adapter, run.staging):
+    for folder in (*run.tables, run.histories, run.lm_evals, run.made_rows, run.picked):
+        remove_folder(folder)
+    for folder in (run.base_adapter, run.staging):
         remove_folder(folder)
 
 

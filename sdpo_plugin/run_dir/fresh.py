@@ -115,7 +115,7 @@ def require_own_places(run: RunDir, to_train: Iterable[str]) -> None:
     Raises:
         OutputError: one of them is a symbolic link.
     """
-    for folder in (run.folder, *run.tables, run.histories, run.lm_evals, run.made_rows):
+    for folder in (run.folder, *run.tables, run.histories, run.lm_evals, run.made_rows, run.picked):
         require_no_link(folder)
     for name in to_train:
         require_no_link(run.root / name)

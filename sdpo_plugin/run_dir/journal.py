@@ -5,6 +5,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sdpo_plugin.plan import M_0, Plan, StepPlan, model_name
 from sdpo_plugin.run_dir.checkpoints import about_checkpoint
 from sdpo_plugin.run_dir.cleanup import sweep
@@ -15,6 +18,7 @@ from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Hook, Ledger
 from sdpo_plugin.run_dir.made_rows import MadeRows
 from sdpo_plugin.run_dir.models import about_model, final_model_files
 from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.picked_rows import save_picked
 from sdpo_plugin.run_dir.records import EXTERNAL, NONE, LookBack, Ranks, Records, Samples, Tables, require_rows
 from sdpo_plugin.run_dir.sealed import publish, seal
 from sdpo_plugin.run_dir.stored import write_stored
@@ -131,6 +135,8 @@ class Journal(Records):
             files[self._run.reference(step)] = table
         model = model_name(step.index - 1)
         self._save(files | self._heldout_files(model, heldout) | self._sampled_files(model, sampled))
+        if table is None:  # and what it took where M_{t-1} has picked the rows
+            seconds += self.ledger.records[step.index - 1].log_probs_seconds or 0.0
         self.record(step, state="referenced", log_probs_seconds=seconds, diagnostics_seconds=diagnostics_seconds)
 
     def record(self, step: StepPlan, **facts: Any) -> None:
@@ -149,9 +155,40 @@ class Journal(Records):
                 identity={**self.ledger.identity, "rows": rows},
                 made_rows={**self.ledger.made_rows, key: made.digest},
             )
-            self._plan = made.plan
-            self._ranks.on_rank_0(lambda: _write_plan(self._run, self.ledger))
+            self._take(made.plan)
         self.record(step, called=(*self.ledger.records[step.index - 1].called, hook))
+
+    def record_picked(
+        self, step: StepPlan, plan: Plan, rows: NDArray[np.int64], tables: Sequence[LogProbTable], seconds: float
+    ) -> None:
+        """Record the rows that M_{t-1} has picked for the step, with its reference table.
+
+        Args:
+            step: t.
+            plan: of the run, with these rows.
+            rows: their numbers in the pool, ascending, shape (n,).
+            tables: their log-probs by M_{t-1}, its reference, and by other models.
+            seconds: that it took.
+
+        Raises:
+            ReferenceTableError: a table is of other rows.
+        """
+        ranked, path = plan.steps[step.index - 1], self._run.picked_rows(step)
+        files = {}
+        for table in tables:
+            require_rows(ranked, table)
+            is_reference = table.model == ranked.reference
+            files[self._run.reference(step) if is_reference else self._run.log_probs(table.model, step)] = table
+        digest = self._ranks.on_rank_0(lambda: save_picked(path, rows))
+        self._save(files)
+        self.ledger = replace(self.ledger, plan=plan, picked={**self.ledger.picked, self._run.key(path): digest})
+        self._take(plan)
+        self.record(step, log_probs_seconds=seconds)
+
+    def _take(self, plan: Plan) -> None:
+        """The plan has come to know more; the ledger has it already."""
+        self._plan = plan
+        self._ranks.on_rank_0(lambda: _write_plan(self._run, self.ledger))
 
     def about_checkpoint(self, step: StepPlan) -> dict[str, str]:
         """The text of the seal of each checkpoint of the step."""

@@ -101,6 +101,7 @@ class Ledger:
         made_rows: digest of each file of rows that `sdpo.before_step` has made, by its path.
         from_cache: the tables that were read from `sdpo.reference_cache`, by their paths.
         lives: the beginning of the run, and each time that it has grown by steps.
+        picked: digest of each file of row numbers that a model has picked out of the pool, by its path.
     """
 
     __pydantic_config__ = STRICT
@@ -118,6 +119,7 @@ class Ledger:
     made_rows: dict[PathBelow, str] = field(default_factory=dict)
     from_cache: tuple[PathBelow, ...] = ()
     lives: tuple[Life, ...] = ()
+    picked: dict[PathBelow, str] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, plan: Plan, identity: Mapping[str, Any], tables: Mapping[str, str] | None = None) -> "Ledger":
@@ -200,6 +202,10 @@ class Ledger:
                 raise ValueError(f"step {step.name} is {record.state} and has no reference table")
             if record.state != "planned" and step.is_awaited:
                 raise ValueError(f"step {step.name} is {record.state}, and its rows are not made")
+            if record.state != "planned" and step.is_unranked:
+                raise ValueError(f"step {step.name} is {record.state}, and its rows are not ranked")
+            if step.is_unranked and layout.key(layout.picked_rows(step)) in self.picked:
+                raise ValueError(f"step {step.name} has picked its rows, and they are not ranked")
             if record.state == "exported" and record.kept and model_name(step.index) not in self.exports:
                 raise ValueError(f"step {step.name} is exported and has no digest of its model")
         exported = [(step, record) for step, record in self.steps if record.state == "exported"]
@@ -209,7 +215,9 @@ class Ledger:
         unknown = [model for model in self.exports if model not in models]
         if unknown:
             raise ValueError(f"it vouches for models that no step makes: {unknown}")
-        unknown = sorted(set(self.made_rows) - {layout.key(layout.made_rows_of(step.name)) for step in self.plan.steps})
+        steps = self.plan.steps
+        unknown = sorted(set(self.made_rows) - {layout.key(layout.made_rows_of(step.name)) for step in steps})
+        unknown += sorted(set(self.picked) - {layout.key(layout.picked_rows(step)) for step in steps})
         if unknown:
             raise ValueError(f"it vouches for rows of no step: {unknown}")
 

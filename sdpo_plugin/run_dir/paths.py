@@ -69,6 +69,15 @@ class RunDir:
         return self.made_rows / f"{name}.jsonl"
 
     @property
+    def picked(self) -> Path:
+        """The folder of the rows that models have picked out of the pool."""
+        return self.folder / "picked"
+
+    def picked_rows(self, step: StepPlan) -> Path:
+        """The numbers of the rows that M_{t-1} has picked for step t."""
+        return self.picked / f"{step.name}.safetensors"
+
+    @property
     def tables(self) -> tuple[Path, ...]:
         """The folders that hold tables of log-probs."""
         return tuple(self.folder / name for name in ("pool", "reference", "log-probs", "heldout", "samples"))

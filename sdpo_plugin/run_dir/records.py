@@ -142,8 +142,8 @@ class Records:
             whole = step.reference == model and (is_referenced or self.has_table(step))
             return whole or any(map(self._has, (self._run.log_probs(model, step), self._run.sample(model, step))))
 
-        made = [step for step in self._plan.steps if not step.is_awaited]
-        return [step for step in made if self._plan.diagnostics and not is_known(step)]
+        known = [step for step in self._plan.steps if not (step.is_awaited or step.is_unranked)]
+        return [step for step in known if self._plan.diagnostics and not is_known(step)]
 
     def has_looked_back(self, step: StepPlan) -> bool:
         """Whether nothing is left to ask the models before M_{t-1} of what came with this step when the run grew."""

@@ -42,6 +42,7 @@ class Sketch:
     source_rows: tuple[int, ...] = ()
     rows_digest: str | None = None
     is_awaited: bool = False
+    is_unranked: bool = False
 
 
 def needs_base_tables(block: SDPOConfig) -> bool:
@@ -124,7 +125,10 @@ def _sketches_by_row(args: PartitionArgs, sources: Sequence[LoadedSource]) -> li
         step_sizes = partition.step_sizes(partition.rows_kept(sum(sizes), args.drop_hardest or 0.0), args.shares())
         if args.pool == "cumulative":
             step_sizes = list(accumulate(step_sizes))
-        return [_sketch_of_rows(index, size, sources, everything, ()) for index, size in enumerate(step_sizes, 1)]
+        return [
+            replace(_sketch_of_rows(index, size, sources, everything, ()), is_unranked=bool(args.rescore) and index > 1)
+            for index, size in enumerate(step_sizes, 1)
+        ]
     sketches = []
     for index, part in enumerate(drawn, 1):
         counts = [len(own) for own in partition.rows_by_source(part, sizes)]
@@ -173,6 +177,7 @@ def make_plan(cfg: DictDefault, block: SDPOConfig, steps: Sequence[Sketch]) -> P
                 source_rows=step.source_rows,
                 is_awaited=step.is_awaited,
                 refresh=_rule(block.refresh_of(index)),
+                is_unranked=step.is_unranked,
             )
         )
     compared = block.diagnostics.model_dump(exclude={"matrix"}) if block.diagnostics.matrix else {}

@@ -63,6 +63,17 @@ class Passes:
         name_row = partial(describe_row, self._trainer.processing_class, step, data)
         return self._table(data, model, f"D_{step.index}", name_row, other)
 
+    def left_table(
+        self, step: StepPlan, data: StepData, model: str, other: PreTrainedModel | None = None
+    ) -> LogProbTable:
+        """Log-probs of what is left of the pool before step t, out of which its rows are picked, likewise.
+
+        Raises:
+            ReferenceTableError, Stopped: as in ``step_table``.
+        """
+        what = f"the {len(data.train):,} rows left for step {step.name}"
+        return self._table(data, model, what, partial("row {1} of {0}".format, what), other)
+
     def source_table(self, source: TokenizedSource, model: str, what: str) -> LogProbTable:
         """Log-probs of a source, likewise.
 

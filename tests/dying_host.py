@@ -31,8 +31,9 @@ from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.records import Samples, Tables
 from sdpo_plugin.run_dir.resume import FRESH, find_start, with_last_model
 from sdpo_plugin.run_dir.sealed import read_seal, seal
-from sdpo_plugin.runner import EarlyTables, Training, TrainOutcome, run_steps
+from sdpo_plugin.runner import run_steps
 from sdpo_plugin.sampling import sample
+from sdpo_plugin.step_host import EarlyTables, Training, TrainOutcome
 from sdpo_plugin.tables import LogProbTable
 from tests.fakes import DIAGNOSTICS, EXTERNAL, IDENTITY, make_plan, make_table
 

@@ -25,8 +25,9 @@ from sdpo_plugin.run_dir.journal import Journal
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.records import Tables
-from sdpo_plugin.runner import EarlyTables, PickedRows, Training, TrainOutcome, run_steps
+from sdpo_plugin.runner import run_steps
 from sdpo_plugin.sampling import sample
+from sdpo_plugin.step_host import EarlyTables, PickedRows, Training, TrainOutcome
 from sdpo_plugin.tables import LogProbTable
 
 T = TypeVar("T")

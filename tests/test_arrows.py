@@ -76,7 +76,7 @@ ALLOWED = {
     "run_dir.lock": "errors run_dir.files",
     "run_dir.loggers": "run_dir.files run_dir.paths run_dir.stored schema",
     "run_dir.made_rows": "digests errors plan run_dir.files run_dir.ledger run_dir.paths",
-    "run_dir.models": "errors plan run_dir.ledger run_dir.paths run_dir.sealed",
+    "run_dir.models": "errors plan run_dir.files run_dir.ledger run_dir.paths run_dir.sealed",
     "run_dir.next_action": "plan run_dir.ledger",
     "run_dir.opening": (
         "errors run_dir.checkpoints run_dir.cleanup run_dir.fresh run_dir.growth run_dir.paths run_dir.resume"
@@ -124,10 +124,8 @@ ALLOWED = {
     "report.verdicts": "estimates measures plan report.cells tables",
     "report.published": "run_dir.drift scrub",
     "report.lm_eval": "plan run_dir.evaluations run_dir.ledger run_dir.paths text",
-    "runner": (
-        "plan refresh run_dir.journal run_dir.ledger run_dir.made_rows run_dir.next_action run_dir.records "
-        "run_dir.resume tables"
-    ),
+    "runner": "plan run_dir.journal run_dir.ledger run_dir.made_rows run_dir.resume step_host",
+    "step_host": "plan refresh run_dir.records tables",
     "step_hooks": "errors plan run_dir.ledger",
     "report.write": "report.html report.pictures report.render run_dir.files run_dir.paths",
 }
@@ -169,6 +167,8 @@ CORE = {PACKAGE} | {f"{PACKAGE}.{name}" for name in ALLOWED if name != "__init__
 def wing_of(name: str) -> str:
     if name in METHOD:
         return "method"
+    if name == "step_host":
+        return "runner"
     return "config" if name in CONFIG else name.split(".")[0]
 
 

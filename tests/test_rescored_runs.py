@@ -19,7 +19,8 @@ from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.picked_rows import read_picked
 from sdpo_plugin.run_dir.resume import FRESH, find_start
-from sdpo_plugin.runner import PickedRows, run_steps
+from sdpo_plugin.runner import run_steps
+from sdpo_plugin.step_host import PickedRows
 from tests.fakes import CALLS, D_2, IDENTITY, THETA_0, FakeHost, HostDiedError, content, make_plan, run, table_of
 
 ROWS = np.array([3, 4, 5, 6])

@@ -21,7 +21,7 @@ from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.plan import M_0, StepPlan
 from sdpo_plugin.run_dir.picked_rows import read_picked
 from sdpo_plugin.run_dir.table_files import read_table, save_table
-from sdpo_plugin.runner import EarlyTables
+from sdpo_plugin.step_host import EarlyTables
 from sdpo_plugin.tables import LogProbTable
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from sdpo_plugin.host.engines.ranks import on_rank_0
 from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.plan import StepPlan, model_name
-from sdpo_plugin.runner import PickedRows
+from sdpo_plugin.step_host import PickedRows
 
 
 def pick_rows(

@@ -21,8 +21,7 @@ from sdpo_plugin.host.step_args import step_args
 from sdpo_plugin.host.telling import keep_history, tell
 from sdpo_plugin.host.training import train_policy
 from sdpo_plugin.plan import M_0, StepPlan, model_name
-from sdpo_plugin.run_dir.records import Tables
-from sdpo_plugin.runner import EarlyTables, PickedRows, Training, TrainOutcome
+from sdpo_plugin.step_host import EarlyTables, PickedRows, Training, TrainOutcome
 from sdpo_plugin.tables import LogProbTable
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class AxolotlStepHost:
         model = model_name(step.index - 1)
         return self._passes.step_table(step, self.layout.data(step), model, self._policy.stand_in)
 
-    def heldout_tables(self, model: str, names: Sequence[str]) -> Tables:
+    def heldout_tables(self, model: str, names: Sequence[str]) -> dict[str, LogProbTable]:
         """By the policy, or by M_{t-1} that stands in for it."""
         return self._passes.heldout_tables(self.layout, names, model, self._policy.stand_in)
 

@@ -9,7 +9,7 @@ from sdpo_plugin.host.moving_reference import MovingReference
 from sdpo_plugin.host.stopping import StopRequest
 from sdpo_plugin.plan import StepPlan
 from sdpo_plugin.run_dir.sealed import read_seal
-from sdpo_plugin.runner import Training
+from sdpo_plugin.step_host import Training
 from sdpo_plugin.tables import LogProbTable
 
 

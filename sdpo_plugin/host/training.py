@@ -17,7 +17,7 @@ from sdpo_plugin.host.refreshing import leaving
 from sdpo_plugin.host.step_under_way import EvaluationLeft, StepUnderWay
 from sdpo_plugin.host.stopping import Stopped
 from sdpo_plugin.plan import StepPlan
-from sdpo_plugin.runner import Training, TrainOutcome
+from sdpo_plugin.step_host import Training, TrainOutcome
 
 if TYPE_CHECKING:
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer

@@ -16,11 +16,10 @@ from sdpo_plugin.run_dir.files import explaining_write_errors, remove_folder, wr
 from sdpo_plugin.run_dir.fresh import require_own_places
 from sdpo_plugin.run_dir.ledger import SCHEMA_VERSION, Hook, Ledger
 from sdpo_plugin.run_dir.made_rows import MadeRows
-from sdpo_plugin.run_dir.models import about_model, final_model_files
+from sdpo_plugin.run_dir.models import publish_model, seal_final_model
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.picked_rows import save_picked
 from sdpo_plugin.run_dir.records import EXTERNAL, NONE, LookBack, Ranks, Records, Samples, Tables, require_rows
-from sdpo_plugin.run_dir.sealed import publish, seal
 from sdpo_plugin.run_dir.stored import write_stored
 from sdpo_plugin.run_dir.table_files import save_table
 from sdpo_plugin.tables import LogProbTable
@@ -224,13 +223,7 @@ class Journal(Records):
         self._set(finished=True)
 
     def _publish(self, model: str, target: Path) -> None:
-        def move() -> str:
-            with explaining_write_errors(target):
-                digest = seal(self._run.staging, about_model(self.ledger, model))
-                publish(self._run.staging, target)
-            return digest
-
-        digest = self._ranks.on_rank_0(move)
+        digest = self._ranks.on_rank_0(lambda: publish_model(self._run, self.ledger, model, target))
         self.ledger = replace(self.ledger, exports={**self.ledger.exports, model: digest})
 
     def _drop_superseded(self) -> None:
@@ -261,8 +254,7 @@ def close_run(run: RunDir, keep_last: bool) -> None:
         OSError: a file cannot be read.
     """
     ledger = Ledger.load(run.ledger)
-    with explaining_write_errors(run.ledger):
-        digest = seal(run.root, about_model(ledger, ledger.last_model), only=final_model_files(run.root))
+    digest = seal_final_model(run, ledger)
     ledger = replace(ledger, saved=True, final=digest).record(len(ledger.records), kept=keep_last)
     _write_ledger(run, ledger)
     sweep(run, ledger)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from sdpo_plugin.errors import OutputError
 from sdpo_plugin.plan import M_0
+from sdpo_plugin.run_dir.files import explaining_write_errors
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
-from sdpo_plugin.run_dir.sealed import MARKERS, flaw
+from sdpo_plugin.run_dir.sealed import MARKERS, flaw, publish, seal
 
 # Everything that is loaded with a final model; a model of another run is known by fewer, in fresh.py.
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
@@ -49,3 +50,25 @@ def final_model_files(root: Path) -> list[Path]:
     """Weights, and what makes them loadable: not the card, which a user may edit, and not the host's logs."""
     weights = [path for pattern in WEIGHTS for path in root.glob(pattern) if path.name != "training_args.bin"]
     return weights + [root / name for name in MARKERS if (root / name).exists()]
+
+
+def publish_model(run: RunDir, ledger: Ledger, model: str, target: Path) -> str:
+    """Seal the model that was written to the staging directory, and put it in its place; return its digest.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    with explaining_write_errors(target):
+        digest = seal(run.staging, about_model(ledger, model))
+        publish(run.staging, target)
+    return digest
+
+
+def seal_final_model(run: RunDir, ledger: Ledger) -> str:
+    """Seal the final model, which the host has written; return its digest.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    with explaining_write_errors(run.ledger):
+        return seal(run.root, about_model(ledger, ledger.last_model), only=final_model_files(run.root))

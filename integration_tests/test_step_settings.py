@@ -142,7 +142,7 @@ def test_batches_of_a_step_on_two_ranks(
     # 24 and 32 rows, 4 at a time; by the config's own batch of 2 × 3 × 4 it would be 1 and 2.
     assert [step["num_optimizer_steps"] for step in read_report(out)["steps"]] == [6, 8]
     for name in ("step-1", "step-2"):
-        assert apart(host, out / name, one_process / name) <= 1e-6  # measured: 6.0e-8 at most
+        assert apart(host, out / name, one_process / name) <= 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_iterative_rpo(host: Host, model: Path, two_sets: list[Config], tmp_path
     config = base_config(model, two_sets, tmp_path, **losses, optimizer="sgd", learning_rate=1.0e-2, num_epochs=10)
     run = compare(host, config, two_sets, steps)
     for mine, by_hand in zip(run.steps, run.chain, strict=True):
-        assert apart(host, mine, by_hand) <= 1e-6  # measured: 6.0e-8 in both
+        assert apart(host, mine, by_hand) <= 1e-6
     report = read_report(run.out)
     # 10 epochs of 24 and of 32 rows, 32 at a time: 7.5, rounded up, and 10.
     assert [step["num_optimizer_steps"] for step in report["steps"]] == [8, 10]

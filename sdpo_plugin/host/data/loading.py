@@ -14,11 +14,9 @@ from axolotl.utils.data import shared
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 from datasets import Dataset
-from transformers.trainer_utils import SchedulerType
 
 from sdpo_plugin.args import SDPOConfig
-from sdpo_plugin.conflicts import check_losses
-from sdpo_plugin.errors import ConfigError, DataError
+from sdpo_plugin.errors import DataError
 from sdpo_plugin.host.data.drawing import draw
 from sdpo_plugin.host.data.heldout import HeldoutSets
 from sdpo_plugin.host.data.histories import other_prompts
@@ -26,21 +24,13 @@ from sdpo_plugin.host.data.local_data import CONTENT, address
 from sdpo_plugin.host.data.prepared import Prepared, RawNote, RawReader, raw_parts
 from sdpo_plugin.host.data.rated import RatedReader, prepared_apart, require_one_rating, unrated
 from sdpo_plugin.host.data.read_errors import explained, require_no_null_text, source_name
-from sdpo_plugin.host.data.step_limits import apply_limits
+from sdpo_plugin.host.data.step_cfg import describe_settings, source_cfg_of
 from sdpo_plugin.host.patches import loading_through
 from sdpo_plugin.pair_checks import NOT_LOOKED_AT, Found
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.steps_args import StepArgs, step_names
 
 LOG = logging.getLogger("axolotl.sdpo_plugin")
-SCHEDULES = ("one_cycle", "rex", *(schedule.value for schedule in SchedulerType))  # the first two are Axolotl's own
-# A step that sets the first key means it instead of the config's second one, which would win in the host.
-DISPLACES = {
-    "num_epochs": "max_steps",
-    "warmup_ratio": "warmup_steps",
-    "val_set_size": "test_datasets",
-    "test_datasets": "val_set_size",
-}
 MEASURED_BY = ("sequence_len", "dpo_ld_alpha")  # what a step may set that changes rows or their log-probs
 
 
@@ -99,7 +89,7 @@ def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()
     for name, step in zip(names, steps, strict=True):
         own_entries = cfg.datasets[first : first + len(step.datasets or [])]
         first += len(own_entries)
-        cfgs.append(_source_cfg(name, cfg, step, own_entries or [DictDefault(entry) for entry in step.entries]))
+        cfgs.append(source_cfg_of(name, cfg, step, own_entries or [DictDefault(entry) for entry in step.entries]))
     there = [_made_entries(name, c) if name in made else [] for name, c in zip(names, cfgs, strict=True)]
     wanted = [
         (kept if step.from_hook else source_cfg.datasets, source_cfg.test_datasets or [])
@@ -133,49 +123,6 @@ def _made_entries(name: str, cfg: DictDefault) -> list[DictDefault]:
     """The entries of a step whose rows a hook has made, as they are read: out of the run directory."""
     kept = {"path": str(RunDir(Path(cfg.output_dir)).made_rows_of(name)), "ds_type": "json", "split": "train"}
     return [DictDefault({**entry, **kept}) for entry in cfg.datasets]
-
-
-def _source_cfg(name: str, cfg: DictDefault, step: StepArgs, entries: Sequence[DictDefault]) -> DictDefault:
-    source_cfg = copy.deepcopy(cfg)
-    source_cfg.datasets = list(entries)
-    overrides = step.overrides()
-    for key in overrides:
-        if DISPLACES.get(key) not in overrides:
-            source_cfg[DISPLACES.get(key, key)] = None
-    for key, value in overrides.items():
-        source_cfg[key] = value
-    if "val_set_size" not in overrides and source_cfg.val_set_size is None:
-        source_cfg.val_set_size = 0.0  # the host's default, and what "no evaluation" is recognised by
-    if "num_epochs" in overrides and cfg.saves_per_epoch:
-        source_cfg.save_steps = 1.0 / (cfg.saves_per_epoch * source_cfg.num_epochs)
-    if "num_epochs" in overrides and cfg.evals_per_epoch:
-        source_cfg.eval_steps = 1.0 / (cfg.evals_per_epoch * source_cfg.num_epochs)
-    if step.from_hook and source_cfg.val_set_size:
-        raise ConfigError(
-            f"step {name}: val_set_size: {source_cfg.val_set_size!r} of the config would hold out rows that "
-            "sdpo.before_step makes, and M_0 is evaluated on every held-out set before that; set val_set_size: 0 in "
-            "this step, or test_datasets."
-        )
-    apply_limits(name, source_cfg, cfg, overrides)
-    check_losses(f"step {name}", source_cfg)
-    if source_cfg.lr_scheduler and source_cfg.lr_scheduler not in SCHEDULES:
-        raise ConfigError(
-            f"step {name}: lr_scheduler: {source_cfg.lr_scheduler!r} is no schedule of the host's; set one of "
-            f"{', '.join(SCHEDULES)}."
-        )
-    if source_cfg.test_datasets:
-        source_cfg.test_datasets = _complete_test_entries(source_cfg.test_datasets, cfg.datasets)
-    return source_cfg
-
-
-def _complete_test_entries(tests: Sequence[Any], pool: Sequence[DictDefault]) -> list[DictDefault]:
-    """The host reads field names of test entry i from training entry i; keep that where the test entry is silent."""
-    completed = []
-    for number, test in enumerate(tests):
-        pattern = pool[number] if number < len(pool) else pool[-1]
-        fields = {key: value for key, value in pattern.items() if key.startswith("field_") or key == "type"}
-        completed.append(DictDefault({**fields, **{k: v for k, v in test.items() if v is not None}}))
-    return completed
 
 
 def _load_source(
@@ -269,14 +216,6 @@ def _load(
 def names_for_cards(cfg: DictDefault) -> list[str]:
     """The entries of a config that are no directories here, as model cards name them."""
     return [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
-
-
-def describe_settings(step: StepArgs) -> dict[str, Any]:
-    """The overrides of a step, for plan and report."""
-    overrides = step.overrides()
-    if "test_datasets" in overrides:
-        overrides["test_datasets"] = [source_name(entry) for entry in overrides["test_datasets"]]
-    return overrides
 
 
 def _load_test_entry(step: str, cfg: DictDefault, entry: DictDefault) -> Dataset:

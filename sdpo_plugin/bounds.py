@@ -68,6 +68,11 @@ def check_bounds(cfg: Mapping[str, Any]) -> None:
         value = _at(cfg, bound.key)
         if isinstance(value, int | float | str) and not bound.holds(_number(value)):
             found.append(f"{bound.key}: {value!r} is not {bound.words}; {bound.remedy}.")
+    weights = cfg.get("dpo_loss_weights")
+    if isinstance(weights, int | float):  # the host asks for its length before it asks what it is
+        found.append(
+            f"dpo_loss_weights: {weights!r} is not a list; set a weight for each of dpo_loss_type, e.g. [{weights!r}]."
+        )
     if found:
         raise ConfigError("\n".join(found))
 

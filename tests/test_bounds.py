@@ -97,3 +97,11 @@ def test_every_number_that_a_step_may_set_has_a_bound() -> None:
         "lr_scheduler",
         "test_datasets",
     }
+
+
+def test_one_weight_is_a_list_too() -> None:
+    """The host asks for its length before it asks what it is, and ends with a TypeError."""
+    assert refusal({"dpo_loss_weights": 1.0}) == (
+        "dpo_loss_weights: 1.0 is not a list; set a weight for each of dpo_loss_type, e.g. [1.0]."
+    )
+    check_bounds({"dpo_loss_weights": [1.0]})

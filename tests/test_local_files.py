@@ -33,9 +33,9 @@ def test_a_linked_directory_counts(folder: Path, tmp_path_factory: pytest.TempPa
 def test_names_and_patterns_choose(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_files(str(folder), [f"{folder}/**/*.jsonl"]) == [folder / "b.jsonl", folder / "sub/a.jsonl"]
     monkeypatch.chdir(folder)
-    assert local_files(str(folder), ["sub/a.jsonl", "https://host/x.jsonl"]) == [Path("sub/a.jsonl")]
+    assert local_files(str(folder), ["sub/a.jsonl", "https://host/x.jsonl", "x" * 5000]) == [Path("sub/a.jsonl")]
 
 
-@pytest.mark.parametrize("path", ["", "nobody/nothing", "https://host/x.jsonl"])
+@pytest.mark.parametrize("path", ["", "nobody/nothing", "https://host/x.jsonl", "x" * 5000])
 def test_what_is_elsewhere_has_no_files(path: str) -> None:
     assert local_files(path) == []

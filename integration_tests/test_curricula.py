@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,26 @@ def test_steps_that_grow_without_the_hardest_rows(host: Host, model: Path, folde
     assert left_out == {"source": f"{pool['path']}:train", "num_rows": 6, "of_rows": 24, "key": "drop_hardest"}
     assert report["overlaps"] == []
     assert None not in (cell for line in report["train"]["gamma"] for cell in line)
+
+
+def test_drawn_pool_that_grows_killed_twice_with_a_cache_of_tables(
+    host: Host, model: Path, folder: Path, pool: Config
+) -> None:
+    """In a pass and in training, at seeded moments: the same bits as of a run that lives and keeps no tables."""
+    small = chat_set(folder / "small.jsonl", 12, 9)
+    drawn = {"max_rows": 20, "weights": [1, 1], "pool": "cumulative", "drop_hardest": 0.2}
+    config = base_config(model, [pool, small], folder / "drawn", **SGD, save_strategy="steps", save_steps=1)
+    life = live(host, config, sdpo={"partition": {**BY_ROW, "num_steps": 2, **drawn}})
+    plan = read_plan(life.out)
+    assert [step["num_rows"] for step in plan["steps"]] == [8, 16]
+    assert sorted((part["num_rows"], part["key"]) for part in plan["left_out"])[-1] == (14, "max_rows")
+    cached = {**life.config["sdpo"], "reference_cache": str(folder / "cache")}
+    sharing = replace(life, config={**life.config, "sdpo": cached})
+    moments = [life.moments(kind, 1, seed=1)[0] for kind in ("reference pass", "training")]
+    killed, whole = (outcome(host, out) for out in (sharing.resume(sharing.die(folder / "killed", *moments)), life.out))
+    assert list((folder / "cache").iterdir())
+    killed["report"].pop("from_cache"), whole["report"].pop("from_cache")
+    assert killed == whole
 
 
 # --- by a column of the data ---

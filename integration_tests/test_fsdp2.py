@@ -138,8 +138,7 @@ def test_a_second_model_gives_the_reference(host: Host, model: Path, two_sets: l
         assert apart(host, out / step, alone / step) <= 1e-6
 
 
-@SET_AS
-@KINDS
+@pytest.mark.parametrize(("kind", "settings"), [("full", "plain"), ("lora", "large")])
 def test_killed_and_resumed(
     host: Host, model: Path, small_sets: list[Config], tmp_path: Path, kind: str, settings: str
 ) -> None:

@@ -56,7 +56,7 @@ def train(host: Host, config: Config, out: Path, ranks: int = 1, **overrides: An
     ("overrides", "parts"),
     [
         ({}, ("holds finished steps of an earlier run (step-1, step-2)", "set auto_resume_from_checkpoints: true")),
-        ({"lora_model_dir": "/x"}, ("rl: sdpo conflicts with lora_model_dir: '/x'",)),
+        ({"rl_adapter_ref_model": True}, ("rl: sdpo conflicts with rl_adapter_ref_model: True",)),
         ({"partition": {"strategy": "natural"}}, ("partition: {'strategy': 'natural'} stands", "sdpo.partition?")),
         ({"resume_from_checkpoint": "/nope"}, ("resume_from_checkpoint: '/nope' does not exist",)),
     ],

@@ -17,7 +17,7 @@ IN_TURN = "integration_tests.harness.two_configs:train_in_turn"
 # What stands before a `rl: dpo` run in the same process, and how that ends.
 BROKEN: dict[str, tuple[dict[str, Any], str | None]] = {
     "sdpo": ({}, None),
-    "refused by the host": ({"sequence_len": "many"}, "ValidationError"),
+    "refused by the host": ({"seed": "many"}, "ValidationError"),
     "refused by us": ({"sdpo": {"refrence": "base"}}, "ConfigError"),
     "without data": ({"datasets": [{"path": "/nope", "type": "chatml.intel"}] * 2}, "DataError"),
 }

@@ -24,6 +24,7 @@ EXPORT = {"training_args.bin", "README.md", "sdpo_seal.json"}
 SDPO = {
     "sdpo_seal.json",
     *(f"sdpo/{name}" for name in ("plan.json", "ledger.json", "lock", "report.json", "report.md", "report.html")),
+    "sdpo/data_checks.json",
     *(f"sdpo/history/step-{index}.json" for index in (1, 2)),
     *(f"sdpo/{name}" for name in CAPTIONS if importlib.util.find_spec("matplotlib")),
 }
@@ -89,7 +90,9 @@ def test_plan_and_ledger(rich: Trained, model: Path, two_sets: list[Config]) -> 
     ]
     assert [s["sources"] for s in plan["steps"]] == [[f"{entry['path']}:train"] for entry in two_sets]
     assert [(s["reference"], s["policy_init"]) for s in plan["steps"]] == [("M_0", "M_0"), ("M_1", "M_1")]
-    assert {"schema_version": plan["schema_version"], **ledger["plan"]} == plan
+    lives = [{key: life[key] for key in ("began", "steps")} for life in ledger["lives"]]
+    assert [life["steps"] for life in lives] == [["step-1", "step-2"]]
+    assert {"schema_version": plan["schema_version"], **ledger["plan"], "lives": lives} == plan
     assert ledger["finished"]
     assert [s["state"] for s in ledger["records"]] == ["exported", "exported"]
 
@@ -97,14 +100,15 @@ def test_plan_and_ledger(rich: Trained, model: Path, two_sets: list[Config]) -> 
 def test_report(rich: Trained) -> None:
     """Every field is there, with values where they were computed."""
     report = read_report(rich.out)
-    assert report["schema_version"] == 3
+    assert report["schema_version"] == 4
     assert report["models"] == ["M_0", "M_1", "M_2"]
     for index, step in enumerate(report["steps"], 1):
         assert (step["index"], step["model_dir"]) == (index, f"step-{index}")
         assert set(step["gamma_ref"]) == {"mean", "median", "q05", "q25", "q75", "q95", "per_token_mean"}
         assert step["first_loss"] == pytest.approx(0.6931, abs=1e-3)
         assert step["final_loss"] < step["first_loss"]
-        assert min(value for key, value in step.items() if key.endswith("_seconds")) > 0
+        assert step["refresh_seconds"] is None
+        assert min(value for key, value in step.items() if key.endswith("_seconds") and key != "refresh_seconds") > 0
         assert step["beta"] == 0.1  # the host's
     for kind in ("train", "heldout"):
         for name in ("gamma", "reference_free_accuracy", "chosen_log_prob_per_token"):

@@ -23,7 +23,7 @@ from integration_tests.harness.env import BASE_ENV, ROOT
 from sdpo_plugin.text import text_table
 
 # Contracts, one word, the wheel; equivalence with the host's chain; resume; every command; ranks; how runs end.
-TESTS = "compat one_word wheel equivalence resume commands engines zero3 endings".split()
+TESTS = "compat one_word wheel equivalence resume commands engines zero3 endings import_order".split()
 PACKAGES = ("axolotl", "trl", "transformers", "accelerate", "peft", "deepspeed", "torch")
 
 

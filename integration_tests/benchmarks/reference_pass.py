@@ -66,15 +66,15 @@ def main() -> None:
         trainer = build_trainer(str(folder / "config.yaml"))
         from sdpo_plugin.host.forward.packed import forward_pass
 
-        sources = trainer.chain.args[1].sources
-        rows, size = sources[0].train, given.micro_batch
+        setup = trainer.chain.args[1]
+        rows, size = setup.sources[0].train, given.micro_batch
         trainer.model.eval()
         seconds: dict[str, list[float]] = {"TRL": [], "packed": []}
         for number in range(given.repeat):
             began = time.perf_counter()
             theirs = by_trl(trainer, rows, number, size)
             middle = time.perf_counter()
-            with forward_pass(trainer, True, sources):
+            with forward_pass(trainer, True, setup.rows):
                 tried = time.perf_counter()
                 ours = by_us(trainer, rows, size)
             seconds["TRL"].append(middle - began)

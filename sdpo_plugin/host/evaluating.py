@@ -79,8 +79,7 @@ def _tables(
         model: its name.
     """
     facts, tables = {name: row_facts(rows) for name, rows in heldout.items()}, {}
-    size = trainer.args.per_device_train_batch_size
-    with forward_pass(trainer, packed, [(rows, facts[name], size) for name, rows in heldout.items()]):
+    with forward_pass(trainer, packed, [(rows, facts[name]) for name, rows in heldout.items()]):
         for name, rows in heldout.items():
             compute_as_in(trainer, cfgs[name])
             size = cfgs[name].eval_batch_size

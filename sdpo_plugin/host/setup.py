@@ -117,9 +117,9 @@ class RunSetup:
         return self.session.start.ledger or Ledger.begin(plan, self.session.identity).with_tables(tables)
 
     @property
-    def rows(self) -> list[tuple[Dataset, RowFacts, int]]:
-        """The rows of all sources, with what is known of them, and the pairs of a batch."""
-        return [(source.train, source.facts, int(source.cfg.micro_batch_size)) for source in self.sources]
+    def rows(self) -> list[tuple[Dataset, RowFacts]]:
+        """The rows of all sources, with what is known of them."""
+        return [(source.train, source.facts) for source in self.sources]
 
     @property
     def run(self) -> RunDir:

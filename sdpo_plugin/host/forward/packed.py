@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("axolotl.sdpo_plugin")
 # Of transformers' `layer_types` those whose tokens see what a mask says, and nothing else.
 ATTENTIONS = {"full_attention", "sliding_attention"}
-# Sets of tokenized rows, with what is known of them, and the pairs of a batch.
-Rows = Sequence[tuple[Dataset, RowFacts, int]]
+# Sets of tokenized rows, with what is known of them.
+Rows = Sequence[tuple[Dataset, RowFacts]]
+# The fewest that could see each other. Padded, a whole batch might not fit where packed rows do.
+PAIRS_TRIED = 2
 
 
 @contextmanager
@@ -122,7 +124,7 @@ def no_way_in(model: PreTrainedModel, takes_attention: bool) -> str | None:
 
 def _disagreement(trainer: "DPOTrainer", rows: Rows, other: PreTrainedModel | None = None) -> str | None:
     """Send the longest rows through both forward passes; None where they agree within the noise of the dtype."""
-    pairs = _longest_rows(rows, min(size for *_, size in rows))  # the step with the longest rows may take fewest
+    pairs = _longest_rows(rows)
     packed_inputs = PackingCollator(trainer.args.max_length)(pairs)
     with ready_model(trainer, other) as ready:
         padded, packed = (
@@ -141,15 +143,12 @@ def _disagreement(trainer: "DPOTrainer", rows: Rows, other: PreTrainedModel | No
     )
 
 
-def _longest_rows(rows: Rows, number: int) -> list[Mapping[str, Any]]:
-    """The longest rows of all sets, at least two where there are two: one pair could not see another."""
-    number = max(2, number)
-    found = [
-        (int(facts.lengths[row]), s, row) for s, (_, facts, _) in enumerate(rows) for row in _longest(facts, number)
-    ]
-    return [rows[s][0].select_columns(IDS)[row] for _, s, row in sorted(found, reverse=True)[:number]]
+def _longest_rows(rows: Rows) -> list[Mapping[str, Any]]:
+    """The longest rows of all sets together."""
+    found = [(int(facts.lengths[row]), s, row) for s, (_, facts) in enumerate(rows) for row in _longest(facts)]
+    return [rows[s][0].select_columns(IDS)[row] for _, s, row in sorted(found, reverse=True)[:PAIRS_TRIED]]
 
 
-def _longest(facts: RowFacts, number: int) -> list[int]:
-    order: list[int] = np.argsort(-facts.lengths, kind="stable")[:number].tolist()
+def _longest(facts: RowFacts) -> list[int]:
+    order: list[int] = np.argsort(-facts.lengths, kind="stable")[:PAIRS_TRIED].tolist()
     return order

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from integration_tests.harness.launch import Host
-from sdpo_plugin.conflicts import LOSS_TYPES
+from sdpo_plugin.losses import LOSS_TYPES
 
 CONTRACTS = "integration_tests.harness.contracts"
 

@@ -159,6 +159,7 @@ class SourcePairs:
 
     Attributes:
         name, num_rows, num_dropped: as in ``SourceChecks``.
+        sequence_len: tokens of a pair that are trained on in its step.
         facts: of its pairs; None: they are no tokens yet.
         lost: which of them have an answer that lost its content; None where no template looks for answers.
         other_prompts: the pairs whose answers are to different prompts; not known by default.
@@ -167,17 +168,17 @@ class SourcePairs:
     name: str
     num_rows: int
     num_dropped: int | None
+    sequence_len: int
     facts: PairFacts | None
     lost: Bools | None
     other_prompts: Found = NOT_LOOKED_AT
 
 
-def check_pairs(sources: Sequence[SourcePairs], sequence_len: int) -> list[SourceChecks]:
+def check_pairs(sources: Sequence[SourcePairs]) -> list[SourceChecks]:
     """Check the pairs of all sources; duplicates and contradictions are sought over all of them.
 
     Args:
         sources: in the order of the steps.
-        sequence_len: tokens of a pair that are trained on.
     """
     repeated = repeats([source.facts for source in sources if source.facts is not None])
     checks, first = [], 0
@@ -186,7 +187,7 @@ def check_pairs(sources: Sequence[SourcePairs], sequence_len: int) -> list[Sourc
         if source.facts is not None:
             own = slice(first, first + len(source.facts))
             first = own.stop
-            flags = _flags(source.facts, sequence_len) | {kind: flag[own] for kind, flag in repeated.items()}
+            flags = _flags(source.facts, source.sequence_len) | {kind: flag[own] for kind, flag in repeated.items()}
         checks.append(_checks(source, flags))
     return checks
 

@@ -23,11 +23,13 @@ ALLOWED = {
     "cli": "crash errors host.commands report.command versions",  # the host's when a command needs it
     "conflicts": "errors recognition",
     "crash": "errors scrub",
+    "data_conflicts": "errors",
     "digests": "",
     "errors": "",
     "gate": "errors",
     "lm_eval_args": "",
     "local_files": "",
+    "losses": "errors",
     "estimates": "",
     "lost_content": "",
     "measures": "estimates tables",
@@ -136,8 +138,8 @@ METHOD = (
 ).split()
 # What a user writes and sees.
 CONFIG = (
-    "args block bounds conflicts crash lm_eval_args local_files misspelt partition_args plugin_name recognition "
-    "refresh_args step_conflicts steps_args versions"
+    "args block bounds conflicts crash data_conflicts lm_eval_args local_files losses misspelt partition_args "
+    "plugin_name recognition refresh_args step_conflicts steps_args versions"
 ).split()
 # Each wing, and the wings that it may import; itself goes without saying.
 ARROWS = {

@@ -9,9 +9,6 @@ from sdpo_plugin.conflicts import (
     PACKING_CONFLICTS,
     Conflict,
     check_conflicts,
-    check_data_sources,
-    check_losses,
-    check_pool,
     check_starting_adapter,
 )
 from sdpo_plugin.errors import ConfigError
@@ -164,20 +161,6 @@ def test_still_reference_of_the_host_passes(trl: dict[str, Any] | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("datasets", "has_steps", "cuts_rows"),
-    [
-        pytest.param([{"path": "a"}, {"path": "b"}], False, False, id="an-entry-per-step"),
-        pytest.param(None, True, False, id="steps"),
-        pytest.param([], True, False, id="steps-and-an-empty-list"),
-        pytest.param([{"path": "a"}], False, True, id="one-entry-cut-by-rows"),
-        pytest.param([{"path": "a"}, {"path": "b"}], False, True, id="two-entries-cut-by-rows"),
-    ],
-)
-def test_data_sources_that_pass(datasets: list[dict[str, Any]] | None, has_steps: bool, cuts_rows: bool) -> None:
-    check_data_sources({"datasets": datasets}, has_steps, cuts_rows)
-
-
-@pytest.mark.parametrize(
     ("config", "clashes"),
     [
         ({"state_dict_type": "FULL_STATE_DICT"}, False),
@@ -197,11 +180,6 @@ def test_fsdp_has_to_write_whole_models(config: Any, clashes: bool) -> None:
         check_conflicts({"fsdp_config": config, "fsdp_version": 2})
 
 
-def test_nothing_cannot_be_cut_by_rows() -> None:
-    with pytest.raises(ConfigError, match="rl: sdpo has no data: set datasets: with one entry per step"):
-        check_data_sources({}, has_steps=False, cuts_rows=True)
-
-
 @pytest.mark.parametrize("nothing", ["", [], {}, 0], ids=repr)
 def test_value_that_says_no_passes(nothing: object) -> None:
     """A value that switches a feature off is no conflict."""
@@ -215,81 +193,6 @@ def test_number_of_parallel_parts(size: object, clashes: bool) -> None:
     assert [conflict.clashes(size) for conflict in conflicts] == [clashes] * 2
 
 
-@pytest.mark.parametrize(
-    ("datasets", "has_steps", "message"),
-    [
-        pytest.param(
-            [{"path": "a"}, {"path": "b"}],
-            True,
-            "both datasets: (2 entries) and sdpo.steps are set; keep sdpo.steps, "
-            "or remove it and let each entry of datasets: be one step.",
-            id="both",
-        ),
-        pytest.param(
-            None,
-            False,
-            "rl: sdpo has no data: set datasets: with one entry per step, or sdpo.steps with datasets of its own.",
-            id="neither",
-        ),
-        pytest.param(
-            [{"path": "a.jsonl"}],
-            False,
-            "rl: sdpo with one entry in datasets: (path: 'a.jsonl') would be a single step; add an entry per step, "
-            "or cut it by rows with sdpo.partition (e.g. strategy: easy_to_hard, unit: row, num_steps: 2), "
-            "or, to mean one step, write it under sdpo.steps; for plain DPO set rl: dpo.",
-            id="one-entry",
-        ),
-    ],
-)
-def test_data_sources_that_are_refused(datasets: list[dict[str, Any]] | None, has_steps: bool, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_data_sources({"datasets": datasets}, has_steps)
-    assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(
-    ("cfg", "message"),
-    [
-        (
-            {"dpo_loss_type": ["sigmoid", "hinge"], "dpo_loss_weights": [1.0]},
-            "step orca: dpo_loss_type: ['sigmoid', 'hinge'] has 2 losses and dpo_loss_weights: [1.0] has 1 weights; "
-            "give each loss one weight.",
-        ),
-        (
-            {"dpo_loss_type": ["exo_pair"]},
-            "step orca: dpo_loss_type: ['exo_pair'] needs dpo_label_smoothing above 0, and it is None; "
-            "set e.g. 1.0e-3.",
-        ),
-    ],
-    ids=["weights", "exo_pair"],
-)
-def test_losses_that_cannot_be_computed_are_refused(cfg: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_losses("step orca", cfg)
-    assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(
-    "cfg",
-    [
-        {},
-        {"dpo_loss_type": ["ipo"]},
-        {"dpo_loss_type": ["sigmoid", "sft"], "dpo_loss_weights": [1.0, 0.1]},
-        {"dpo_loss_type": ["exo_pair"], "dpo_label_smoothing": 0.001},
-    ],
-    ids=["default", "ipo", "two", "exo_pair"],
-)
-def test_losses_that_are_fine(cfg: dict[str, object]) -> None:
-    check_losses("step orca", cfg)
-
-
-def test_loss_that_trl_does_not_have_is_refused_before_the_first_step() -> None:
-    with pytest.raises(
-        ConfigError, match=r"step orca: dpo_loss_type: 'sigmod' is no loss of TRL's; set one or more of si"
-    ):
-        check_losses("step orca", {"dpo_loss_type": ["ipo", "sigmod"], "dpo_loss_weights": [1, 1]})
-
-
 @pytest.mark.parametrize("value", ["many", [2], {}, float("inf"), 2])
 def test_split_sequences_and_layers_are_refused_whatever_their_number_looks_like(value: object) -> None:
     for key in ("context_parallel_size", "tensor_parallel_size"):
@@ -300,42 +203,3 @@ def test_split_sequences_and_layers_are_refused_whatever_their_number_looks_like
 @pytest.mark.parametrize("value", [1, "on", [True]])
 def test_trl_block_that_is_no_block_is_left_to_the_host(value: object) -> None:
     check_conflicts({"trl": value})
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (3, r"datasets: 3 is not a list"),
-        ("x.jsonl", r"datasets: 'x.jsonl' is not a list"),
-        ({"path": "x"}, r"datasets: \{'path': 'x'\} is not a list"),
-        ([{"path": "x"}, None], r"datasets\[1\]: None is not a block"),
-        ([{1: "x"}], r"datasets\[0\]: \{1: 'x'\} is not a block"),
-    ],
-)
-def test_data_sets_of_another_shape_are_refused(value: object, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_data_sources({"datasets": value}, has_steps=False)
-    with pytest.raises(ConfigError, match="test_" + message):
-        check_data_sources({"datasets": [{"path": "x"}] * 2, "test_datasets": value}, has_steps=False)
-
-
-def test_weights_are_one_for_each_entry() -> None:
-    check_pool({"datasets": [{"path": "a"}]}, None, None)
-    check_pool({"datasets": [{"path": "a"}, {"path": "b"}]}, [1.0, 2.0], None)
-    with pytest.raises(ConfigError) as caught:
-        check_pool({"datasets": [{"path": "a"}] * 3}, [1.0, 2.0], None)
-    assert str(caught.value) == (
-        "sdpo.partition.weights: [1.0, 2.0] has 2 numbers and datasets: 3 entries; "
-        "give each entry one weight, in order."
-    )
-
-
-def test_rows_that_the_host_fetches_prepared_have_no_column() -> None:
-    check_pool({"datasets": [{"path": "a"}]}, None, "gap")
-    check_pool({"datasets": [{"path": "a"}], "push_dataset_to_hub": "me/rows"}, None, None)
-    with pytest.raises(ConfigError) as caught:
-        check_pool({"datasets": [{"path": "a"}], "push_dataset_to_hub": "me/rows"}, None, "gap")
-    assert str(caught.value) == (
-        "sdpo.partition.column: 'gap' conflicts with push_dataset_to_hub: 'me/rows': the host fetches the rows that "
-        "lie there, which are prepared without the column; remove push_dataset_to_hub."
-    )

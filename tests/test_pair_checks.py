@@ -39,11 +39,11 @@ def facts_of(pairs: Sequence[Pair]) -> PairFacts:
 
 def source(pairs: Sequence[Pair], name: str = "d1") -> SourcePairs:
     nothing = np.zeros(len(pairs), dtype=bool)
-    return SourcePairs(name, len(pairs), 0, facts_of(pairs), nothing, Found(0, (), len(pairs)))
+    return SourcePairs(name, len(pairs), 0, LIMIT, facts_of(pairs), nothing, Found(0, (), len(pairs)))
 
 
 def check(pairs: Sequence[Pair]) -> SourceChecks:
-    (found,) = check_pairs([source(pairs)], LIMIT)
+    (found,) = check_pairs([source(pairs)])
     return found
 
 
@@ -97,6 +97,15 @@ def test_defect_is_found_where_it_was_planted(pairs: list[Pair], found: dict[str
     assert counted(check(pairs)) == found
 
 
+def test_rows_are_too_long_for_their_own_step() -> None:
+    """A pair of 3 tokens of prompt and 9 of answer fits into 12 and not into 11, whatever the other steps take."""
+    pairs = planted(r1=(P, [*range(60, 68), EOS], B))
+    shorter = replace(source(pairs), sequence_len=LIMIT - 1)
+    found = [counted(checks) for checks in check_pairs([shorter, source(planted(r1=(P, A[:1], B)), "d2")])]
+    assert found[0] == {"truncated": (1,)}
+    assert "truncated" not in found[1]
+
+
 def test_defects_are_found_in_batches_as_in_one() -> None:
     pairs = planted(r3=(P, A, A), r4=(P, A, [EOS]), r5=([BOS, BOS, 50], A, B), r9=(P, [51], B))
     parts = concatenate([facts_of(pairs[:4]), facts_of(pairs[4:])])
@@ -116,7 +125,7 @@ def test_pairs_of_other_sources_count_as_earlier_ones_and_as_contradictions() ->
     first, second = clean(), [(p, c, r) for p, c, r in [pair(20 + number) for number in range(10)]]
     second[2] = first[7]
     second[5] = (first[8][0], first[8][2], first[8][1])
-    found = [counted(checks) for checks in check_pairs([source(first), source(second, "d2")], LIMIT)]
+    found = [counted(checks) for checks in check_pairs([source(first), source(second, "d2")])]
     assert found == [{"contradictory": (8,)}, {"duplicates": (2,), "contradictory": (5,)}]
 
 
@@ -151,7 +160,7 @@ def test_identical_pairs_are_refused_above_a_half(rows: int, refused: list[str])
 
 def test_one_answer_that_lost_its_content_is_refused() -> None:
     lost = np.arange(10) == 6
-    (checks,) = check_pairs([replace(source(clean()), lost=lost)], LIMIT)
+    (checks,) = check_pairs([replace(source(clean()), lost=lost)])
     assert (counted(checks), checks.refused()) == ({"lost": (6,)}, ["lost"])
     (line,) = refusals([checks])
     assert line.startswith("step d1: 1 of 10 pairs (10.0%) have an answer that lost its content on the way through ")
@@ -161,8 +170,8 @@ def test_one_answer_that_lost_its_content_is_refused() -> None:
 def test_rows_of_the_files_have_a_share_of_their_own() -> None:
     """Of 10 pairs 20 rows were read: 11 of them are more than a half, and 10 are not."""
     few, most = (replace(source(clean()), other_prompts=Found(count, (0, 4, 5), 20)) for count in (10, 11))
-    assert [checks.refused() for checks in check_pairs([few, most], LIMIT)] == [[], ["other_prompts"]]
-    (line,) = check_lines(check_pairs([most], LIMIT), lambda name, row: "not asked")
+    assert [checks.refused() for checks in check_pairs([few, most])] == [[], ["other_prompts"]]
+    (line,) = check_lines(check_pairs([most]), lambda name, row: "not asked")
     assert "step d1: 11 of 20 pairs (55.0%) have a rejected answer to another prompt" in line
     assert line.endswith("rows 0, 4, 5, … as they stand in the files")
 
@@ -211,8 +220,8 @@ def test_length_that_predicts_the_label_is_said(longer: int, shorter: int, which
 
 def test_table_has_a_line_a_kind_and_a_dash_for_what_was_not_looked_at() -> None:
     """Of messages, tokens and texts are not known."""
-    messages = SourcePairs("d2", 4, None, None, None)
-    rows = {row[0]: row[1:] for row in check_rows(check_pairs([source(planted(r3=(P, A, A))), messages], LIMIT))}
+    messages = SourcePairs("d2", 4, None, LIMIT, None, None)
+    rows = {row[0]: row[1:] for row in check_rows(check_pairs([source(planted(r3=(P, A, A))), messages]))}
     assert rows["pairs"] == ("d1", "d2")
     assert rows["all pairs"] == ("10", "4")
     assert rows["dropped by length"] == ("0", "–")

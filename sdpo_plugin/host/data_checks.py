@@ -106,7 +106,7 @@ class _Checker:
         there = [(loaded, tokens) for loaded, tokens in sources if not loaded.is_awaited]
         rows = {loaded.name: _as_trained(loaded.train, tokens) for loaded, tokens in there}
         pairs = [_pairs(cfg, loaded, tokens, rows[loaded.name], tokenizer) for loaded, tokens in there]
-        found = check_pairs(pairs, cfg.sequence_len)
+        found = check_pairs(pairs)
         LOG.debug("the pairs of %d sources were checked in %.1f s", len(pairs), time.monotonic() - began)
         return cls(found, rows, tokenizer)
 
@@ -143,6 +143,7 @@ def _pairs(
         name=loaded.name,
         num_rows=len(rows),
         num_dropped=(loaded if tokens is None else tokens).num_dropped,
+        sequence_len=loaded.cfg.sequence_len,
         facts=facts_of_texts(rows, tokenizer, marks) if tokens is None else facts_of_tokens(tokens.train, marks),
         lost=spoilt(rows, around),
         other_prompts=loaded.other_prompts,

@@ -11,8 +11,7 @@ from axolotl.utils.logging import get_logger
 
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.block import parse_block
-from sdpo_plugin.errors import ConfigError
-from sdpo_plugin.host import compat, patches, registration
+from sdpo_plugin.host import compat, output_dir, patches, registration
 from sdpo_plugin.host.best_model import keep_best_model
 from sdpo_plugin.host.data.loading import LoadedSource, flatten_steps, names_for_cards
 from sdpo_plugin.host.data_checks import check_before_training
@@ -52,14 +51,11 @@ class Hooks:
         registration.require_spelling(cfg)
         inference = cfg.get("inference") and cfg.get("rl") is None  # `axolotl inference` takes `rl` out
         if cfg.get("rl") != "sdpo" and not inference:
-            if cfg.get("sdpo") is not None:
-                raise ConfigError(
-                    f"an sdpo: block is set, but rl is {cfg.get('rl')!r}; set rl: sdpo, or remove the sdpo: block."
-                )
+            registration.require_no_block(cfg)
             return
         self._written = cfg.to_dict()
         block = registration.check_config(cfg)
-        registration.check_output(cfg, block)
+        output_dir.check_output(cfg, block)
         flatten_steps(cfg, block)
         if not inference:
             registration.become_dpo(cfg)

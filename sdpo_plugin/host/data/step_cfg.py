@@ -7,10 +7,10 @@ from typing import Any
 from axolotl.utils.dict import DictDefault
 from transformers.trainer_utils import SchedulerType
 
-from sdpo_plugin.conflicts import check_losses
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.host.data.step_limits import apply_limits
+from sdpo_plugin.losses import check_losses
 from sdpo_plugin.steps_args import StepArgs
 
 SCHEDULES = ("one_cycle", "rex", *(schedule.value for schedule in SchedulerType))  # the first two are Axolotl's own

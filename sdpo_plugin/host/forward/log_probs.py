@@ -1,6 +1,7 @@
 """Log-probs of a batch, and of every row of a data set, under the policy as it stands or another model."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from sdpo_plugin.batches import batches
+from sdpo_plugin.batches import Batches, batches
 from sdpo_plugin.host.data.columns import IDS, row_facts
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import ready_model, training_model
@@ -23,8 +24,7 @@ from sdpo_plugin.tables import LogProbTable, TableBuilder
 if TYPE_CHECKING:
     from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
 
-
-SECONDS_WITHOUT_BAR = 5.0
+SECONDS_WITHOUT_BAR = 5.0  # of a pass in the middle of training
 
 
 def taking(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Any:
@@ -95,8 +95,10 @@ def policy_log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: Mapp
         trainer.ref_model = None
 
 
-# Row numbers of a batch, their summed log-probs and completion tokens.
-Computed = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
+Rows = NDArray[np.int64]
+# Summed log-probs and completion tokens of a batch, each of shape (2, rows); the same behind the numbers of its rows.
+Numbers = tuple[NDArray[np.float32], NDArray[np.int64]]
+Computed = tuple[Rows, NDArray[np.float32], NDArray[np.int64]]
 
 
 def log_prob_table(
@@ -133,24 +135,30 @@ def log_prob_table(
         ReferenceTableError: a row is missing or its log-prob is not finite.
     """
     facts = facts or row_facts(dataset)
-    ids = dataset.select_columns(IDS)  # texts are not read for nothing
-    packs = other is None or takes_packed_rows(other)
-    collate = trainer.data_collator if packs else trainer.padded_collator
+    collate = trainer.data_collator if other is None or takes_packed_rows(other) else trainer.padded_collator
     dealt = batches(facts, batch_size, by_tokens=isinstance(collate, PackingCollator))
-    rank, num_ranks = ranks.place()
-    rounds = range(0, len(dealt), num_ranks)
     delay = SECONDS_WITHOUT_BAR if trains else 0
-    bar = tqdm(rounds, desc=f"log-probs of {what} by {model}", disable=rank != 0, dynamic_ncols=True, delay=delay)
-    mine: list[Computed] = []
+    bar = partial(tqdm, desc=f"log-probs of {what} by {model}", dynamic_ncols=True, delay=delay)
     with training_model(trainer) if trains else ready_model(trainer, other) as ready:
-        for first in bar:
-            check()
-            rows = dealt.rows(first + rank)
-            # Under ZeRO-3 a forward pass is a collective: a rank without rows computes those of rank 0 with it.
-            found = _batch(trainer, ready, collate, ids, rows if len(rows) else dealt.rows(first))
-            if len(rows):
-                mine.append((rows, *found))
+        compute = partial(_batch, trainer, ready, collate, dataset.select_columns(IDS))  # no text is read for nothing
+        mine = _of_this_rank(dealt, compute, bar, check)
     return _gathered(mine, len(dataset)).finish(model, facts.digest(), what, name_row)
+
+
+def _of_this_rank(
+    dealt: Batches, compute: Callable[[Rows], Numbers], bar: Callable[..., Any], check: Callable[[], None]
+) -> list[Computed]:
+    """The batches that are dealt to this rank, in rounds of one for each rank."""
+    rank, num_ranks = ranks.place()
+    mine: list[Computed] = []
+    for first in bar(range(0, len(dealt), num_ranks), disable=rank != 0):
+        check()
+        rows = dealt.rows(first + rank)
+        # Under ZeRO-3 a forward pass is a collective: a rank without rows computes those of rank 0 with it.
+        found = compute(rows if len(rows) else dealt.rows(first))
+        if len(rows):
+            mine.append((rows, *found))
+    return mine
 
 
 def _gathered(mine: list[Computed], num_rows: int) -> TableBuilder:
@@ -167,8 +175,8 @@ def _batch(
     model: torch.nn.Module,
     collate: Callable[[list[Any]], Any],
     ids: Dataset,
-    rows: NDArray[np.int64],
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    rows: Rows,
+) -> Numbers:
     """Summed log-probs and completion tokens of a batch, each of shape (2, len(rows)): chosen, rejected."""
     columns = ids[rows.tolist()]
     pairs = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

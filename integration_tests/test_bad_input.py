@@ -352,3 +352,9 @@ def test_two_ranks_end_together_and_say_it_once(bench: Bench, tmp_path: Path, wh
     assert len(running.codes()) == 2
     assert all(running.codes().values())
     assert messages(result)[0] in result.log(0)
+
+
+def test_columns_of_gigabytes_are_looked_through(host: Host) -> None:
+    """2,560 rows of a megabyte each, then some with nulls; of each field the first one."""
+    found = host.python("integration_tests.harness.chunks:nulls_of_gigabytes")
+    assert found == [[2561], [2560, 2561, 2562], [], []]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -66,10 +67,15 @@ def spoilt(entry: Config) -> Config:
 
 
 def talks(path: Path) -> Config:
-    """Twenty whole conversations; in rows 0 and 8 the rejected one answers another question."""
+    """Twenty whole conversations; in rows 0 and 8 the rejected one answers another question.
+
+    Every message has a number besides, which nothing reads.
+    """
+    number = count()
 
     def talk(question: str, answer: str) -> list[Row]:
-        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        said = (("user", question), ("assistant", answer))
+        return [{"role": role, "content": content, "id": next(number)} for role, content in said]
 
     write_rows(
         path,
@@ -150,7 +156,7 @@ def test_preprocess_prints_the_counts_of_each_source(session: Session) -> None:
     found = table(session.preprocess.log_text)
     assert found["pairs"] == NAMES
     assert found["all pairs"] == ["10", "10", "20"]
-    assert found["dropped by length"] == ["2", "0", "0"]
+    assert found["dropped (too long, or repeated)"] == ["2", "0", "0"]
     assert found["lost content"] == ["3", "–", "0"]  # chatml.intel looks for nothing
     assert found["chosen the same as rejected"] == ["0", "1", "0"]
     assert found["empty answer"] == ["0", "1", "0"]
@@ -203,3 +209,14 @@ def test_lost_answers_are_refused_before_training_with_the_remedy(session: Sessi
     assert "intel" not in message
     assert told(session.refused.log_text)[:6] == told(session.train.log_text)[:6]
     assert not (session.refused_out / "sdpo/data_checks.json").exists()
+
+
+def test_ranks_do_not_wait_for_each_other_over_tokens_of_the_users_own(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path
+) -> None:
+    """With these the host's tokenizer is loaded by all ranks together, or by none."""
+    own = {"added_tokens_overrides": {4: "<|review|>"}, "micro_batch_size": 2, "max_steps": 1}
+    path = write_config(tmp_path / "config.yaml", sdpo_config(base_config(model, two_sets, tmp_path, **own)))
+    host.run(["preprocess", str(path)], tmp_path).check()  # the host's own ranks wait for ever where one prepares them
+    result = host.train(path, ranks=2).check()
+    assert "checks of the data: nothing was found" in result.log_text

@@ -113,10 +113,14 @@ def test_two_ranks(host: Host, model: Path, sets: list[Config], tmp_path: Path, 
             {"lora_target_linear": None, "lora_target_modules": ["q_proj", "v_proj"]},
             ("'down_proj'", "the config is for ['q_proj', 'v_proj']", "set lora_target_modules"),
         ),
+        (
+            {"lora_modules_to_save": ["lm_head", "embed_tokens"]},
+            ("its modules_to_save is [], and lora_modules_to_save is ['embed_tokens', 'lm_head']; set",),
+        ),
         ({"lora_model_dir": "/nope/adapter"}, ("lora_model_dir: '/nope/adapter' is no directory",)),
         ({"adapter": None}, ("conflicts with lora_model_dir", "(adapter: None)")),
     ],
-    ids=["rank", "scale", "modules", "absent", "full"],
+    ids=["rank", "scale", "modules", "saved", "absent", "full"],
 )
 def test_what_contradicts_it_is_refused(
     host: Host, model: Path, sets: list[Config], tmp_path: Path, first: Path, settings: Config, parts: tuple[str, ...]

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from sdpo_plugin.args import SDPOConfig
+from sdpo_plugin.args import DiagnosticsArgs, SDPOConfig
 from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.lm_eval_args import LMEvalArgs, TaskArgs
 from sdpo_plugin.partition_args import PartitionArgs
@@ -36,7 +36,12 @@ def _plain(value: Any) -> Any:
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:
-    nested: dict[int | str, type[BaseModel]] = {"steps": StepArgs, "partition": PartitionArgs, "lm_eval": LMEvalArgs}
+    nested: dict[int | str, type[BaseModel]] = {
+        "steps": StepArgs,
+        "partition": PartitionArgs,
+        "lm_eval": LMEvalArgs,
+        "diagnostics": DiagnosticsArgs,
+    }
     model = nested.get(location[0], SDPOConfig) if len(location) > 1 else SDPOConfig
     if model is LMEvalArgs and len(location) > 2 and location[1] == "tasks":
         model = TaskArgs
@@ -67,4 +72,7 @@ def _explain(item: dict[str, Any]) -> str:
         if location[-2:] == ["from_hook", "type"]:
             remedy = "the host's type of these rows, e.g. chat_template.default"
         return f"{path} is missing; set it to {remedy}."
+    if item["type"] == "model_type":
+        keys = ", ".join(_known_keys([*location, ""]))
+        return f"{path}: {item['input']!r} is not valid: a block of keys is expected; keys: {keys}."
     return f"{path}: {item['input']!r} is not valid: {item['msg']}."

@@ -15,7 +15,7 @@ def check_rows(checks: Sequence[SourceChecks]) -> list[tuple[str, ...]]:
     """A heading with the sources, then a line for each kind: pairs that have it, a dash where none was looked at."""
     counts: list[tuple[str, Callable[[SourceChecks], int | None]]] = [
         ("all pairs", lambda source: source.num_rows),
-        ("dropped by length", lambda source: source.num_dropped),
+        ("dropped (too long, or repeated)", lambda source: source.num_dropped),
         *((kind.heading, partial(_num_found, name=name)) for name, kind in KINDS.items()),
     ]
     return [

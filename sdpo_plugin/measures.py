@@ -108,6 +108,11 @@ def longer_rewarded(table: LogProbTable, base: LogProbTable) -> Interval | None:
     return estimates.wilson(int(gained.sum()), len(gained))
 
 
+def num_unequal(table: LogProbTable) -> int:
+    """Pairs whose answers differ in length."""
+    return int((table.chosen_tokens != table.rejected_tokens).sum())
+
+
 def longer_chosen(table: LogProbTable) -> float:
     """Share of pairs of unequal length whose chosen answer is the longer one; at least one pair is."""
     unequal = table.chosen_tokens != table.rejected_tokens

@@ -41,8 +41,8 @@ KINDS: Mapping[str, Kind] = {
         "have an answer that lost its content on the way through the chat template",
         0.0,
         "type: chat_template.* looks for the answer in the text that the template has written, and does not find one "
-        "that the template trims, or finds a short one too early. Strip the white space around the answers in the "
-        "data, or set a type that joins texts, such as chatml.* or llama3.*.",
+        "that the template trims, or finds a short or an empty one too early. Strip the white space around the answers "
+        "in the data, remove rows with an empty answer, or set a type that joins texts, such as chatml.* or llama3.*.",
     ),
     "identical": Kind(
         "chosen the same as rejected",
@@ -163,6 +163,7 @@ class SourcePairs:
         facts: of its pairs; None: they are no tokens yet.
         lost: which of them have an answer that lost its content; None where no template looks for answers.
         other_prompts: the pairs whose answers are to different prompts; not known by default.
+        is_made: by `sdpo.before_step`, which may well judge pairs of earlier steps again: it is looked at by itself.
     """
 
     name: str
@@ -172,21 +173,25 @@ class SourcePairs:
     facts: PairFacts | None
     lost: Bools | None
     other_prompts: Found = NOT_LOOKED_AT
+    is_made: bool = False
 
 
 def check_pairs(sources: Sequence[SourcePairs]) -> list[SourceChecks]:
-    """Check the pairs of all sources; duplicates and contradictions are sought over all of them.
+    """Check the pairs of all sources; duplicates and contradictions are sought over all of them that no hook has made.
 
     Args:
         sources: in the order of the steps.
     """
-    repeated = repeats([source.facts for source in sources if source.facts is not None])
+    together = repeats([source.facts for source in sources if source.facts is not None and not source.is_made])
     checks, first = [], 0
     for source in sources:
         flags: dict[str, Bools] = {}
         if source.facts is not None:
-            own = slice(first, first + len(source.facts))
-            first = own.stop
+            if source.is_made:
+                repeated, own = repeats([source.facts]), slice(None)
+            else:
+                repeated, own = together, slice(first, first + len(source.facts))
+                first = own.stop
             flags = _flags(source.facts, source.sequence_len) | {kind: flag[own] for kind, flag in repeated.items()}
         checks.append(_checks(source, flags))
     return checks

@@ -71,6 +71,11 @@ class PartitionArgs(BaseModel):
         None, description="Seed of random and stratified, and of the rows that max_rows and weights draw. Default: 42."
     )
 
+    @field_validator("rescore", mode="before")
+    @classmethod
+    def _off_is_unset(cls, value: object) -> object:
+        return None if value is False else value
+
     @model_validator(mode="after")
     def _keys_fit_the_strategy(self) -> "PartitionArgs":
         orders = self.strategy == "easy_to_hard"

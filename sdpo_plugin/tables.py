@@ -62,6 +62,7 @@ class LogProbTable:
             self.rejected_tokens[rows],
             model=self.model,
             rows_digest=rows_digest,
+            from_cache=self.from_cache,
         )
 
     def digest(self) -> str:

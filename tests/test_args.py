@@ -301,6 +301,17 @@ def test_wrong_value_of_a_step(key: str, value: object, why: str) -> None:
             id="policy_init",
         ),
         pytest.param(
+            {"reference_refresh": 64},
+            "sdpo.reference_refresh: 64 is not valid: a block of keys is expected; keys: every, kl_above.",
+            id="number-for-a-block",
+        ),
+        pytest.param(
+            {"diagnostics": {"rows": 3}},
+            "sdpo.diagnostics.rows: 3 is set, but there is no such key; did you mean 'max_rows'? Keys here: matrix, "
+            "max_rows, seed.",
+            id="key-of-diagnostics",
+        ),
+        pytest.param(
             {"steps": []},
             "sdpo.steps: [] is not valid: List should have at least 1 item after validation, not 0.",
             id="no-steps",
@@ -325,6 +336,11 @@ def test_wrong_value_of_a_step(key: str, value: object, why: str) -> None:
 )
 def test_wrong_value_of_the_block(block: dict[str, Any], message: str) -> None:
     assert refusal(block) == message
+
+
+def test_rescore_that_is_off_is_not_set() -> None:
+    strategy = {"strategy": "easy_to_hard", "unit": "row", "num_steps": 2}
+    assert parse_block({"partition": {**strategy, "rescore": False}}) == parse_block({"partition": strategy})
 
 
 @pytest.mark.parametrize("block", [True, "previous", [1], 0], ids=repr)

@@ -88,5 +88,5 @@ def test_report_has_the_counts_and_what_was_found(run_dir: RunDir) -> None:
     assert json.loads(json.dumps(report["data_checks"])) == json.loads(json.dumps(dataclasses.asdict(CHECKS)))
     assert "step step-1: 2 of 40 pairs (5.0%) have the same tokens" in report["warnings"][0]
     lines = markdown(report).splitlines()
-    assert "chosen the same as rejected          2       0" in lines
-    assert "dropped by length                    –       3" in lines
+    assert "chosen the same as rejected           2       0" in lines
+    assert "dropped (too long, or repeated)       –       3" in lines

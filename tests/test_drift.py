@@ -184,6 +184,13 @@ def refusal(*arguments: Any, check: Any = require_same_run) -> str:
     return str(caught.value)
 
 
+def test_rows_with_what_their_log_probs_depend_on_are_told_apart() -> None:
+    rows = {"rows": 1200, "digest": "ab" * 32}
+    said = refusal({"rows": {"source 1": rows}}, {"rows": {"source 1": {**rows, "sequence_len": 64}}})
+    known = "1,200 rows with digest abababababab…"
+    assert f"rows: source 1 is {known}, sequence_len: 64, and it was {known}\n" in said
+
+
 def test_run_with_other_facts_is_refused_with_a_line_for_each() -> None:
     before = {"base_model": {"content": "a" * 64}, "config": {"lora_r": 8, "bf16": True}, "rows": {"source 1": "x"}}
     now = {"base_model": {"content": "b" * 64}, "config": {"lora_r": 16, "bf16": True}, "new": {"a": "b"}}

@@ -97,6 +97,15 @@ def test_reference_is_an_input(run_dir: RunDir) -> None:
     assert refusal(run_dir, {"reference": path}).startswith(f"sdpo.reference: {path!r} lies where step step-1")
 
 
+def test_cache_is_none_of_the_records_before_it_is_made(run_dir: RunDir) -> None:
+    """The first run makes it, and the second one would be refused."""
+    path = str(run_dir.folder / "cache")
+    assert refusal(run_dir, {"reference_cache": path}).startswith(
+        f"sdpo.reference_cache: {path!r} lies where the record of the run is written"
+    )
+    keep(run_dir, {"reference_cache": str(run_dir.root / "cache")})
+
+
 @pytest.mark.parametrize("key", ["datasets", "test_datasets"])
 def test_data_are_inputs(run_dir: RunDir, key: str) -> None:
     path = directory(run_dir.root / "orca")

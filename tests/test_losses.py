@@ -15,12 +15,17 @@ from sdpo_plugin.losses import check_losses
             "give each loss one weight.",
         ),
         (
+            {"dpo_loss_type": ["sigmoid", "aot"], "dpo_use_weighting": True},
+            "step orca: dpo_loss_type: ['sigmoid', 'aot'] and dpo_use_weighting: True exclude each other: aot sorts "
+            "the pairs, and weights would go to others; remove one of them.",
+        ),
+        (
             {"dpo_loss_type": ["exo_pair"]},
             "step orca: dpo_loss_type: ['exo_pair'] needs dpo_label_smoothing above 0, and it is None; "
             "set e.g. 1.0e-3.",
         ),
     ],
-    ids=["weights", "exo_pair"],
+    ids=["weights", "sorted", "exo_pair"],
 )
 def test_losses_that_cannot_be_computed_are_refused(cfg: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -97,6 +97,15 @@ def test_defect_is_found_where_it_was_planted(pairs: list[Pair], found: dict[str
     assert counted(check(pairs)) == found
 
 
+def test_rows_that_a_hook_has_made_are_looked_at_by_themselves() -> None:
+    """It may judge the pairs of an earlier step again; within its own rows nothing is overlooked."""
+    made = [(p, r, c) for p, c, r in clean()]
+    made[9] = made[8]
+    sources = [source(clean()), replace(source(made, "d2"), is_made=True), source(clean(), "d3")]
+    found = [counted(checks) for checks in check_pairs(sources)]
+    assert found == [{}, {"duplicates": (9,)}, {"duplicates": tuple(range(3))}]
+
+
 def test_rows_are_too_long_for_their_own_step() -> None:
     """A pair of 3 tokens of prompt and 9 of answer fits into 12 and not into 11, whatever the other steps take."""
     pairs = planted(r1=(P, [*range(60, 68), EOS], B))
@@ -224,7 +233,7 @@ def test_table_has_a_line_a_kind_and_a_dash_for_what_was_not_looked_at() -> None
     rows = {row[0]: row[1:] for row in check_rows(check_pairs([source(planted(r3=(P, A, A))), messages]))}
     assert rows["pairs"] == ("d1", "d2")
     assert rows["all pairs"] == ("10", "4")
-    assert rows["dropped by length"] == ("0", "–")
+    assert rows["dropped (too long, or repeated)"] == ("0", "–")
     assert rows["chosen the same as rejected"] == ("1", "–")
     assert rows["longer answer is chosen, share"] == ("0.556", "–")  # 5 of 9: the planted pair has no longer one
     assert [kind.heading for kind in KINDS.values()] == list(rows)[3:-3]

@@ -65,6 +65,18 @@ def test_progress_of_a_step_that_is_done_is_not_that_of_the_next() -> None:
     assert (now.update, now.at, now.step_seconds) == (0, None, 160.0)
 
 
+def test_rows_that_are_not_made_yet_take_nobody_knows_how_long() -> None:
+    ledger = begun("exported", "training")
+    *known, last = ledger.plan.steps
+    awaited = dataclasses.replace(last, num_rows=0, num_optimizer_steps=0, is_awaited=True)
+    plan = dataclasses.replace(ledger.plan, steps=(*known, awaited))
+    now = forecast(dataclasses.replace(ledger, plan=plan), Progress(2, 1, 4, 2.0, 1e9))
+    assert now is not None
+    assert (now.updates_left, now.step_seconds, now.seconds) == (3, 3 * 2.0, None)
+    shown = left({"progress": dataclasses.asdict(now), "steps": [{}, {}, {}]})
+    assert shown.endswith("3 updates left in the chain and those of steps whose rows are not made yet")
+
+
 def test_all_trained_and_not_finished() -> None:
     now = forecast(begun("exported", "exported", "exported"), None)
     assert now is not None

@@ -218,6 +218,14 @@ def test_length_that_is_rewarded_beyond_the_data(tokens: tuple[int, int], gained
     )
 
 
+def test_length_of_few_pairs_tells_nothing() -> None:
+    """Of all pairs only those whose answers differ in length count."""
+    lengths = np.where(np.arange(ROWS) < 6, 20, 10)
+    base, last = (dataclasses.replace(table(gamma, tokens=(10, 10)), rejected_tokens=lengths) for gamma in (1.0, 0.0))
+    assert measures.num_unequal(base) == 6
+    assert "answers get longer" not in [kind for kind, *_ in kinds(remark(heldout=(base, last, None)))]
+
+
 # --- the numbers under them ---
 
 

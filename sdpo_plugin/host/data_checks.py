@@ -2,11 +2,10 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from axolotl.loaders import load_tokenizer
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +17,7 @@ from sdpo_plugin.host.data.loading import LoadedSource
 from sdpo_plugin.host.data.pair_tokens import facts_of_texts, facts_of_tokens, marks_of
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.host.engines.ranks import on_rank_0
+from sdpo_plugin.host.engines.tokenizer import tokenizer_of
 from sdpo_plugin.pair_checks import SourceChecks, SourcePairs, check_pairs
 from sdpo_plugin.run_dir.data_checks import DataChecks, add_checks, save_checks
 from sdpo_plugin.run_dir.paths import RunDir
@@ -35,8 +35,10 @@ def check_before_training(cfg: DictDefault, check_data: CheckData, loaded: Seque
         DataError: pairs that make training wrong, with `check_data: error`.
     """
 
+    tokenizer = tokenizer_of(cfg)
+
     def check() -> None:
-        checker = _Checker.of(cfg, [(source, None) for source in loaded])
+        checker = _Checker.of(cfg, tokenizer, [(source, None) for source in loaded])
         LOG.info("checks of the data, pairs of each source\n%s", check_table(checker.found))
         checker.tell(check_data)
 
@@ -44,7 +46,9 @@ def check_before_training(cfg: DictDefault, check_data: CheckData, loaded: Seque
         on_rank_0(check)
 
 
-def check_at_start(cfg: DictDefault, check_data: CheckData, run: RunDir, sources: Sources) -> None:
+def check_at_start(
+    cfg: DictDefault, check_data: CheckData, run: RunDir, sources: Sources, made: Collection[str] = ()
+) -> None:
     """When all rows are tokenized: say what was found in them, and keep the counts with the run.
 
     Args:
@@ -52,14 +56,17 @@ def check_at_start(cfg: DictDefault, check_data: CheckData, run: RunDir, sources
         check_data: `sdpo.check_data`.
         run: the run directory.
         sources: each as texts and as tokens.
+        made: names of those whose rows a hook has made before the run was resumed.
 
     Raises:
         DataError: pairs that make training wrong, with `check_data: error`.
         OutputError: the counts cannot be written.
     """
 
+    tokenizer = tokenizer_of(cfg)
+
     def check() -> None:
-        checker = _Checker.of(cfg, sources)
+        checker = _Checker.of(cfg, tokenizer, sources, made)
         checker.tell(check_data)
         save_checks(run, DataChecks(str(check_data), tuple(checker.found)))
 
@@ -76,8 +83,10 @@ def check_made_rows(
         DataError, OutputError: as in ``check_at_start``.
     """
 
+    tokenizer = tokenizer_of(cfg)
+
     def check() -> None:
-        checker = _Checker.of(cfg, [(loaded, tokenized)])
+        checker = _Checker.of(cfg, tokenizer, [(loaded, tokenized)])
         checker.tell(check_data)
         add_checks(run, checker.found[0])
 
@@ -100,13 +109,15 @@ class _Checker:
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
-    def of(cls, cfg: DictDefault, sources: Sources) -> "_Checker":
+    def of(
+        cls, cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, sources: Sources, made: Collection[str] = ()
+    ) -> "_Checker":
         """Check the sources that have rows."""
-        began, tokenizer = time.monotonic(), load_tokenizer(cfg)
+        began = time.monotonic()
         there = [(loaded, tokens) for loaded, tokens in sources if not loaded.is_awaited]
         rows = {loaded.name: _as_trained(loaded.train, tokens) for loaded, tokens in there}
         pairs = [_pairs(cfg, loaded, tokens, rows[loaded.name], tokenizer) for loaded, tokens in there]
-        found = check_pairs(pairs)
+        found = check_pairs([replace(source, is_made=source.name in made) for source in pairs])
         LOG.debug("the pairs of %d sources were checked in %.1f s", len(pairs), time.monotonic() - began)
         return cls(found, rows, tokenizer)
 

@@ -16,10 +16,13 @@ from transformers.utils import cached_file
 
 from sdpo_plugin import digests
 from sdpo_plugin.args import SDPOConfig
+from sdpo_plugin.host.data.heldout import heldout_cfgs
 from sdpo_plugin.host.data.loading import LoadedSource
 from sdpo_plugin.host.data.rated import RATING, TEXTS
 from sdpo_plugin.host.data.read_errors import source_name
 from sdpo_plugin.host.data.step_limits import deepspeed_config
+from sdpo_plugin.host.engines.ranks import on_rank_0
+from sdpo_plugin.host.engines.tokenizer import tokenizer_of
 from sdpo_plugin.host.starting_adapter import facts_of_adapter
 from sdpo_plugin.plan import Plan
 from sdpo_plugin.refresh_args import RefreshArgs
@@ -41,22 +44,24 @@ PACKAGES = ("axolotl", "trl", "transformers", "accelerate", "deepspeed", "peft",
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 
 
-def identity_of(
-    cfg: DictDefault,
-    block: SDPOConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[LoadedSource],
-) -> dict[str, dict[str, Any]]:
-    """Facts by section; what differs is named by section and key. Causes come before what they cause.
+def identity_of(cfg: DictDefault, block: SDPOConfig, sources: Sequence[LoadedSource]) -> dict[str, dict[str, Any]]:
+    """Facts by section; what differs is named by section and key. Every rank calls; rank 0 finds them.
 
     Args:
         cfg: the host's config.
         block: the `sdpo:` block.
-        tokenizer: of the policy.
         sources: data of each entry of `datasets:`, or of each of `sdpo.steps`, as the host has prepared them.
     """
+    tokenizer = tokenizer_of(cfg)
+    return on_rank_0(lambda: _facts(cfg, block, tokenizer, sources))
+
+
+def _facts(
+    cfg: DictDefault, block: SDPOConfig, tokenizer: PreTrainedTokenizerBase, sources: Sequence[LoadedSource]
+) -> dict[str, dict[str, Any]]:
+    """By section; causes come before what they cause."""
     heldout = {name: rows for source in sources for name, rows in source.heldout.items()}
-    template = tokenizer.chat_template
+    cfgs, template = heldout_cfgs(sources), tokenizer.chat_template
     return {
         "base_model": base_model_of(cfg),
         "tokenizer": {
@@ -67,11 +72,11 @@ def identity_of(
         "sdpo": _block(block),
         "config": run_settings(plain(cfg)),
         "rows": {
-            f"source {number}": rows_of(source.train)
+            f"source {number}": rows_of(source.train) | measured_by(source.cfg, cfg)
             for number, source in enumerate(sources, 1)
             if not source.is_awaited  # known when they are made
         },
-        "held-out rows": {name: rows_of(rows) for name, rows in heldout.items()},
+        "held-out rows": {name: rows_of(rows) | measured_by(cfgs[name], cfg) for name, rows in heldout.items()},
         VERSIONS: {package: version(package) for package in PACKAGES},
     }
 
@@ -133,6 +138,13 @@ def rows_of(dataset: Dataset) -> dict[str, Any]:
     """The number of rows, and a digest of their texts in order, with the numbers that rate them."""
     batches = dataset.select_columns([name for name in (*TEXTS, RATING) if name in dataset.column_names]).iter(1000)
     return {"rows": len(dataset), "digest": digests.of_chunks(map(digests.canonical_json, batches))}
+
+
+def measured_by(cfg: DictDefault, run: DictDefault) -> dict[str, Any]:
+    """What a step sets for itself that its log-probs depend on: no table of them holds for another value."""
+    own = {"sequence_len": cfg.sequence_len if cfg.sequence_len != run.sequence_len else None}
+    own["dpo_ld_alpha"] = cfg.dpo_ld_alpha
+    return {key: value for key, value in own.items() if value is not None}
 
 
 def settings_of(cfg: DictDefault, world_size: int, refresh: RefreshArgs | None = None) -> dict[str, Any]:

@@ -59,17 +59,18 @@ class StepProgress(TrainerCallback):
 
     def _tell(self, coming: Forecast) -> None:
         assert coming.step_seconds is not None
-        assert coming.seconds is not None
+        step = duration(coming.step_seconds)
+        chain = None if coming.seconds is None else duration(coming.seconds)
         bars = [bar.training_bar for bar in self._bars if bar.training_bar is not None]
         for bar in bars:
-            bar.set_postfix_str(f"chain: {duration(coming.seconds)} left")
+            bar.set_postfix_str(f"step: {step} left" if chain is None else f"chain: {chain} left")
         if not bars:
             LOG.info(
-                "step %d, %s: update %s of %s, %s left in the step, %s in the chain",
+                "step %d, %s: update %s of %s, %s left in the step, %s",
                 coming.step,
                 coming.name,
                 f"{coming.update:,}",
                 f"{coming.num_updates:,}",
-                duration(coming.step_seconds),
-                duration(coming.seconds),
+                step,
+                "and more in steps whose rows are not made yet" if chain is None else f"{chain} in the chain",
             )

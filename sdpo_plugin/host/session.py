@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from axolotl.loaders import load_tokenizer
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 from transformers.utils import CONFIG_NAME
@@ -88,8 +87,7 @@ class Session:
             ConfigError: the run would be resumed with something else than it began with.
             SystemExit: status 0: the run is finished already.
         """
-        tokenizer = load_tokenizer(self._cfg)
-        self.identity = on_rank_0(lambda: identity_of(self._cfg, self._block, tokenizer, sources))
+        self.identity = identity_of(self._cfg, self._block, sources)
         wanted = wanted_run(plan, self.identity, sources)
         self.start = on_rank_0(lambda: self._decide(wanted))
         if self.start.ledger is not None:

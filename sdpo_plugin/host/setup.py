@@ -93,7 +93,7 @@ class RunSetup:
         complete(trainer, cfg, block)
         tokenized = tokenize(trainer, sources)
         require_fitting_rows(trainer, tokenized)
-        check_at_start(cfg, block.check_data, session.run, list(zip(sources, tokenized, strict=True)))
+        check_at_start(cfg, block.check_data, session.run, list(zip(sources, tokenized, strict=True)), session.made)
         return cls(cfg, block, session, tokenized)
 
     def with_made_rows(self, trainer: "DPOTrainer", index: int) -> tuple["RunSetup", LoadedSource]:

@@ -29,6 +29,7 @@ SHARED: dict[str, tuple[str, Any]] = {
     "use_rslora": ("peft_use_rslora", False),
     "rank_pattern": ("lora_rank_pattern", {}),
     "alpha_pattern": ("lora_alpha_pattern", {}),
+    "modules_to_save": ("lora_modules_to_save", []),
 }
 
 
@@ -131,7 +132,8 @@ def _config_of(directory: Path, cfg: DictDefault) -> Mapping[str, Any]:
 
 def _differences(saved: Mapping[str, Any], cfg: DictDefault) -> Iterator[str]:
     for key, (name, unset) in SHARED.items():
-        there, here = saved.get(key) or unset, cfg.get(name) or unset
+        found = saved.get(key) or unset, cfg.get(name) or unset
+        there, here = (sorted(value) if isinstance(value, list) else value for value in found)
         if there != here:
             yield f"its {key} is {there!r}, and {name} is {here!r}; set {name}: {json.dumps(there)}"
 

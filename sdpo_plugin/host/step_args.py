@@ -35,6 +35,8 @@ def step_args(
     values["alternate_lr_scheduler_type"] = None  # one_cycle and rex, which the step may not have and the run has
     TrainerBuilderBase._configure_scheduler(builder, values)
     values |= DPOStrategy.set_training_args_kwargs(cfg)
+    if cfg.dpo_label_smoothing is not None:  # the host leaves 0 out, and a step may mean it where the run has another
+        values["label_smoothing"] = cfg.dpo_label_smoothing
     values["max_steps"] = cfg.max_steps or total_num_steps
     values["num_train_epochs"] = cfg.num_epochs
     values["per_device_train_batch_size"] = cfg.micro_batch_size

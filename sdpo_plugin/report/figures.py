@@ -81,7 +81,7 @@ def gamma_ref(report: Report) -> Figure | None:
     axes.grid(axis="x", color=LINE)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_xlabel("γ in nats: mean and quartiles")
-    under = "under its reference (blue) and under M_0 (grey)" if any(rise.base for rise in found) else "under M_0"
+    under = "under its reference" + (" (blue) and under M_0 (grey)" if any(rise.base for rise in found) else "")
     _title(figure, f"γ_ref on each step's data, {under}")
     return figure
 

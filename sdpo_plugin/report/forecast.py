@@ -17,8 +17,8 @@ class Forecast:
         update: updates of it that were made.
         num_updates: its updates.
         step_seconds: until its last update; None where no update has been timed yet.
-        updates_left: of the whole chain.
-        seconds: until the end of the chain; likewise None.
+        updates_left: of the whole chain, as far as its rows are made.
+        seconds: until the end of the chain; likewise None, and where a hook has still to make the rows of a step.
         at: when the step under way last told of itself, in seconds since 1970; None where it has not.
     """
 
@@ -52,6 +52,7 @@ def forecast(ledger: Ledger, progress: Progress | None) -> Forecast | None:
     rate = _seconds_per_update(ledger) if progress is None else progress.seconds_per_update
     to_come = sum(step.num_optimizer_steps for step in left[1:])
     step_left = max(0, updates - update)
+    is_known = not any(step.is_awaited for step in left)
     passes = _other_seconds(ledger, sum(step.num_rows for step in left[1:]), len(left))
     return Forecast(
         steps_done=len(done),
@@ -61,7 +62,7 @@ def forecast(ledger: Ledger, progress: Progress | None) -> Forecast | None:
         num_updates=updates,
         step_seconds=None if rate is None else step_left * rate,
         updates_left=step_left + to_come,
-        seconds=None if rate is None else (step_left + to_come) * rate + passes,
+        seconds=(step_left + to_come) * rate + passes if is_known and rate is not None else None,
         at=None if progress is None else progress.at,
     )
 

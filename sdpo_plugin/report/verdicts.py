@@ -148,11 +148,10 @@ def _longer(cells: Cells, what: str) -> Iterator[Verdict]:
     """What is rewarded for its length alone: more often than the longer answer is the chosen one."""
     for column, name in enumerate(cells.sets):
         last, base = _last(cells, column), cells.tables.get((0, column))
-        if last is None or base is None or len(base) < FEWEST_ROWS:
+        if last is None or base is None or measures.num_unequal(base) < FEWEST_ROWS:
             continue
         rewarded = measures.longer_rewarded(cells.tables[last, column], base)
-        if rewarded is None:
-            continue
+        assert rewarded is not None, "answers of some pairs differ in length"
         wanted = measures.longer_chosen(base)
         if rewarded.low > wanted + LONGER:
             text = (

@@ -103,6 +103,8 @@ def left(report: Mapping[str, Any]) -> str:
         return f"{steps} of {steps} steps done; what tells of the last model is left"
     update = f"update {now['update']:,} of {now['num_updates']:,}"
     to_go = "" if now["seconds"] is None else f", about {duration(now['seconds'])}"
+    if now["seconds"] is None and now["step_seconds"] is not None:
+        to_go = " and those of steps whose rows are not made yet"
     chain = f"{now['updates_left']:,} updates left in the chain{to_go}"
     return f"{now['steps_done']} of {steps} steps done; step {now['name']} at {update}; {chain}"
 
@@ -139,7 +141,7 @@ def step_rows(report: Mapping[str, Any]) -> Iterator[Row]:
         gamma_ref = step["gamma_ref"] or {"mean": None}
         yield (
             f"M_{index} {step['name']}",
-            f"{step['num_rows']:,}",
+            f"{step['num_rows']:,}" if step["num_rows"] else "not made yet",
             number(step["num_dropped"], ","),
             number(step["num_optimizer_steps"], ","),
             number(gamma_ref["mean"], "+.2f"),

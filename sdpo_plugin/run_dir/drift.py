@@ -148,8 +148,9 @@ def _is_a_steps(key: str) -> bool:
 def _brief(value: Any) -> str:
     if value is None:
         return "not set"
-    if isinstance(value, Mapping) and value.keys() == {"rows", "digest"}:
-        return f"{value['rows']:,} rows with digest {value['digest'][:12]}…"
+    if isinstance(value, Mapping) and value.keys() >= {"rows", "digest"}:
+        own = "".join(f", {key}: {item}" for key, item in value.items() if key not in ("rows", "digest"))
+        return f"{value['rows']:,} rows with digest {value['digest'][:12]}…{own}"
     text = repr(value)
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
         return f"{value[:12]}…"

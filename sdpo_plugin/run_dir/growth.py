@@ -14,7 +14,7 @@ from sdpo_plugin.run_dir.models import WEIGHTS, about_model, final_model_flaw
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.sealed import SEAL, is_gone, publish, seal
 
-TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")  # what a model has beside its weights: config and tokenizer
+TEXTS = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")  # what a model has beside its weights
 
 
 @dataclass(frozen=True)

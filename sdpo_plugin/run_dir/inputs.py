@@ -10,6 +10,8 @@ from sdpo_plugin.errors import OutputError
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.steps_args import step_names
 
+CACHE = "sdpo.reference_cache"
+
 
 def written_names(block: SDPOConfig, num_sources: int) -> list[str]:
     """The names of the steps that are trained.
@@ -41,7 +43,7 @@ def inputs_of(cfg: Mapping[str, Any], block: SDPOConfig) -> Iterator[tuple[str, 
     if block.reference not in ("previous", "base"):
         yield "sdpo.reference", block.reference
     if block.reference_cache is not None:
-        yield "sdpo.reference_cache", block.reference_cache
+        yield CACHE, block.reference_cache
     lists = {key: cfg.get(key) for key in ("datasets", "test_datasets")}
     for number, step in enumerate(block.steps or []):
         lists |= {f"sdpo.steps[{number}].{key}": getattr(step, key) for key in ("datasets", "test_datasets")}
@@ -68,9 +70,10 @@ def require_inputs_kept(run: RunDir, names: Sequence[str], cfg: Mapping[str, Any
         OutputError: a model or data set is the output directory, or lies where a step or the run's records go.
     """
     root = _real(run.root)
-    own = {f"step {name}": root / name for name in names} | {"the records of the run": run.folder}
+    own = {f"step {name}": root / name for name in names} | {"the record of the run": run.folder}
     for key, path in inputs_of(cfg, block):
-        if not os.path.exists(path):  # noqa: PTH110 (a path that cannot be one, such as "\x00", is answered with False)
+        made = key == CACHE  # by the first run that looks for it
+        if not made and not os.path.exists(path):  # noqa: PTH110 (a path that cannot be one, such as "\x00", is answered with False)
             continue
         real = _real(path)
         if real == root:

@@ -1,6 +1,6 @@
 """Held-out sets of a run: one name for one set, whichever steps evaluate on it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,13 +39,19 @@ class HeldoutSets:
 
     def add(self, entry: Mapping[str, Any], rows: Dataset, step: str) -> str:
         """Take in a set that ``step`` is the first to name; return its name, after its file."""
-        wanted = Path(urlsplit(str(entry.get("path"))).path).stem or step
-        name, number = wanted, 1
-        while name in self.taken or name in self.sets:
-            number += 1
-            name = f"{wanted}-{number}"
+        name = named_after(entry, {*self.taken, *self.sets}, step)
         self.sets[name] = (dict(entry), rows)
         return name
+
+
+def named_after(entry: Mapping[str, Any], taken: Collection[str], otherwise: str) -> str:
+    """A name of its own for an entry, after its file or directory; ``otherwise`` where that has none."""
+    wanted = Path(urlsplit(str(entry.get("path"))).path).stem or otherwise
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}-{number}"
+    return name
 
 
 def merged(sets: Iterable[Mapping[str, Dataset]]) -> dict[str, Dataset]:

@@ -1,6 +1,7 @@
 """Raw rows whose answers are to different prompts: both are whole conversations, and the host keeps one history."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
@@ -17,24 +18,35 @@ def other_prompts(parts: Iterable[tuple[Dataset, DictDefault]]) -> Found:
     numbers: list[int] = []
     count = of = 0
     for rows, entry in parts:
-        found = _differing(rows, [entry.field_chosen or "chosen", entry.field_rejected or "rejected"])
+        found = _differing(rows, entry)
         numbers += found[: EXAMPLES - len(numbers)]
         count += len(found)
         of += len(rows)
     return Found(count, tuple(numbers), of)
 
 
-def _differing(rows: Dataset, fields: list[str]) -> list[int]:
+def _differing(rows: Dataset, entry: DictDefault) -> list[int]:
+    fields = [entry.field_chosen or "chosen", entry.field_rejected or "rejected"]
+    names = dict(entry.message_property_mappings or {})
+    read = [names.get(name, name) for name in ("role", "content")]
     if any(not _is_list(rows, field) for field in fields):
         return []
     found = []
     number = 0
     for batch in rows.select_columns(fields).iter(1000):
         for chosen, rejected in zip(*(batch[field] for field in fields), strict=True):
-            if chosen and rejected and chosen[:-1] != rejected[:-1]:
+            if chosen and rejected and _read(chosen[:-1], read) != _read(rejected[:-1], read):
                 found.append(number)
             number += 1
     return found
+
+
+def _read(history: list[Any], fields: list[str]) -> list[Any]:
+    """What the host reads of messages; those of another shape as they are."""
+    return [
+        [message.get(field) for field in fields] if isinstance(message, dict) and fields[1] in message else message
+        for message in history
+    ]
 
 
 def _is_list(rows: Dataset, field: str) -> bool:

@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from axolotl.common.datasets import TrainDatasetMeta, load_preference_datasets
-from axolotl.loaders import load_tokenizer
 from axolotl.utils.data import shared
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import DataError
 from sdpo_plugin.host.data.drawing import draw
-from sdpo_plugin.host.data.heldout import HeldoutSets
+from sdpo_plugin.host.data.heldout import HeldoutSets, named_after
 from sdpo_plugin.host.data.histories import other_prompts
 from sdpo_plugin.host.data.local_data import CONTENT, address
 from sdpo_plugin.host.data.prepared import Prepared, RawNote, RawReader, raw_parts
 from sdpo_plugin.host.data.rated import RatedReader, prepared_apart, require_one_rating, unrated
 from sdpo_plugin.host.data.read_errors import explained, require_no_null_text, source_name
 from sdpo_plugin.host.data.step_cfg import describe_settings, source_cfg_of
+from sdpo_plugin.host.engines.tokenizer import all_have_read_it, tokenizer_of
 from sdpo_plugin.host.patches import loading_through
 from sdpo_plugin.pair_checks import NOT_LOOKED_AT, Found
 from sdpo_plugin.run_dir.paths import RunDir
@@ -84,7 +85,7 @@ def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()
         DataError: a step that cannot be read, is not preference data, or has no row left.
     """
     steps = block.steps or [StepArgs(datasets=[dict(entry)]) for entry in cfg.datasets]
-    names = step_names(steps)
+    names = _names(block, steps)
     cfgs, first = [], 0
     for name, step in zip(names, steps, strict=True):
         own_entries = cfg.datasets[first : first + len(step.datasets or [])]
@@ -98,12 +99,23 @@ def load_sources(cfg: DictDefault, block: SDPOConfig, made: Collection[str] = ()
     addressed = iter(address([entry for lists in wanted for entries in lists for entry in entries]))
     column = None if block.partition is None else block.partition.column
     known = HeldoutSets([name for name, source_cfg in zip(names, cfgs, strict=True) if source_cfg.val_set_size])
-    loaded = []
+    loaded, tokenizer = [], tokenizer_of(cfg)
     for name, step, source_cfg, lists in zip(names, steps, cfgs, wanted, strict=True):
         own, held = (list(islice(addressed, len(entries))) for entries in lists)
-        data = _load_source(name, source_cfg, own, held, known, column)
+        data = _load_source(name, source_cfg, tokenizer, own, held, known, column)
         loaded.append(replace(data, settings=describe_settings(step)))
     return draw(block, loaded)
+
+
+def _names(block: SDPOConfig, steps: Sequence[StepArgs]) -> list[str]:
+    """Those of the steps; sources that are cut into steps are called after their files, since none is a step."""
+    names = step_names(steps)
+    if block.partition is None or block.partition.strategy == "natural" or block.steps is not None:
+        return names
+    found: list[str] = []
+    for step, otherwise in zip(steps, names, strict=True):
+        found.append(named_after(step.entries[0], found, otherwise))
+    return found
 
 
 def load_made_rows(name: str, cfg: DictDefault) -> LoadedSource:
@@ -116,7 +128,7 @@ def load_made_rows(name: str, cfg: DictDefault) -> LoadedSource:
     Raises:
         DataError: they cannot be read, are no preference data, or none is left.
     """
-    return _load_rows(name, cfg, address(_made_entries(name, cfg)))
+    return _load_rows(name, cfg, tokenizer_of(cfg), address(_made_entries(name, cfg)))
 
 
 def _made_entries(name: str, cfg: DictDefault) -> list[DictDefault]:
@@ -128,6 +140,7 @@ def _made_entries(name: str, cfg: DictDefault) -> list[DictDefault]:
 def _load_source(
     name: str,
     cfg: DictDefault,
+    tokenizer: PreTrainedTokenizerBase,
     entries: Sequence[DictDefault],
     held: Sequence[DictDefault],
     known: HeldoutSets,
@@ -138,34 +151,41 @@ def _load_source(
     Args:
         name: of the step.
         cfg: its config alone.
+        tokenizer: of the run.
         entries: its data sets, addressed by content; none where a hook has still to make them.
         held: its held-out entries likewise.
         known: held-out sets that steps before it have loaded.
         column: of the data, which rates its rows.
     """
     awaited = LoadedSource(name, cfg, Dataset.from_dict({}), {}, None, 0, is_awaited=True)
-    source = _load_rows(name, cfg, entries, column) if entries else awaited
+    source = _load_rows(name, cfg, tokenizer, entries, column) if entries else awaited
     heldout = dict(source.heldout)
     for entry, addressed in zip(cfg.test_datasets or [], held, strict=True):
         # Steps that cut or weigh its rows otherwise mean other log-probs, and so another set.
         alike = {**entry, **{key: cfg[key] for key in MEASURED_BY}}
         test_name = known.find(alike)
         if test_name is None:
-            test_name = known.add(alike, _load_test_entry(name, cfg, addressed), name)
+            test_name = known.add(alike, _load_test_entry(name, cfg, tokenizer, addressed), name)
             if is_main_process():
                 LOG.info("held-out set %s: test_datasets: %s", test_name, source_name(entry))
         heldout[test_name] = known.sets[test_name][1]
     return replace(source, heldout=heldout)
 
 
-def _load_rows(name: str, cfg: DictDefault, entries: Sequence[DictDefault], column: str | None = None) -> LoadedSource:
+def _load_rows(
+    name: str,
+    cfg: DictDefault,
+    tokenizer: PreTrainedTokenizerBase,
+    entries: Sequence[DictDefault],
+    column: str | None = None,
+) -> LoadedSource:
     """The rows of one step, with those of its own that it holds out."""
     train_cfg = _for_rows(cfg, entries)
     train_cfg.val_set_size = cfg.val_set_size
     sources = ", ".join(source_name(entry) for entry in entries)
     if column is not None:
         prepared_apart(train_cfg, column)
-    meta, raw = _load(name, train_cfg, column=column)
+    meta, raw = _load(name, train_cfg, tokenizer, column=column)
     if column is not None and cfg.dataset_exact_deduplication:
         require_one_rating([meta.train_dataset, *filter(None, [meta.eval_dataset])], column, f"step {name}: {sources}")
     heldout = {} if meta.eval_dataset is None else {name: unrated(meta.eval_dataset)}
@@ -195,18 +215,19 @@ def _for_rows(cfg: DictDefault, entries: Sequence[DictDefault]) -> DictDefault:
 
 
 def _load(
-    step: str, cfg: DictDefault, label: str = "", column: str | None = None
+    step: str, cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, label: str = "", column: str | None = None
 ) -> tuple[TrainDatasetMeta, RawNote | None]:
     """Load ``cfg.datasets`` through the host; with what is known of the rows before it dropped any."""
     reader = RawReader(cfg) if column is None else RatedReader(cfg, column, step)
-    with explained(step, cfg, label), loading_through(reader.load, column):
-        prepared = Prepared(cfg, load_tokenizer(cfg).name_or_path)
+    with explained(step, cfg, tokenizer, label), loading_through(reader.load, column):
+        prepared = Prepared(cfg, tokenizer.name_or_path)
         prepared.clear_torn()
         meta = load_preference_datasets(cfg=cfg)
+        all_have_read_it(cfg)
         raw = prepared.raw_note()
         if raw is None and all(CONTENT in entry for entry in cfg.datasets):  # else far away: not worth another download
             parts = reader.parts or list(raw_parts(cfg))  # prepared by another rank, or by a run that died after it
-            require_no_null_text(step, cfg, parts, label)
+            require_no_null_text(step, cfg, tokenizer, parts, label)
             entries = shared.datasets_with_name_generator(cfg.datasets)
             raw = RawNote(sum(map(len, parts)), other_prompts(zip(parts, entries, strict=True)))
             prepared.note(raw)
@@ -218,10 +239,10 @@ def names_for_cards(cfg: DictDefault) -> list[str]:
     return [source_name(entry) for entry in cfg.datasets if not Path(entry["path"]).is_dir()]
 
 
-def _load_test_entry(step: str, cfg: DictDefault, entry: DictDefault) -> Dataset:
+def _load_test_entry(step: str, cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, entry: DictDefault) -> Dataset:
     """One entry of `test_datasets`, loaded alone and with its own field names, as training data are."""
     label = "test_datasets: "
-    meta, _ = _load(step, _for_rows(cfg, [entry]), label)
+    meta, _ = _load(step, _for_rows(cfg, [entry]), tokenizer, label)
     rows = meta.train_dataset
     if not len(rows):
         raise DataError(

@@ -60,6 +60,8 @@ def preview(cfg: DictDefault, block: SDPOConfig, sources: Sequence[LoadedSource]
     args = block.partition
     if args is None or args.strategy == "natural" or (args.strategy == "easy_to_hard" and args.unit != "row"):
         sketches = [_sketch(source) for source in sources]
+        if args is not None and args.strategy != "natural":  # which source is which step is not known yet
+            sketches = [replace(sketch, name=f"step-{index}") for index, sketch in enumerate(sketches, 1)]
     else:
         sketches = _sketches_by_row(args, sources)
     left_out = not_drawn(block, sources)

@@ -15,6 +15,7 @@ from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 from axolotl.utils.dict import DictDefault
 from datasets.exceptions import DatasetsError
 from multiprocess.pool import RemoteTraceback
+from transformers import PreTrainedTokenizerBase
 
 from sdpo_plugin.errors import DataError
 from sdpo_plugin.host.data.prepared import raw_parts
@@ -55,8 +56,8 @@ class explained:  # noqa: N801 - used like a function
         DataError: with source, row and fields where a row is the cause; the error itself is its cause.
     """
 
-    def __init__(self, step: str, cfg: DictDefault, label: str = "") -> None:
-        self._step, self._cfg, self._label = step, cfg, label
+    def __init__(self, step: str, cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, label: str = "") -> None:
+        self._step, self._cfg, self._tokenizer, self._label = step, cfg, tokenizer, label
         self._logger = logging.getLogger(STRATEGY_LOGGER)
 
     def __enter__(self) -> None:
@@ -75,7 +76,7 @@ class explained:  # noqa: N801 - used like a function
             return _about_space(full, sources, self._cfg)
         if isinstance(error, ROW_ERRORS):
             with _quietly():
-                found = _bad_row(self._cfg)
+                found = _bad_row(self._cfg, self._tokenizer)
             if found is not None:
                 number, cause = found
                 source = source_name(self._cfg.datasets[number])
@@ -92,14 +93,16 @@ class explained:  # noqa: N801 - used like a function
         )
 
 
-def require_no_null_text(step: str, cfg: DictDefault, parts: list[Any], label: str = "") -> None:
+def require_no_null_text(
+    step: str, cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, parts: list[Any], label: str = ""
+) -> None:
     """Refuse rows with a field that is null where a strategy would write the word None in its place.
 
     Raises:
         DataError: it names source, row and field.
     """
     for number, rows in enumerate(parts):
-        strategy = Strategy.of(cfg, number, rows.column_names)
+        strategy = Strategy.of(cfg, tokenizer, number, rows.column_names)
         assert strategy is not None, "the host has read the rows with it"
         cause = first_null_as_text(rows, strategy)
         if cause is not None:
@@ -107,11 +110,11 @@ def require_no_null_text(step: str, cfg: DictDefault, parts: list[Any], label: s
             raise DataError(f"step {step}: {label}{source_name(entry)}: {cause}{_counting(entry)}")
 
 
-def _bad_row(cfg: DictDefault) -> tuple[int, str] | None:
+def _bad_row(cfg: DictDefault, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str] | None:
     """The number of an entry, and what is wrong with its first bad row."""
     try:
         for number, rows in enumerate(raw_parts(cfg)):
-            strategy = Strategy.of(cfg, number, rows.column_names)
+            strategy = Strategy.of(cfg, tokenizer, number, rows.column_names)
             cause = None if strategy is None else first_bad_row(rows, strategy)
             if cause is not None:
                 return number, cause

@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from axolotl.loaders import load_tokenizer
 from axolotl.utils.data import rl
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from sdpo_plugin.host.data.reading import Read, Trace, fields_read
 
@@ -50,10 +50,11 @@ class Strategy:
     check: Callable[[Row], Any]
 
     @classmethod
-    def of(cls, cfg: DictDefault, index: int, columns: list[str]) -> "Strategy | None":
+    def of(
+        cls, cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, index: int, columns: list[str]
+    ) -> "Strategy | None":
         """That of entry ``index`` of ``cfg.datasets``, as the host finds it; None: the host knows no such type."""
         kind = cfg.datasets[index].type
-        tokenizer = load_tokenizer(cfg)
         loaded: Any = (lambda row: row, {})
         if kind:
             loaded = rl.load_dpo("user_defined.default" if isinstance(kind, dict) else kind, cfg, dataset_idx=index)
@@ -96,8 +97,7 @@ def first_null_as_text(rows: Dataset, strategy: Strategy) -> str | None:
 
     Asked only of rows that the host has read; of each field, the first row that has it null is looked at.
     """
-    columns = [rows.data.column(name).combine_chunks() for name in rows.column_names]
-    for number in sorted({number for column in columns for number in _nulls(column)}):
+    for number in sorted(set().union(*(first_nulls(rows.data.column(name)) for name in rows.column_names))):
         row, trace = rows[number], Trace()
         words = _nones(strategy.made_of(Read(row, trace)))
         for place in trace.nulls:
@@ -180,16 +180,28 @@ def _without_nulls(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _nulls(array: pa.Array, rows: Any = None) -> list[int]:
-    """For each field at any depth of a column: the first row in which it is null, where there is one."""
-    found = []
+def first_nulls(column: pa.ChunkedArray) -> set[int]:
+    """For each field at any depth of a column: the first row in which it is null, where there is one.
+
+    Chunk by chunk: in one piece a column of 2 GiB of text has no offsets, and a smaller one is copied into memory.
+    """
+    found: dict[tuple[int, ...], int] = {}
+    first = 0
+    for chunk in column.chunks:
+        for field, row in _nulls(chunk):
+            found.setdefault(field, first + row)
+        first += len(chunk)
+    return set(found.values())
+
+
+def _nulls(array: pa.Array, rows: Any = None, field: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], int]]:
+    """The first row of a chunk in which a field is null, for each that has one; fields are told by the way to them."""
     if array.null_count:
         first = pc.index(pc.is_null(array), True).as_py()
-        found.append(first if rows is None else rows[first].as_py())
-    if pa.types.is_list(array.type):
+        yield field, first if rows is None else rows[first].as_py()
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         parents = pc.list_parent_indices(array)
-        found += _nulls(array.flatten(), parents if rows is None else rows.take(parents))
+        yield from _nulls(array.flatten(), parents if rows is None else rows.take(parents), (*field, 0))
     if pa.types.is_struct(array.type):
         for index in range(array.type.num_fields):
-            found += _nulls(pc.struct_field(array, [index]), rows)
-    return found
+            yield from _nulls(pc.struct_field(array, [index]), rows, (*field, index))

@@ -43,6 +43,8 @@ def source_cfg_of(name: str, cfg: DictDefault, step: StepArgs, entries: Sequence
             source_cfg[DISPLACES.get(key, key)] = None
     for key, value in overrides.items():
         source_cfg[key] = value
+    if "rl_beta" in overrides and source_cfg.trl:
+        source_cfg.trl = DictDefault({**source_cfg.trl, "beta": None})  # the run's, which the host would take first
     if "val_set_size" not in overrides and source_cfg.val_set_size is None:
         source_cfg.val_set_size = 0.0  # the host's default, and what "no evaluation" is recognised by
     if "num_epochs" in overrides and cfg.saves_per_epoch:
@@ -63,7 +65,8 @@ def source_cfg_of(name: str, cfg: DictDefault, step: StepArgs, entries: Sequence
             f"{', '.join(SCHEDULES)}."
         )
     if source_cfg.test_datasets:
-        source_cfg.test_datasets = _complete_test_entries(source_cfg.test_datasets, cfg.datasets)
+        like = source_cfg.datasets if "test_datasets" in overrides else cfg.datasets
+        source_cfg.test_datasets = _complete_test_entries(source_cfg.test_datasets, like)
     return source_cfg
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config
 
 from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.host.engines.tokenizer import tokenizer_of
 
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 LOAD_ERRORS = (OSError, ValueError, KeyError)  # what transformers raises on a path or id that is no model
@@ -42,7 +43,7 @@ def require_same_tokenizer(cfg: DictDefault, path: str) -> None:
         ConfigError: another vocabulary or other special tokens; the message names the first difference. Or the
             reference has fewer embeddings than that: the host would add some at random.
     """
-    ours = load_tokenizer(cfg)
+    ours = tokenizer_of(cfg)
     own = reference_cfg(cfg, path)
     try:
         theirs = load_tokenizer(own)

@@ -125,7 +125,7 @@ def no_way_in(model: PreTrainedModel, takes_attention: bool) -> str | None:
 def _disagreement(trainer: "DPOTrainer", rows: Rows, other: PreTrainedModel | None = None) -> str | None:
     """Send the longest rows through both forward passes; None where they agree within the noise of the dtype."""
     pairs = _longest_rows(rows)
-    packed_inputs = PackingCollator(trainer.args.max_length)(pairs)
+    packed_inputs = PackingCollator(trainer.padded_collator.max_length)(pairs)  # of the step that computed last
     with ready_model(trainer, other) as ready:
         padded, packed = (
             policy_log_probs(trainer, ready, trainer._prepare_inputs(inputs)).float()

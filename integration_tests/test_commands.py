@@ -172,7 +172,6 @@ def test_torchrun_on_two_ranks(
     zero3 = write_zero3(tmp_path / "zero3.json")
     made = base_config(model, two_sets, tmp_path, deepspeed=str(zero3), micro_batch_size=2, **cache)
     config = write_config(tmp_path / "config.yaml", sdpo_config(made))
-    host.build_ops()
     log = run_torchrun(["train", str(config)], tmp_path, host.scratch).check().log_text
     assert log.count("stepwise DPO (sDPO), 2 steps") == 1
     report = read_report(tmp_path / "out")

@@ -142,8 +142,6 @@ def launched(launcher: str, config: Path, host: Host, fault: str) -> Iterator[su
     """`axolotl train config.yaml` as a user types it, or two ranks by torchrun; a session of its own."""
     name, *rest = LAUNCHERS[launcher]
     command = [str(TOOLS / name), *rest, *([ON_CPU_RANKS, "train"] if launcher == "torchrun" else []), str(config)]
-    if launcher == "torchrun":
-        host.build_ops()
     env = host_env(host.scratch, {"SDPO_TEST_FAULT": fault or None, MARK: str(config)})
     with (config.parent / "log").open("wb") as log:
         process = subprocess.Popen(

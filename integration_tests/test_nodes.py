@@ -50,7 +50,6 @@ class Nodes:
 @pytest.fixture(scope="module")
 def config(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
     """With an output directory and a cache that are relative to where the run is started."""
-    host.build_ops()
     folder = tmp_path_factory.mktemp("nodes")
     made = base_config(model, two_sets, folder, **SGD, **SAVING, micro_batch_size=2)
     made |= {

@@ -8,6 +8,7 @@ model of rank n on GPU n. Usable as a script too:
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from typing import Any
@@ -33,6 +34,7 @@ def answer_for_cpu_ranks() -> None:
     ask_no_gpu_for_its_peers()
     lay_ranks_out_on_cpu()
     gather_into_views()
+    compile_no_operation()
 
 
 def gather_into_views() -> None:
@@ -44,6 +46,22 @@ def gather_into_views() -> None:
     import torch
 
     below_3.all_gather_dp_groups = torch.no_grad()(below_3.all_gather_dp_groups)
+
+
+def compile_no_operation() -> None:
+    """DeepSpeed has an operation for CPU ranks that nothing but tensor parallelism calls. Ranks on GPUs have none.
+
+    It takes a minute to compile, and half a second to find in every rank.
+    """
+    import torch
+
+    backend = importlib.import_module("deepspeed.comm.torch")  # whose parent has PyTorch under that name
+
+    def build_none() -> None:
+        return None
+
+    if not torch.cuda.is_available():
+        backend.build_shm_op = build_none
 
 
 def lay_ranks_out_on_cpu() -> None:

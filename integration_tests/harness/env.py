@@ -31,15 +31,6 @@ NOT_OURS = (
 )
 
 
-def extensions_dir(scratch: Path) -> Path:
-    """Where DeepSpeed's operation is compiled: once a test session, of which every pytest worker has a part.
-
-    Not in the user's cache: a lock that some other run has left there is not ours.
-    """
-    session = scratch.parent.parent if "PYTEST_XDIST_WORKER" in os.environ else scratch.parent
-    return session / "torch_extensions"
-
-
 def host_env(scratch: Path, extra: Env | None = None) -> dict[str, str]:
     """The environment of a run: this interpreter's tools first, the repository importable, caches of its own."""
     env = {key: value for key, value in os.environ.items() if key not in NOT_OURS}
@@ -47,7 +38,7 @@ def host_env(scratch: Path, extra: Env | None = None) -> dict[str, str]:
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     env["HF_HOME"] = str(scratch / "hf")
-    env["TORCH_EXTENSIONS_DIR"] = str(extensions_dir(scratch))
+    env["TORCH_EXTENSIONS_DIR"] = str(scratch / "torch_extensions")  # no lock that some other run has left
     for key, value in (extra or {}).items():
         if value is None:
             env.pop(key, None)

@@ -34,7 +34,6 @@ class Host:
         self._gone = False
         self._news = threading.Condition()
         self._sending = threading.Lock()
-        self._building, self._built = threading.Lock(), False
         self._log = self.scratch / "zygote.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -94,13 +93,6 @@ class Host:
         folder.mkdir(parents=True)
         return folder
 
-    def build_ops(self) -> None:
-        """Compile what ranks on a CPU need, once a session."""
-        with self._building:
-            if not self._built:
-                self.python("integration_tests.harness.ops:build", timeout=600.0)
-                self._built = True
-
     def start(
         self,
         args: Sequence[str],
@@ -115,8 +107,6 @@ class Host:
         The host draws a new adapter's weights before it sets any seed: no two LoRA runs are alike. `init_seed` seeds
         the process first, so that they can be compared; None leaves it to chance, as in a real run.
         """
-        if ranks > 1:
-            self.build_ops()
         folder, port = self._run_dir(), free_port()
         source = folder / "stdin"
         source.write_text(stdin, encoding="utf-8")

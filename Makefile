@@ -50,7 +50,7 @@ demo: begin-demo $(READY)
 begin-demo:
 	@rm -f $(TIMES)
 
-# Whole files go to one of two processes, each with a warm host of its own; the slow files stand early in the alphabet.
+# Whole files go to one of two processes, each with a warm host of its own; conftest.py has the longest begin.
 test: $(READY)
 	$(BIN)/python -m pytest tests -n 2
 	$(BIN)/python -m pytest integration_tests -n 2 --dist loadfile --no-loadscope-reorder

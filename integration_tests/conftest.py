@@ -14,11 +14,17 @@ from integration_tests.harness.models import make_model
 HERE = Path(__file__).parent
 
 
+# Whole files go to one of two processes, in this order: a long one that began late would leave the other with nothing.
+LONGEST = "death fsdp2 endings resume commands zero3 lm_eval curricula packed".split()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here starts the host."""
+    """Everything here starts the host; the longest files come first."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slow)
+    turns = {f"test_{name}": turn for turn, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: turns.get(item.path.stem, len(turns)) if HERE in item.path.parents else len(turns))
 
 
 @pytest.fixture(scope="session")

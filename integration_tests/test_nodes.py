@@ -1,12 +1,13 @@
 """Two machines, each with a launcher of its own and one rank, under ZeRO-3: with one output directory, and with two.
 
-Here they are two launchers on one machine. Where they share no file system, each has a working directory of its own, in
-which the config's relative paths lie.
+Here they are two processes on one machine, of real launchers where a run has to go on to its end, else in the
+environment that those make. Where machines share no file system, each has a working directory of its own, in which the
+config's relative paths lie.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from integration_tests.harness.results import Result
 from integration_tests.harness.sdpo import run_sdpo, sdpo_config
 from integration_tests.harness.zero3 import write_zero3
 
+DEADLINE = 240.0
 LAUNCHER = ROOT / "integration_tests" / "harness" / "cpu_launcher.py"
 SGD: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1.0e-2, "num_epochs": 1}
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 2}
@@ -32,19 +34,30 @@ class Nodes:
     """Two working directories; the second is the first where the machines share a file system."""
 
     folders: tuple[Path, Path]
-    scratch: Path
+    host: Host
 
-    def train(self, **env: str) -> tuple[Result, ...]:
-        """Train config.yaml with a launcher in each."""
+    def train(self, fault: str = "") -> list[Result]:
+        """Train config.yaml with a rank in each, which nobody ends from outside."""
+        env = {"SDPO_TEST_FAULT": fault or None}
+        running = self.host.start_nodes(["train", "config.yaml", "--launcher", "python"], self.folders, env)
+        both = running.wait(DEADLINE, grace=DEADLINE)
+        codes = running.codes()
+        return [
+            replace(both, returncode=codes[pid], logs=(log,))
+            for pid, log in zip(running.pids, running.logs, strict=True)
+        ]
+
+    def launch(self) -> list[Result]:
+        """The same with a launcher in each."""
         port = free_port()
 
         def launch(node: int) -> Result:
             torchrun = [TOOLS / "torchrun", "--nnodes", "2", "--node_rank", node, "--nproc_per_node", "1"]
             address = ["--master_addr", "127.0.0.1", "--master_port", port]
             command = [*torchrun, *address, LAUNCHER, "train", "config.yaml"]
-            return run_command([str(part) for part in command], self.folders[node], self.scratch, env, timeout=240)
+            return run_command([str(part) for part in command], self.folders[node], self.host.scratch, timeout=DEADLINE)
 
-        return tuple(at_once(lambda: launch(0), lambda: launch(1)))
+        return at_once(lambda: launch(0), lambda: launch(1))
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +83,10 @@ def alone(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pyt
 def test_one_directory_is_resumed(host: Host, config: Config, alone: Path, tmp_path: Path) -> None:
     """A rank dies in step 2, behind a checkpoint of it; the same commands end with the models of one process."""
     write_config(tmp_path / "config.yaml", config)
-    nodes = Nodes((tmp_path, tmp_path), host.scratch)
-    for result in nodes.train(SDPO_TEST_FAULT="raise:2:7:0"):
+    nodes = Nodes((tmp_path, tmp_path), host)
+    for result in nodes.train("raise:2:7:0"):
         assert (result.returncode, result.timed_out) == (1, False)
-    first, second = nodes.train()
+    first, second = nodes.launch()
     assert "resuming step 2 from out/step-2/checkpoint-4" in first.check().log_text
     second.check()
     for step in ("step-1", "step-2", ""):
@@ -85,8 +98,8 @@ def test_a_directory_each_trains_and_is_not_resumed(host: Host, config: Config, 
     folders = (tmp_path / "0", tmp_path / "1")
     for folder in folders:
         write_config(folder / "config.yaml", config)
-    nodes = Nodes(folders, host.scratch)
-    for result in nodes.train(SDPO_TEST_FAULT="raise:2:7:0"):
+    nodes = Nodes(folders, host)
+    for result in nodes.train("raise:2:7:0"):
         assert (result.returncode, result.timed_out) == (1, False)
     assert apart(host, folders[0] / "out" / "step-1", alone / "step-1") <= 1e-6
     assert not list(folders[1].glob("out/**/*.safetensors"))

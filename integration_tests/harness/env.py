@@ -64,3 +64,9 @@ def rank_env(rank: int, ranks: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+
+
+def node_env(node: int, nodes: int, port: int) -> dict[str, str]:
+    """The variables that torchrun sets for the one rank of a machine."""
+    one = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": str(node), "GROUP_WORLD_SIZE": str(nodes)}
+    return rank_env(node, nodes, port) | one

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from integration_tests.harness.env import ROOT, Env, free_port, host_env, rank_env
+from integration_tests.harness.env import ROOT, Env, free_port, host_env, node_env, rank_env
 from integration_tests.harness.results import Result
 from integration_tests.harness.running import TIMEOUT, Running
 
@@ -123,6 +123,23 @@ class Host:
             for rank, log in enumerate(logs)
         ]
         return Running(["axolotl", *map(str, args)], self._send(per_rank), logs, self._ended)
+
+    def start_nodes(self, args: Sequence[str], folders: Sequence[Path], env: Env | None = None) -> Running:
+        """Start `axolotl <args>` on one machine a folder: a rank each, from there, as a launcher on each starts it."""
+        scratch, port = self._run_dir(), free_port()
+        logs = [scratch / f"rank{node}.log" for node in range(len(folders))]
+        ranks = [
+            {
+                "argv": [str(arg) for arg in args],
+                "cwd": str(folder),
+                "log": str(log),
+                "cpu_ranks": True,
+                "init_seed": 0,
+                "env": node_env(node, len(folders), port) | dict(env or {}),
+            }
+            for node, (folder, log) in enumerate(zip(folders, logs, strict=True))
+        ]
+        return Running(["axolotl", *map(str, args)], self._send(ranks), logs, self._ended)
 
     def run(self, args: Sequence[str], cwd: Path, timeout: float = TIMEOUT, **options: Any) -> Result:
         """Run `axolotl <args>` to its end; the options are those of `start`."""

@@ -66,10 +66,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)  # type: ignore[operator]
     run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source])
-    run([sys.executable, "-m", "venv", folder / "venv"])
+    run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"])
     python = folder / "venv" / "bin" / "python"
     (wheel,) = folder.glob("*.whl")
-    run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel])
+    run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel])
     (site,) = (folder / "venv").glob("lib/python*/site-packages")
     # A path is all that the line adds: an editable installation of the checkout beside the host is not seen.
     (site / "host.pth").write_text(f"{HOST_AT}\n", encoding="utf-8")

@@ -12,9 +12,9 @@ from integration_tests.harness.data import Config, base_config, write_config
 from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import refused
 from integration_tests.harness.sdpo import read_report, sdpo_config
+from integration_tests.harness.stored_weights import weights_digest
 from integration_tests.harness.zero3 import write_zero3
 
-DIGEST = "integration_tests.harness.probes:weights_digest"
 PATIENCE = 2
 # Fast enough that the held-out loss soon rises.
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True, "learning_rate": 0.3}
@@ -57,9 +57,9 @@ def test_each_step_stops_early_and_keeps_its_best(
         assert best.name != f"checkpoint-{updates}"
         assert step["first_loss"] == pytest.approx(0.6931, abs=1e-3)
         if kind != "zero3":  # there a checkpoint holds shards
-            assert host.python(DIGEST, folder) == host.python(DIGEST, best)
-    assert host.python(DIGEST, out) == host.python(DIGEST, out / "step-2")
-    assert host.python(DIGEST, out) != host.python(DIGEST, out / "step-1")
+            assert weights_digest(folder) == weights_digest(best)
+    assert weights_digest(out) == weights_digest(out / "step-2")
+    assert weights_digest(out) != weights_digest(out / "step-1")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from integration_tests.harness.fresh import run_fresh, run_torchrun
 from integration_tests.harness.launch import Host
 from integration_tests.harness.results import Result
 from integration_tests.harness.sdpo import read_report, sdpo_config
+from integration_tests.harness.stored_weights import weights_digest
 from integration_tests.harness.zero3 import write_zero3
 
 PROBES = "integration_tests.harness.probes"
@@ -144,7 +145,7 @@ def test_each_model_loads_with_its_tokenizer(session: Session, host: Host) -> No
         loaded = host.python(f"{PROBES}:load_ok", folder)
         assert loaded["class"].startswith("PeftModel")
         assert loaded["eos"] == "<|im_end|>"
-    digests = [host.python(f"{PROBES}:weights_digest", folder) for folder in folders]
+    digests = [weights_digest(folder) for folder in folders]
     assert digests[1] == digests[2]
     assert digests[0] != digests[1]
 

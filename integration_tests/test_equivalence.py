@@ -17,6 +17,7 @@ from integration_tests.harness.data import Config, base_config, even_set
 from integration_tests.harness.host_runs import run_chain
 from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import PADDED, read_report, run_sdpo, sdpo_config
+from integration_tests.harness.stored_weights import weights_digest
 
 SGD = {"optimizer": "sgd", "learning_rate": 1.0e-2, "num_epochs": 3}  # 18 and 24 updates
 ADAMW = {"optimizer": "adamw_torch", "learning_rate": 1.0e-3, "num_epochs": 3}
@@ -47,8 +48,8 @@ def test_sgd_equals_separate_runs(host: Host, model: Path, sgd: Compared) -> Non
 
 def test_final_model_is_last_step(host: Host, sgd: Compared) -> None:
     """The host writes M_T to `output_dir` itself; it is what was exported as the last step."""
-    digests = [host.python("integration_tests.harness.probes:weights_digest", folder) for folder in sgd.steps]
-    assert host.python("integration_tests.harness.probes:weights_digest", sgd.out) == digests[-1] != digests[0]
+    digests = [weights_digest(folder) for folder in sgd.steps]
+    assert weights_digest(sgd.out) == digests[-1] != digests[0]
 
 
 def test_adamw_equals_separate_runs_to_the_bit(host: Host, model: Path, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from integration_tests.harness.data import Config, base_config, write_config
 from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import sdpo_config
+from integration_tests.harness.stored_weights import weights_digest
 
 PLUGIN = {"plugins": ["sdpo_plugin.SDPOPlugin"]}
-DIGEST = "integration_tests.harness.probes:weights_digest"
 IN_TURN = "integration_tests.harness.two_configs:train_in_turn"
 # What stands before a `rl: dpo` run in the same process, and how that ends.
 BROKEN: dict[str, tuple[dict[str, Any], str | None]] = {
@@ -37,7 +37,7 @@ def plain_digest(
     folder = tmp_path_factory.mktemp("plain")
     config = base_config(model, two_sets, folder, dataset_prepared_path=prepared)
     host.train(write_config(folder / "config.yaml", config)).check()
-    return str(host.python(DIGEST, folder / "out"))
+    return weights_digest(folder / "out")
 
 
 def test_plain_dpo_with_the_plugin_listed(
@@ -46,7 +46,7 @@ def test_plain_dpo_with_the_plugin_listed(
     """Bit-identical weights, and nothing of ours on disk or in the log."""
     config = base_config(model, two_sets, tmp_path, dataset_prepared_path=prepared, **PLUGIN)
     log = host.train(write_config(tmp_path / "config.yaml", config)).check().log_text
-    assert host.python(DIGEST, tmp_path / "out") == plain_digest
+    assert weights_digest(tmp_path / "out") == plain_digest
     assert not (tmp_path / "out" / "sdpo").exists()
     assert "stepwise" not in log
     assert "log-probs of" not in log
@@ -85,7 +85,7 @@ def test_plain_dpo_after_another_config(
     for outcome, name in ((first, "first"), (last, "last")):
         assert outcome["error"] is None
         assert outcome["loaded"] == 2
-        assert host.python(DIGEST, tmp_path / name / "out") == plain_digest
+        assert weights_digest(tmp_path / name / "out") == plain_digest
     assert first["own"]
     # A run that died over its data leaves the patch, which lets every other config through, to the next `register`.
     assert ours["own"] or before == "without data"
@@ -101,4 +101,4 @@ def test_sdpo_is_the_same_after_another_config(
     files = [write_config(tmp_path / name / "config.yaml", made) for name, made in runs.items()]
     assert [outcome["error"] for outcome in host.python(IN_TURN, *files)] == [None] * 3
     for part in ("out", "out/step-1"):
-        assert host.python(DIGEST, tmp_path / "a" / part) == host.python(DIGEST, tmp_path / "c" / part)
+        assert weights_digest(tmp_path / "a" / part) == weights_digest(tmp_path / "c" / part)

@@ -12,8 +12,8 @@ from integration_tests.harness.fresh import run_fresh
 from integration_tests.harness.launch import Host
 from integration_tests.harness.one_word import loads_it_by_itself
 from integration_tests.harness.sdpo import sdpo_config
+from integration_tests.harness.stored_weights import weights_digest
 
-DIGEST = "integration_tests.harness.probes:weights_digest"
 TRAIN = "integration_tests.harness.one_word:train"
 PLUGIN = "sdpo_plugin.SDPOPlugin"
 # What is imported to say that a config is not ours; none of it imports anything of the host's but two names.
@@ -41,7 +41,7 @@ def test_one_word_is_enough(host: Host, model: Path, two_sets: list[Config], pre
         log = host.train(write_config(folder / "config.yaml", config)).check().log_text
         assert log.count(f"Plugin loaded successfully: {PLUGIN}") == 1
         assert log.count("stepwise DPO (sDPO), 2 steps") == 1
-        digests.append([host.python(DIGEST, folder / "out" / part) for part in ("", "step-1")])
+        digests.append([weights_digest(folder / "out" / part) for part in ("", "step-1")])
     assert digests[0] == digests[1]
 
 
@@ -55,7 +55,7 @@ def test_another_config_trains_as_without_the_plugin(
         folder = tmp_path / str(installed)
         config = base_config(model, two_sets, folder, dataset_prepared_path=prepared, max_steps=2)
         seen[installed] = host.python(TRAIN, write_config(folder / "config.yaml", config), installed)
-        seen[installed]["weights"] = host.python(DIGEST, folder / "out")
+        seen[installed]["weights"] = weights_digest(folder / "out")
     assert seen[True]["weights"] == seen[False]["weights"]
     assert (seen[True]["hook"], seen[False]["hook"]) == (True, True)
     assert seen[False]["imported"] == []

@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 from integration_tests.harness.data import Config, base_config, write_config
 from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
+from integration_tests.harness.stored_weights import weights_digest
 from sdpo_plugin.report.pictures import CAPTIONS
 
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
@@ -175,7 +176,7 @@ def test_export_last_keeps_the_final_model_only(
     assert Trained(made["last"], "").files() == FULL | HOST | SDPO | TABLES | SAMPLES
     assert not list(made["last"].glob("step-*"))
     assert [step["model_dir"] for step in read_report(made["last"])["steps"]] == [None, None]
-    digests = [host.python("integration_tests.harness.probes:weights_digest", out) for out in made.values()]
+    digests = [weights_digest(out) for out in made.values()]
     assert digests[0] == digests[1]
 
 

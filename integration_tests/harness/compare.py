@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from integration_tests.harness.data import Config
 from integration_tests.harness.host_runs import run_chain
 from integration_tests.harness.sdpo import run_sdpo, sdpo_config
+from integration_tests.harness.stored_weights import differences
 
 if TYPE_CHECKING:
     from integration_tests.harness.launch import Host
@@ -57,5 +58,8 @@ def compare(
 
 
 def apart(host: Host, one: Path, other: Path, how: str = "max") -> float:
-    """How far two models are apart: the largest ("max") or the mean ("mean") absolute difference of a weight."""
-    return float(host.python("integration_tests.harness.probes:differences", one, other)[how])
+    """How far two models are apart: the largest ("max") or the mean ("mean") absolute difference of a weight.
+
+    They are read from disk; the host that has made them is not asked.
+    """
+    return differences(one, other)[how]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from integration_tests.harness.data import Config, write_config
 from integration_tests.harness.sdpo import sdpo_config
+from integration_tests.harness.stored_weights import weights_digests
 
 if TYPE_CHECKING:
     from integration_tests.harness.launch import Host
@@ -94,7 +95,7 @@ def outcome(host: Host, out: Path) -> dict[str, Any]:
         for key in TIMES:
             step.pop(key, None)
     return {
-        "weights": host.python("integration_tests.harness.probes:weights_digests", [str(folder) for folder in folders]),
+        "weights": weights_digests(folders),
         "config": [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*config.json"))],
         "tables": ledger["tables"],
         "plan": ledger["plan"],

@@ -2,62 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from integration_tests.harness.stored_weights import differences, weight_files
 
 if TYPE_CHECKING:
     import torch
 
 
 def weights(folder: str) -> dict[str, torch.Tensor]:
-    """Every tensor of a saved model or adapter, by name.
-
-    After `rl: dpo` the host leaves a `model.safetensors` beside an adapter it trained in one process: not the result.
-    """
+    """Every tensor of a saved model or adapter, by name."""
     from safetensors.torch import load_file
 
-    adapter = (Path(folder) / "adapter_config.json").exists()
-    files = sorted(Path(folder).glob("adapter_model*.safetensors" if adapter else "model*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"no safetensors in {folder}: {sorted(path.name for path in Path(folder).iterdir())}")
-    return {name: tensor for path in files for name, tensor in load_file(path).items()}
-
-
-def differences(one: str, other: str) -> dict[str, float]:
-    """The largest and the mean absolute difference of weights; both must hold the same tensors in the same shapes."""
-    import torch
-
-    left, right = weights(one), weights(other)
-    if left.keys() != right.keys():
-        raise ValueError(f"different tensors: {sorted(left.keys() ^ right.keys())}")
-    for name, tensor in left.items():
-        if tensor.shape != right[name].shape:
-            raise ValueError(f"{name}: {tuple(tensor.shape)} against {tuple(right[name].shape)}")
-    apart = torch.cat([(tensor.double() - right[name].double()).abs().flatten() for name, tensor in left.items()])
-    return {"max": float(apart.max()), "mean": float(apart.mean())}
+    return {name: tensor for path in weight_files(Path(folder)) for name, tensor in load_file(path).items()}
 
 
 def max_abs_diff(one: str, other: str) -> float:
     """The largest difference of any weight."""
     return differences(one, other)["max"]
-
-
-def weights_digests(folders: Sequence[str]) -> list[str]:
-    """The digest of the weights of each folder."""
-    return [weights_digest(folder) for folder in folders]
-
-
-def weights_digest(folder: str) -> str:
-    """A digest of names, types, shapes and bits: equal only for bit-identical weights."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights(folder).items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def summary(folder: str) -> dict[str, Any]:

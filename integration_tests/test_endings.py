@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -213,16 +214,38 @@ STOPPED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(host: Host, model: Path, two_sets: list[Config], folder: Path) -> Callable[..., Path]:
+    """Runs that nobody stops, one for all that have the same settings: their output directory, with the log beside."""
+    made: dict[str, Path] = {}
+
+    def run(**settings: Any) -> Path:
+        key = json.dumps(settings, sort_keys=True)
+        if key not in made:
+            config = config_of(model, two_sets, folder / f"undisturbed-{len(made)}", folder, **settings)
+            (config.parent / "log").write_text(train(host, config).check().log_text, encoding="utf-8")
+            made[key] = config.parent / "out"
+        return made[key]
+
+    return run
+
+
 @pytest.mark.parametrize("where", STOPPED)
 def test_signal_during_an_evaluation(
-    host: Host, model: Path, two_sets: list[Config], folder: Path, tmp_path: Path, where: str
+    host: Host,
+    model: Path,
+    two_sets: list[Config],
+    folder: Path,
+    undisturbed: Callable[..., Path],
+    tmp_path: Path,
+    where: str,
 ) -> None:
     """The evaluation is left, so that a launcher that kills after a while finds a checkpoint; it is made when the run
     is resumed, and the end is that of a run that nobody stopped."""
     fault, overrides = STOPPED[where]
     shared = {**EVALUATES, "num_epochs": 2, **overrides}
-    whole = config_of(model, two_sets, tmp_path / "whole", folder, **shared)
-    evaluations = train(host, whole).check().log_text.count("'eval_loss'")
+    whole = undisturbed(**shared)
+    evaluations = (whole.parent / "log").read_text(encoding="utf-8").count("'eval_loss'")
     config = config_of(model, two_sets, tmp_path, folder, **shared)
     stopped = train(host, config, fault)
     assert stopped.returncode == 143, stopped.log_text[-3000:]
@@ -232,4 +255,4 @@ def test_signal_during_an_evaluation(
     made = stopped.log_text.count("'eval_loss'")
     resumed = train(host, config).check()
     assert made + resumed.log_text.count("'eval_loss'") == evaluations
-    assert apart(host, tmp_path / "out", tmp_path / "whole" / "out") == 0.0
+    assert apart(host, tmp_path / "out", whole) == 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -121,28 +123,37 @@ def test_a_checkpoint_holds_the_reference_that_it_trains_with(life: Life) -> Non
     assert seal["facts"]["moving"]["made_at"] == 5
 
 
-def moments(life: Life) -> dict[str, int]:
-    """Events of the run: in refresh passes, between a table and the seal of its checkpoint, after the last refresh."""
-    events = [*enumerate(life.events, 1)]
-    training = [number for number, what in events if what == "train"]
-    passes = [number for number, what in events if what == "pass" and number - 1 in training]
-    step_2 = next(number for number, what in events if "step-2/checkpoint-3" in what)
-    renamed = next(number for number, what in events if what.startswith("os.rename") and "reference-5" in what)
+def moments(life: Life) -> dict[str, list[int]]:
+    """Events of the run by what it does then, in order."""
+    signs = {"train": "t", "pass": "p", "open table": "r", "os.rename seal": "s", "open step-2": "2"}
+    names = {"/.reference-": "table", "/.sdpo_seal": "seal", "reference/.step-2": "step-2"}
+
+    def sign(what: str) -> str:
+        name = next((name for part, name in names.items() if part in what), "")
+        return signs.get(f"{what.split()[0]} {name}".strip(), ".")
+
+    line = "".join(map(sign, life.events))
+    step_2 = line.index("2")
+
+    def within(pattern: str) -> list[int]:
+        return [number + 1 for found in re.finditer(pattern, line) for number in range(*found.span())]
+
+    passes = within("(?<=t)p+")  # between two updates
     return {
-        "the first refresh": next(number for number in passes if number > training[0]),
-        "a refresh by distance": next(number for number in passes if number > step_2),
-        "no seal yet": renamed + 1,
-        "between two checkpoints": [number for number in training if number > renamed][4],
+        "a refresh by number": [number for number in passes if number < step_2],
+        "a refresh by distance": [number for number in passes if number > step_2],
+        "no seal yet": within("(?<=r)[^s]+s"),
+        "an update": [number for number in within("t") if number > line.index("r")],  # the first ones are of step 1
     }
 
 
-@pytest.mark.parametrize(
-    "moment", ["the first refresh", "a refresh by distance", "no seal yet", "between two checkpoints"]
-)
+@pytest.mark.parametrize("moment", ["a refresh by number", "a refresh by distance", "no seal yet", "an update"])
 def test_killed_and_resumed_ends_with_the_same_bits(life: Life, tmp_path: Path, moment: str) -> None:
-    event = moments(life)[moment]
-    config = life.die(tmp_path, event)
-    assert outcome(life.host, life.resume(config)) == outcome(life.host, life.out), life.events[event - 1]
+    """At a seeded random event of each kind; in an update, and once more while that is resumed."""
+    rng = random.Random(moment)
+    events = [rng.choice(moments(life)[moment]), *([rng.randint(10, 60)] if moment == "an update" else [])]
+    config = life.die(tmp_path, *events)
+    assert outcome(life.host, life.resume(config)) == outcome(life.host, life.out), (events, life.events[events[0] - 1])
 
 
 def test_stopped_in_a_refresh(life: Life, tmp_path: Path) -> None:
@@ -160,7 +171,7 @@ def test_stopped_in_a_refresh(life: Life, tmp_path: Path) -> None:
 
 def test_other_refreshes_of_a_begun_step_are_refused(life: Life, tmp_path: Path) -> None:
     """A step that has begun keeps its rule."""
-    config = life.die(tmp_path, moments(life)["between two checkpoints"])
+    config = life.die(tmp_path, moments(life)["an update"][0])
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace("every: 5", "every: 4"), encoding="utf-8")
     result = train(life.host, config)

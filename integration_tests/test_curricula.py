@@ -1,11 +1,11 @@
 """Curricula of `sdpo.partition` on the real host: each equals separate `rl: dpo` runs whose data sets a script has cut.
 
-The script below knows nothing of the plugin: it asks each model for the log-probs of the texts, and sorts lines.
+The script (`harness/cutting.py`) knows nothing of the plugin: it asks each model for the log-probs of the
+texts, and sorts lines.
 """
 
 from __future__ import annotations
 
-import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +15,21 @@ import numpy as np
 import pytest
 
 from integration_tests.harness.compare import apart
-from integration_tests.harness.data import Config, base_config, chat_set, pairs, read_rows, write_config, write_rows
-from integration_tests.harness.deaths import Life, live, outcome, read_plan, train
+from integration_tests.harness.cutting import cut, gammas
+from integration_tests.harness.data import (
+    Config,
+    base_config,
+    chat_set,
+    pairs,
+    read_rows,
+    write_config,
+    write_rows,
+)
+from integration_tests.harness.deaths import live, outcome, read_plan
 from integration_tests.harness.expected_log_probs import expect_texts, off, read_table, texts
 from integration_tests.harness.host_runs import run_chain
 from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
-from integration_tests.harness.zero3 import write_zero3
 
 # The host shuffles what it merges; here a row of the pool is a line of the file.
 SGD = {"optimizer": "sgd", "learning_rate": 1.0e-2, "shuffle_merged_datasets": False}
@@ -38,19 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pool(folder: Path) -> Config:
     """24 rows, none too long."""
     return chat_set(folder / "pool.jsonl", 24, 5)
-
-
-def gammas(host: Host, pool: Config, model: Path) -> Any:
-    """γ of each line of the pool under a model."""
-    (table,) = expect_texts(host, texts(pool), model)
-    return table[:, 0] - table[:, 1]
-
-
-def cut(pool: Config, lines: Any, path: Path) -> Config:
-    """An entry that has these lines of the pool, in their order there."""
-    rows = read_rows(Path(pool["path"]))
-    write_rows(path, [rows[line] for line in sorted(lines)])
-    return {**pool, "path": str(path)}
 
 
 def train_by_row(host: Host, model: Path, entry: Config, out: Path, **partition: Any) -> Path:
@@ -196,92 +191,3 @@ def test_texts_with_two_numbers_are_refused_among_rows_without_duplicates(
         f"step step-1: {path}:train: sdpo.partition.column: 'gap' is (7.0 in one row and 7.5|7.5 in one row and 7.0) in"
     )
     assert re.search(said, result.log_text)
-
-
-# --- ranked again before each step ---
-
-# Updates that are large enough for M_1 to see another order than M_0: weights move by 8e-2 in step 1, not by 3e-3.
-AGAIN = {**SGD, "learning_rate": 1.0, "num_epochs": 4, "save_strategy": "steps", "save_steps": 4}
-
-
-@pytest.fixture(scope="module")
-def life(host: Host, model: Path, folder: Path, pool: Config) -> Life:
-    """Three steps of 8 rows, each picked by the model before it."""
-    config = base_config(model, [pool], folder / "again", **AGAIN)
-    return live(host, config, sdpo={"partition": {**BY_ROW, "num_steps": 3, "rescore": True}})
-
-
-def test_ranked_again_equals_runs_over_sets_that_a_script_cuts(
-    host: Host, model: Path, folder: Path, pool: Config, life: Life
-) -> None:
-    """Before each run the script asks the model of the run before for what is left."""
-    left, current = np.arange(24), model
-    base = gammas(host, pool, model)
-    for number in (1, 2, 3):
-        gamma = gammas(host, pool, current)[left]
-        ranked = left[np.argsort(-gamma, kind="stable")]
-        if number == 2:
-            of_base = left[np.argsort(-base[left], kind="stable")]
-            assert set(ranked[:8]) != set(of_base[:8]), "M_1 sees the order of M_0: nothing would be shown"
-        entry = cut(pool, ranked[:8], folder / f"again-{number}.jsonl")
-        out = folder / f"again-by-hand-{number}"
-        (current,) = run_chain(host, base_config(current, [entry], out, **AGAIN), [entry], out)
-        # Measured: 1.0e-6 in step 2, at a hundred times the learning rate of other tests; weights move by 8e-2.
-        assert apart(host, life.out / f"step-{number}", current) <= 1e-5
-        left = np.setdiff1d(left, ranked[:8])
-    assert len(left) == 0
-
-
-def test_ranking_is_the_reference_pass(life: Life) -> None:
-    """M_1 looks at the 16 rows that are left, and at no row of D_2 once more."""
-    log = (life.out / "debug.log").read_text(encoding="utf-8", errors="replace")
-    assert re.search(r"\n2 step-2 .* 8, not ranked yet .* 8 +M_1 +M_1\n", log)
-    assert "the 16 rows left for step step-2 by M_1" in log
-    assert "the 8 rows left for step step-3 by M_2" in log
-    assert "log-probs of D_2 by M_1" not in log
-    plan = read_plan(life.out)
-    assert [(step["num_rows"], step["is_unranked"]) for step in plan["steps"]] == [(8, False)] * 3
-    report = read_report(life.out)
-    assert [step["num_rows"] for step in report["steps"]] == [8, 8, 8]
-    assert None not in report["train"]["gamma"][0], "M_0 has looked at the whole pool"
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_run_that_is_killed_while_it_ranks_ends_with_the_same_bits(
-    host: Host, life: Life, folder: Path, seed: int
-) -> None:
-    """Between the export of M_1 and the first update of step 2: in the pass, and where the rows are written down."""
-    events = list(enumerate(life.events, 1))
-    rows = next(number for number, what in events if "sdpo/picked" in what)
-    exported = max(number for number, what in events[:rows] if "step-1" in what)
-    trained = next(number for number, what in events[rows:] if what == "train")
-    moments = [random.Random(seed).randint(exported, rows), random.Random(seed).randint(rows, trained)]
-    config = life.die(folder / f"killed-{seed}", moments[seed - 1])
-    assert outcome(host, life.resume(config)) == outcome(host, life.out)
-
-
-def test_picked_rows_that_were_changed_are_refused(host: Host, life: Life, folder: Path) -> None:
-    """With what has changed, before anything is trained."""
-    config = life.die(
-        folder / "changed", next(n for n, what in enumerate(life.events, 1) if "step-2/checkpoint" in what)
-    )
-    file = config.parent / "out" / "sdpo" / "picked" / "step-2.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(bytes(content))
-    result = train(host, config)
-    assert result.returncode != 0
-    assert f"{file} does not hold the rows that the model before this step has picked: it has been changed" in (
-        result.log_text
-    )
-
-
-def test_two_ranks_pick_as_one_process_does(host: Host, model: Path, folder: Path, pool: Config, life: Life) -> None:
-    """Under ZeRO-3: the same rows, and the same model within rounding; 4 rows an update in both."""
-    zero3 = {"deepspeed": str(write_zero3(folder / "zero3.json")), "micro_batch_size": 2, "save_strategy": "no"}
-    config = base_config(model, [pool], folder / "again-zero3", **{**AGAIN, "save_steps": None, **zero3})
-    block = {"partition": {**BY_ROW, "num_steps": 3, "rescore": True}}
-    out = run_sdpo(host, sdpo_config(config, sdpo=block), ranks=2)
-    one, two = ([step["rows_digest"] for step in read_plan(folder)["steps"]] for folder in (life.out, out))
-    assert one == two
-    assert apart(host, life.out, out) <= 1e-5

@@ -21,6 +21,7 @@ from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
 from integration_tests.harness.zero3 import write_zero3
 from sdpo_plugin.steps_args import OVERRIDES
 
+SGD: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1.0e-2}
 HAS_LD_ALPHA = Version(version("axolotl")) >= Version("0.21.dev0")
 # Rows held out, a last batch that is not full (18 rows: 4.5 updates an epoch), and all that a step may set.
 EVERYTHING: dict[str, Any] = {
@@ -124,12 +125,25 @@ def test_every_model_is_evaluated_on_the_held_out_rows_of_each_step(everything: 
 
 def test_max_steps(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
     """`max_steps` bounds every step, beyond an epoch too; a step that sets `num_epochs` means that instead."""
-    config = base_config(model, two_sets, tmp_path, optimizer="sgd", learning_rate=1.0e-2, max_steps=9)
+    config = base_config(model, two_sets, tmp_path, **SGD, max_steps=9)
     run = compare(host, config, two_sets, [{}, {"num_epochs": 2, "max_steps": None}])
     assert [step["num_optimizer_steps"] for step in read_report(run.out)["steps"]] == [9, 16]
     for mine, by_hand in zip(run.steps, run.chain, strict=True):
         assert apart(host, mine, by_hand) <= 1e-6  # measured: 6.0e-8 in both
     assert apart(host, run.steps[0], run.out) > 1e-3
+
+
+def test_answers_are_cut_at_the_length_of_the_step(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path
+) -> None:
+    """The host cuts the texts of 8 of 32 rows to the 57 tokens of step 2, TRL adds EOS to them, and cuts it off again:
+    in the reference pass as in training."""
+    config = base_config(model, two_sets, tmp_path, **SGD, excess_length_strategy="truncate")
+    run = compare(host, config, two_sets, [{}, {"sequence_len": 57}])
+    for mine, by_hand in zip(run.steps, run.chain, strict=True):
+        assert apart(host, mine, by_hand) <= 1e-6
+    checks = read_report(run.out)["data_checks"]["sources"]
+    assert [(source["num_rows"], source["num_dropped"]) for source in checks] == [(26, 0), (32, 0)]
 
 
 @pytest.mark.parametrize("zero3", [False, True], ids=["whole", "zero3"])

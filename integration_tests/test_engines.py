@@ -93,6 +93,18 @@ def test_equals_one_process(
     assert [step["first_loss"] for step in read_report(out)["steps"]] == pytest.approx([0.6931, 0.6931], abs=noise)
 
 
+def test_a_chain_that_starts_from_an_adapter_of_a_4_bit_model(
+    host: Host, wide: Path, two_sets: list[Config], alone: dict[str, Path], tmp_path: Path
+) -> None:
+    """`lora_model_dir`: from M_1 D_2 makes what the chain at one go has made of it."""
+    first = alone["qlora"] / "step-1"
+    config = MAKE["qlora"](wide, [], tmp_path, **SGD, lora_model_dir=str(first))
+    out = run_sdpo(host, sdpo_config(config, datasets=None, sdpo={"steps": [{"datasets": two_sets[1:]}]}))
+    assert apart(host, out / "sdpo" / "start", first) == 0.0
+    assert apart(host, out, alone["qlora"]) <= CLOSE["qlora"]
+    assert apart(host, out, first) > 1e-2
+
+
 def test_ranks_that_would_train_alone_are_refused(
     host: Host, wide: Path, two_sets: list[Config], tmp_path: Path
 ) -> None:

@@ -76,6 +76,21 @@ def test_equals_one_process(
     assert apart(host, out / "step-1", out) > 1e-3
 
 
+def test_a_chain_that_starts_from_an_adapter(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path, alone: dict[str, Path]
+) -> None:
+    """`lora_model_dir`: from M_1 D_2 makes what the chain at one go has made of it in one process."""
+    first = alone["lora"] / "step-1"
+    config = lora_config(
+        model, [], tmp_path, **SGD["lora"] | SETTINGS["plain"], micro_batch_size=2, lora_model_dir=str(first)
+    )
+    block = {"steps": [{"datasets": two_sets[1:]}]}
+    out = run_sdpo(host, sdpo_config(config, datasets=None, sdpo=block), ranks=2)
+    assert apart(host, out / "sdpo" / "start", first) == 0.0
+    assert apart(host, out, alone["lora"]) <= 1e-6
+    assert apart(host, out, first) > 1e-2
+
+
 @SET_AS
 @KINDS
 def test_both_steps_begin_at_ln_2(sharded: dict[tuple[str, str], Path], kind: str, settings: str) -> None:

@@ -156,7 +156,7 @@ def test_sources_in_the_order_of_a_column(host: Host, model: Path, folder: Path,
 @pytest.mark.parametrize(
     ("value", "column", "said"),
     [
-        (None, "gap", "is nan in row 11, and every row needs a finite number (1 of 29 have none)"),
+        (None, "gap", "is nan in row 11, and every row needs a finite number (3 of 29 have none)"),
         ("high", "label", "does not hold numbers but values of type string: row 0 has 'low'"),
         (None, "gaps", "is no column of these rows. Columns found: messages, chosen, rejected, gap, label. Set one."),
     ],
@@ -166,6 +166,7 @@ def test_rows_without_a_number_are_refused(
 ) -> None:
     rows = [{**row, "label": "low"} for row in read_rows(Path(rated[0]["path"]))]
     rows[11] |= {"gap": float("nan")} if value is None else {"label": value}
+    rows[13]["gap"], rows[15]["gap"] = None, float("inf")
     path = write_rows(folder / f"bad-{column}.jsonl", rows)
     block = {"partition": {"strategy": "easy_to_hard", "column": column}}
     config = base_config(model, [{**rated[0], "path": str(path)}, rated[1]], folder / f"bad-{column}")

@@ -151,12 +151,17 @@ def test_batches_of_a_step_on_two_ranks(
     host: Host, one_process: Path, model: Path, two_sets: list[Config], tmp_path: Path, zero3: bool
 ) -> None:
     """Half as many pairs on each of two ranks are the same updates; DeepSpeed counts them in an engine of each step."""
-    sharded = {"deepspeed": str(write_zero3(tmp_path / "zero3.json"))} if zero3 else {}
+    zero = {"deepspeed": str(write_zero3(tmp_path / "zero3.json")), "save_strategy": "epoch"}
+    sharded = zero if zero3 else {}
     out = run_sdpo(host, own_batches(model, two_sets, tmp_path, [(1, 2), (2, 1)], **sharded), ranks=2)
     # 24 and 32 rows, 4 at a time; by the config's own batch of 2 × 3 × 4 it would be 1 and 2.
     assert [step["num_optimizer_steps"] for step in read_report(out)["steps"]] == [6, 8]
     for name in ("step-1", "step-2"):
         assert apart(host, out / name, one_process / name) <= 1e-6
+    if zero3:  # an engine with the config's own batch of 24 ends with the same weights, and counts 144 and 192
+        ends = [out / "step-1" / "checkpoint-6", out / "step-2" / "checkpoint-8"]
+        counted = [host.python("integration_tests.harness.probes:pairs_by_deepspeed", end) for end in ends]
+        assert counted == [24, 32]
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,14 @@ def summary(folder: str) -> dict[str, Any]:
     }
 
 
+def pairs_by_deepspeed(checkpoint: str) -> int:
+    """The pairs that the engine of a ZeRO-3 checkpoint has counted: updates, times what it takes for their batch."""
+    import torch
+
+    (state,) = Path(checkpoint).glob("global_step*/zero_pp_rank_0_mp_rank_00_model_states.pt")
+    return int(torch.load(state, weights_only=False)["global_samples"])
+
+
 def load(folder: str, by_peft: bool = True) -> tuple[Any, Any]:
     """Model and tokenizer as a user loads them: full weights, or an adapter on the base model it names.
 

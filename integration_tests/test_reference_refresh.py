@@ -141,7 +141,8 @@ def moments(life: Life) -> dict[str, list[int]]:
     passes = within("(?<=t)p+")  # between two updates
     return {
         "a refresh by number": [number for number in passes if number < step_2],
-        "a refresh by distance": [number for number in passes if number > step_2],
+        # Behind a checkpoint, which holds the distances that decide when it is.
+        "a refresh by distance": [number for number in passes if number > line.index("r", step_2)],
         "no seal yet": within("(?<=r)[^s]+s"),
         "an update": [number for number in within("t") if number > line.index("r")],  # the first ones are of step 1
     }

@@ -112,8 +112,9 @@ def test_ranked_again_under_lora(host: Host, model: Path, folder: Path, pool: Co
     assert set(lines) != set(picked(host, pool, model, model)[1]), "M_1 sees the order of M_0: nothing would be shown"
     path, second = by_hand(2, lines)
     host.python("integration_tests.harness.lora_chain:train_from_adapter", path, first)
-    # Measured: 4.1e-6, where the adapter moved by 0.48.
-    assert apart(host, out / "step-2", second) <= 5e-5
+    # Measured: 4.1e-6 with Axolotl 0.19 and 5.5e-5 with 0.21, where the adapter moved by 0.48 at this large learning
+    # rate; over the rows that M_0 would pick it ends 0.44 away.
+    assert apart(host, out / "step-2", second) <= 5e-4
     assert apart(host, out / "step-2", first) > 0.1
 
 

@@ -61,7 +61,7 @@ def test_steps_that_grow_without_the_hardest_rows(host: Host, model: Path, folde
     sets = [cut(pool, ranked[:number], folder / f"grow-{number}.jsonl") for number in (9, 18)]
     chain = run_chain(host, base_config(model, sets, folder / "grow-by-hand", **SGD), sets, folder / "grow-by-hand")
     for number, by_hand in enumerate(chain, 1):
-        assert apart(host, out / f"step-{number}", by_hand) <= 1e-6
+        assert apart(out / f"step-{number}", by_hand) <= 1e-6
     report = read_report(out)
     assert [step["num_rows"] for step in report["steps"]] == [9, 18]
     (left_out,) = report["left_out"]

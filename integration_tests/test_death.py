@@ -156,4 +156,4 @@ def test_killed_under_zero3_on_two_ranks(
         out = life.resume(life.die(folder / name / str(event), event))
         for step in ("step-1", "step-2", "step-3", ""):
             # Measured: 0.0. Sums over ranks are taken in a fixed order here; another machine may round otherwise.
-            assert apart(host, out / step, life.out / step) <= 1e-6, f"killed at {event}: {life.events[event - 1]}"
+            assert apart(out / step, life.out / step) <= 1e-6, f"killed at {event}: {life.events[event - 1]}"

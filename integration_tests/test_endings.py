@@ -255,4 +255,4 @@ def test_signal_during_an_evaluation(
     made = stopped.log_text.count("'eval_loss'")
     resumed = train(host, config).check()
     assert made + resumed.log_text.count("'eval_loss'") == evaluations
-    assert apart(host, tmp_path / "out", whole) == 0.0
+    assert apart(tmp_path / "out", whole) == 0.0

@@ -86,8 +86,8 @@ def test_equals_one_process(
     config = MAKE[kind](wide, two_sets, tmp_path, **SGD, **settings(engine, tmp_path), micro_batch_size=2)
     out = run_sdpo(host, config, ranks=2)
     for step in ("step-1", "step-2", ""):
-        assert apart(host, out / step, alone[kind] / step) <= CLOSE[kind]
-    assert apart(host, out / "step-1", out) > 1e-3
+        assert apart(out / step, alone[kind] / step) <= CLOSE[kind]
+    assert apart(out / "step-1", out) > 1e-3
     assert_same_matrices(read_report(alone[kind]), read_report(out), *REPORTED[kind])
     noise = 5e-5 if kind != "qlora" else 5e-3  # of half precision
     assert [step["first_loss"] for step in read_report(out)["steps"]] == pytest.approx([0.6931, 0.6931], abs=noise)
@@ -100,9 +100,9 @@ def test_a_chain_that_starts_from_an_adapter_of_a_4_bit_model(
     first = alone["qlora"] / "step-1"
     config = MAKE["qlora"](wide, [], tmp_path, **SGD, lora_model_dir=str(first))
     out = run_sdpo(host, sdpo_config(config, datasets=None, sdpo={"steps": [{"datasets": two_sets[1:]}]}))
-    assert apart(host, out / "sdpo" / "start", first) == 0.0
-    assert apart(host, out, alone["qlora"]) <= CLOSE["qlora"]
-    assert apart(host, out, first) > 1e-2
+    assert apart(out / "sdpo" / "start", first) == 0.0
+    assert apart(out, alone["qlora"]) <= CLOSE["qlora"]
+    assert apart(out, first) > 1e-2
 
 
 def test_ranks_that_would_train_alone_are_refused(

@@ -35,18 +35,18 @@ def adamw(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pyt
     return compare(host, base_config(model, two_sets, tmp_path_factory.mktemp("adamw"), **ADAMW), two_sets)
 
 
-def test_sgd_equals_separate_runs(host: Host, model: Path, sgd: Compared) -> None:
+def test_sgd_equals_separate_runs(model: Path, sgd: Compared) -> None:
     """M_1, M_2 and the final model within rounding."""
     # Measured: M_1 3.0e-8, M_2 1.2e-7, where the weights moved by 2.7e-3 and by another 5.5e-3. The host's own live
     # and precomputed references end 1.2e-7 apart. A learning rate one update off is 1e-4.
     for mine, by_hand in zip(sgd.steps, sgd.chain, strict=True):
-        assert apart(host, mine, by_hand) <= 1e-6
-    assert apart(host, sgd.out, sgd.chain[-1]) <= 1e-6
-    assert apart(host, model, sgd.steps[0]) > 1e-3
-    assert apart(host, sgd.steps[0], sgd.out) > 1e-3
+        assert apart(mine, by_hand) <= 1e-6
+    assert apart(sgd.out, sgd.chain[-1]) <= 1e-6
+    assert apart(model, sgd.steps[0]) > 1e-3
+    assert apart(sgd.steps[0], sgd.out) > 1e-3
 
 
-def test_final_model_is_last_step(host: Host, sgd: Compared) -> None:
+def test_final_model_is_last_step(sgd: Compared) -> None:
     """The host writes M_T to `output_dir` itself; it is what was exported as the last step."""
     digests = [weights_digest(folder) for folder in sgd.steps]
     assert weights_digest(sgd.out) == digests[-1] != digests[0]
@@ -59,9 +59,9 @@ def test_adamw_equals_separate_runs_to_the_bit(host: Host, model: Path, tmp_path
     # Measured: 0.0 in all three, after 18, 24 and 15 updates that moved weights by 8e-3 to 1.3e-2. One rounding
     # error anywhere would show: AdamW makes up to 1e-4 of it on ragged rows.
     for mine, by_hand in zip(run.steps, run.chain, strict=True):
-        assert apart(host, mine, by_hand) == 0.0
-    assert apart(host, model, run.steps[0]) > 1e-3
-    assert apart(host, run.steps[1], run.out) > 1e-3
+        assert apart(mine, by_hand) == 0.0
+    assert apart(model, run.steps[0]) > 1e-3
+    assert apart(run.steps[1], run.out) > 1e-3
 
 
 def test_adamw_is_as_near_as_the_host_to_itself(
@@ -71,12 +71,12 @@ def test_adamw_is_as_near_as_the_host_to_itself(
     config = base_config(model, two_sets, tmp_path, **ADAMW, precompute_ref_log_probs=True)
     precomputed = run_chain(host, config, two_sets, tmp_path)
     for mine, live, other in zip(adamw.steps, adamw.chain, precomputed, strict=True):
-        noise = apart(host, live, other, "mean")
+        noise = apart(live, other, "mean")
         # Both distances are draws of one noise, and either may be the larger. Measured over 5 seeds, mean absolute
         # difference in units of the host's own (2e-9 to 3e-8): 1.0 to 1.5 (largest difference: 0.9 to 2.7); at a
         # tenth of the learning rate once 4 (16). One update more or less would be 1e-4.
-        assert apart(host, mine, live, "mean") <= 10 * noise
-        assert apart(host, mine, model, "mean") > 10_000 * noise
+        assert apart(mine, live, "mean") <= 10 * noise
+        assert apart(mine, model, "mean") > 10_000 * noise
 
 
 def test_one_step_equals_one_run(
@@ -85,8 +85,8 @@ def test_one_step_equals_one_run(
     """T = 1, which only `sdpo.steps` can say, is plain DPO."""
     config = base_config(model, two_sets, tmp_path, **SGD)
     out = run_sdpo(host, sdpo_config(config, datasets=None, sdpo={"steps": [{"datasets": [two_sets[0]]}]}))
-    assert apart(host, out, sgd.chain[0]) <= 1e-6  # measured: 3.0e-8
-    assert apart(host, out, sgd.steps[0]) == 0.0  # the same computation as the first of two steps
+    assert apart(out, sgd.chain[0]) <= 1e-6  # measured: 3.0e-8
+    assert apart(out, sgd.steps[0]) == 0.0  # the same computation as the first of two steps
     assert [step["num_rows"] for step in read_report(out)["steps"]] == [24]
 
 
@@ -95,4 +95,4 @@ def test_runs_are_deterministic(
 ) -> None:
     """The other tests rest on this: the same config gives the same bits, so that a difference has a cause."""
     out = run_sdpo(host, base_config(model, two_sets, tmp_path, **ADAMW))
-    assert apart(host, out, adamw.out) == 0.0
+    assert apart(out, adamw.out) == 0.0

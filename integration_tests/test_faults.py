@@ -108,7 +108,7 @@ def test_loss_that_is_no_number_names_its_row_and_spoils_nothing(
     undisturbed = config_of(model, sets, tmp_path / "undisturbed", make, **settings)
     train(host, undisturbed, ranks=ranks).check()
     # Measured: 0.0. Sums over ranks are taken in a fixed order here; another machine may round otherwise.
-    assert apart(host, tmp_path / "out", undisturbed.parent / "out") <= (1e-6 if ranks == 2 else 0.0)
+    assert apart(tmp_path / "out", undisturbed.parent / "out") <= (1e-6 if ranks == 2 else 0.0)
 
 
 def test_weights_that_are_no_numbers_are_not_written(
@@ -122,7 +122,7 @@ def test_weights_that_are_no_numbers_are_not_written(
     assert "e.g. model.embed_tokens.weight" in said
     again = train(host, config).check()
     assert f"resuming step 1 from {tmp_path}/out/step-1/checkpoint-2" in again.log_text
-    assert apart(host, tmp_path / "out", whole) == 0.0
+    assert apart(tmp_path / "out", whole) == 0.0
 
 
 # --- disks ---
@@ -143,7 +143,7 @@ def test_file_that_cannot_be_written_ends_the_run_and_loses_nothing(
         assert "could not be written: " in said, result.log_text[-2000:]
         assert "What was on disk before is whole" in said
         train(host, config).check()
-        assert apart(host, config.parent / "out", whole) == 0.0
+        assert apart(config.parent / "out", whole) == 0.0
 
 
 def test_disk_that_is_too_small_is_refused_before_training(

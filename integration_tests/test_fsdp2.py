@@ -66,14 +66,14 @@ def small_sets(folder: Path) -> list[Config]:
 @SET_AS
 @KINDS
 def test_equals_one_process(
-    host: Host, alone: dict[str, Path], sharded: dict[tuple[str, str], Path], kind: str, settings: str
+    alone: dict[str, Path], sharded: dict[tuple[str, str], Path], kind: str, settings: str
 ) -> None:
     """M_1, M_2 and the final model, or their adapters from the same random one."""
     # Measured: 6.0e-8 and 1.2e-7, where the second step moved the weights by 3.9e-3, and the adapter by 0.13.
     out = sharded[kind, settings]
     for step in ("step-1", "step-2", ""):
-        assert apart(host, out / step, alone[kind] / step) <= 1e-6
-    assert apart(host, out / "step-1", out) > 1e-3
+        assert apart(out / step, alone[kind] / step) <= 1e-6
+    assert apart(out / "step-1", out) > 1e-3
 
 
 def test_a_chain_that_starts_from_an_adapter(
@@ -86,9 +86,9 @@ def test_a_chain_that_starts_from_an_adapter(
     )
     block = {"steps": [{"datasets": two_sets[1:]}]}
     out = run_sdpo(host, sdpo_config(config, datasets=None, sdpo=block), ranks=2)
-    assert apart(host, out / "sdpo" / "start", first) == 0.0
-    assert apart(host, out, alone["lora"]) <= 1e-6
-    assert apart(host, out, first) > 1e-2
+    assert apart(out / "sdpo" / "start", first) == 0.0
+    assert apart(out, alone["lora"]) <= 1e-6
+    assert apart(out, first) > 1e-2
 
 
 @SET_AS
@@ -139,7 +139,7 @@ def test_every_step_from_the_base_model(
     two = MAKE[kind](model, two_sets, tmp_path / "two", **SGD[kind] | SETTINGS["large"], micro_batch_size=2)
     alone, out = run_sdpo(host, one), run_sdpo(host, sdpo_config(two, sdpo=block), ranks=2)
     for step in ("step-1", "step-2"):
-        assert apart(host, out / step, alone / step) <= 1e-6
+        assert apart(out / step, alone / step) <= 1e-6
 
 
 def test_a_second_model_gives_the_reference(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_second_model_gives_the_reference(host: Host, model: Path, two_sets: l
     alone, out = run_sdpo(host, one), run_sdpo(host, sdpo_config(two, sdpo=block), ranks=2)
     for step in ("step-1", "step-2"):
         assert off(read_table(out, step), read_table(alone, step)) <= 1e-4
-        assert apart(host, out / step, alone / step) <= 1e-6
+        assert apart(out / step, alone / step) <= 1e-6
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("full", "plain"), ("lora", "large")])
@@ -192,8 +192,8 @@ def test_the_best_model_is_exported(host: Host, model: Path, two_sets: list[Conf
         last = out / step["name"] / f"checkpoint-{step['num_optimizer_steps']}"
         best = Path(json.loads((last / "trainer_state.json").read_text())["best_model_checkpoint"])
         assert best != last
-        assert apart(host, out / step["name"], best) == 0.0
-        assert apart(host, out / step["name"], last) > 0.0
+        assert apart(out / step["name"], best) == 0.0
+        assert apart(out / step["name"], last) > 0.0
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_lora_of_which_only_the_last_model_is_kept(host: Host, model: Path, sets
     for count in (2, 3, 4):  # it grows, and grows again; each process would draw another adapter
         train(host, in_(tmp_path / "short", whole, sets[:count]), seed=0 if count == 2 else count).check()
     out = tmp_path / "short" / "out"
-    assert apart(host, out, whole.out) == 0.0
+    assert apart(out, whole.out) == 0.0
     ledger, expected = Ledger.load(RunDir(out).ledger), Ledger.load(RunDir(whole.out).ledger)
     assert [life.steps for life in ledger.lives] == [("step-1", "step-2"), ("step-3",), ("step-4",)]
     assert [record.kept for record in ledger.records] == [record.kept for record in expected.records] == [False] * 4
@@ -105,5 +105,5 @@ def test_two_ranks(host: Host, model: Path, sets: list[Config], tmp_path: Path) 
     assert (ledger.plan, ledger.finished) == (expected.plan, expected.finished)
     for step in ("step-1", "step-2", "step-3", ""):
         # Measured: 0.0. Sums over ranks are taken in a fixed order here; another machine may round otherwise.
-        assert apart(host, out / step, whole.out / step) <= 1e-6
-    assert apart(host, out, out / "step-2") > 1e-4
+        assert apart(out / step, whole.out / step) <= 1e-6
+    assert apart(out, out / "step-2") > 1e-4

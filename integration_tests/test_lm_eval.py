@@ -95,7 +95,7 @@ def test_standard_errors_are_those_of_the_formula(both: list[Path]) -> None:
             assert metric["higher_is_better"] is True
 
 
-def test_nothing_that_trains_is_touched(host: Host, both: list[Path]) -> None:
+def test_nothing_that_trains_is_touched(both: list[Path]) -> None:
     """The bits of M_1 and M_2, the configs beside them, and the losses on the way."""
     names = ("step-1", "step-2", "")
     digests = [weights_digests([out / name for name in names]) for out in both]

@@ -47,10 +47,10 @@ def runs(host: Host, config: Config, even_sets: list[Config]) -> list[Path]:
     return at_once(lambda: run_sdpo(host, sdpo_config(config, sdpo=PADDED)), run_plain)
 
 
-def test_first_step_equals_a_host_run(host: Host, runs: list[Path]) -> None:
+def test_first_step_equals_a_host_run(runs: list[Path]) -> None:
     """The adapter of step 1 is that of `rl: dpo` on D_1, whose reference is the model without its adapter."""
     out, plain = runs
-    assert apart(host, out / "step-1", plain) == 0.0  # AdamW, 18 updates; measured: 0.0
+    assert apart(out / "step-1", plain) == 0.0  # AdamW, 18 updates; measured: 0.0
 
 
 def test_second_step_equals_a_run_from_the_saved_adapter(
@@ -61,9 +61,9 @@ def test_second_step_equals_a_run_from_the_saved_adapter(
     by_hand = {**config, "datasets": [even_sets[1]], "output_dir": str(tmp_path / "out")}
     path = write_config(tmp_path / "config.yaml", by_hand)
     host.python("integration_tests.harness.lora_chain:train_from_adapter", path, out / "step-1")
-    assert apart(host, out, tmp_path / "out") == 0.0  # AdamW, 24 updates; measured: 0.0
-    assert apart(host, out, out / "step-2") == 0.0
-    assert apart(host, out, out / "step-1") > 1e-2
+    assert apart(out, tmp_path / "out") == 0.0  # AdamW, 24 updates; measured: 0.0
+    assert apart(out, out / "step-2") == 0.0
+    assert apart(out, out / "step-1") > 1e-2
 
 
 def test_reference_is_the_adapter_before_and_not_the_base(
@@ -116,7 +116,7 @@ def test_two_ranks_leave_no_more(host: Host, config: Config, tmp_path: Path) -> 
         made = {**config, **ranks, "micro_batch_size": 2, "max_steps": 1, "output_dir": str(folder / "out")}
         out = run_sdpo(host, made, ranks=2)
         assert not {"model.safetensors", "config.json"} & {path.name for path in out.iterdir()}
-        assert apart(host, out, out / "step-2") == 0.0
+        assert apart(out, out / "step-2") == 0.0
 
 
 def test_the_estimate_counts_what_lies_there(host: Host, runs: list[Path], config: Config, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_runs_end_with_the_weights_of_padded_rows(
         assert f"forward pass: {name} rows" in result.log_text or name == "padded"
         outs[name] = Path(made["output_dir"])
     for step in ("step-1", "step-2", ""):
-        assert apart(host, outs["packed"] / step, outs["padded"] / step) <= 1e-6
+        assert apart(outs["packed"] / step, outs["padded"] / step) <= 1e-6
     reports = [read_report(out) for out in outs.values()]
     for one, other in zip(reports[0]["steps"], reports[1]["steps"], strict=True):
         assert one["first_loss"] == pytest.approx(other["first_loss"], abs=1e-5)
@@ -155,7 +155,7 @@ def test_on_two_ranks(host: Host, model: Path, two_sets: list[Config], tmp_path:
         made = config(model, two_sets, tmp_path / str(packed), packed, **shared)
         host.train(write_config(tmp_path / f"{packed}.yaml", made), ranks=2).check()
         outs.append(Path(made["output_dir"]))
-    assert apart(host, *outs) <= 1e-6
+    assert apart(*outs) <= 1e-6
 
 
 def test_auto_pads_by_name(host: Host, two_sets: list[Config], tmp_path: Path) -> None:

@@ -121,9 +121,9 @@ def test_two_ranks_order_rows_as_one_process_does(runs: dict[str, Path]) -> None
     assert digests(runs["by row, 2 ranks"]) == digests(runs["by row"])
 
 
-def test_two_ranks_train_as_one_process_does(host: Host, runs: dict[str, Path]) -> None:
+def test_two_ranks_train_as_one_process_does(runs: dict[str, Path]) -> None:
     """28 rows a step are seven global batches of 4 in both. 6e-8 was measured with SGD."""
-    assert apart(host, runs["by row"], runs["by row, 2 ranks"]) <= 1e-6
+    assert apart(runs["by row"], runs["by row, 2 ranks"]) <= 1e-6
 
 
 def test_easy_rows_come_first(runs: dict[str, Path]) -> None:
@@ -156,11 +156,11 @@ def test_one_pass_of_m_0_serves_three_uses(
     assert off(read_table(runs["by source"], "step-1"), expected) < 1e-3
 
 
-def test_by_source_equals_natural_in_that_order(host: Host, runs: dict[str, Path]) -> None:
+def test_by_source_equals_natural_in_that_order(runs: dict[str, Path]) -> None:
     """A pass before the partition changes nothing: the weights are those of the sets written in that order."""
     first = read_report(runs["by source"])["steps"][0]["sources"][0]
     assert first.endswith("d2.jsonl:train"), "the order that the reversed run was given"
-    assert apart(host, runs["by source"], runs["natural, reversed"]) <= 1e-6
+    assert apart(runs["by source"], runs["natural, reversed"]) <= 1e-6
 
 
 def test_overlapping_prompts_are_counted(host: Host, model: Path, folder: Path) -> None:

@@ -67,8 +67,8 @@ def test_another_beta_and_order_of_entries_make_no_pass(runs: Runs) -> None:
     assert read_report(out)["from_cache"] == [f"sdpo/reference/step-{step}.safetensors" for step in (1, 2)]
     plain, alone = runs.train(cached=False, **changes)
     assert passes(plain) == ["D_1", "D_2"]
-    assert apart(runs.host, out, alone) == 0.0
-    assert apart(runs.host, out / "step-1", alone / "step-1") == 0.0
+    assert apart(out, alone) == 0.0
+    assert apart(out / "step-1", alone / "step-1") == 0.0
     for name in ("step-1", "step-2"):
         read, computed = (load_table(at / "sdpo/reference" / f"{name}.safetensors") for at in (out, alone))
         assert read.digest() == computed.digest()
@@ -106,7 +106,7 @@ def test_damaged_table_is_named_and_made_again(runs: Runs) -> None:
     said = f"sdpo.reference_cache: {used[0]}: the reference table does not fit its digest; the file is damaged"
     assert said in result.log_text
     assert {path: load_table(path).digest() for path in runs.files} == expected
-    assert apart(runs.host, out, clean) == 0.0
+    assert apart(out, clean) == 0.0
 
 
 def test_lora_on_two_ranks(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:

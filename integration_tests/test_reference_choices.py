@@ -95,9 +95,9 @@ def first_losses(out: Path) -> list[float]:
     return [step["first_loss"] for step in read_report(out)["steps"]]
 
 
-def test_a_copy_of_the_base_as_reference_is_reference_base(host: Host, runs: dict[str, Path]) -> None:
+def test_a_copy_of_the_base_as_reference_is_reference_base(runs: dict[str, Path]) -> None:
     """The same numbers from a model that was loaded for it: bit by bit, held-out evaluations included."""
-    assert apart(host, runs["base"], runs["copy of base"]) == 0.0
+    assert apart(runs["base"], runs["copy of base"]) == 0.0
     one, other = read_report(runs["base"]), read_report(runs["copy of base"])
     assert first_losses(runs["base"]) == first_losses(runs["copy of base"])
     assert one["heldout"] == other["heldout"]
@@ -109,7 +109,7 @@ def test_one_step_with_reference_base_is_plain_dpo(
     """T = 1: M_0 is the base either way. 3e-8 was measured with SGD."""
     config = base_config(model, [], folder / "one", **SGD)
     block = {"reference": "base", "steps": [{"datasets": two_sets[:1]}]}
-    assert apart(host, run_sdpo(host, sdpo_config(config, datasets=None, sdpo=block)), plain["D_1"]) <= 1e-6
+    assert apart(run_sdpo(host, sdpo_config(config, datasets=None, sdpo=block)), plain["D_1"]) <= 1e-6
 
 
 def test_pre_dpo(host: Host, model: Path, two_sets: list[Config], folder: Path) -> None:
@@ -123,21 +123,19 @@ def test_pre_dpo(host: Host, model: Path, two_sets: list[Config], folder: Path) 
     host.train(write_config(folder / "by-hand-1" / "config.yaml", first)).check()
     path = write_config(folder / "by-hand-2" / "config.yaml", second)
     host.python("integration_tests.harness.guided:train_held_to", path, first["output_dir"])
-    assert apart(host, out / "step-1", Path(first["output_dir"])) <= 1e-6
-    assert apart(host, out, Path(second["output_dir"])) <= 1e-6
-    assert apart(host, out, out / "step-1") > 5e-5  # measured: 9.6e-5, after the same 18 updates on the same rows
+    assert apart(out / "step-1", Path(first["output_dir"])) <= 1e-6
+    assert apart(out, Path(second["output_dir"])) <= 1e-6
+    assert apart(out, out / "step-1") > 5e-5  # measured: 9.6e-5, after the same 18 updates on the same rows
 
 
-def test_starting_from_base_again_is_a_run_of_its_own(
-    host: Host, runs: dict[str, Path], plain: dict[str, Path]
-) -> None:
+def test_starting_from_base_again_is_a_run_of_its_own(runs: dict[str, Path], plain: dict[str, Path]) -> None:
     """With reference and start both the base, M_2 is plain DPO on D_2: nothing of step 1 is left."""
-    assert apart(host, runs["init and reference base"], plain["D_2"]) <= 1e-6
+    assert apart(runs["init and reference base"], plain["D_2"]) <= 1e-6
 
 
-def test_an_adapter_starts_as_it_was_initialised(host: Host, runs: dict[str, Path], plain: dict[str, Path]) -> None:
+def test_an_adapter_starts_as_it_was_initialised(runs: dict[str, Path], plain: dict[str, Path]) -> None:
     """The same for LoRA, both drawn from the same seed. 1e-6 leaves room for rounding of the reference."""
-    assert apart(host, runs["lora init and reference base"], plain["lora D_2"]) <= 1e-6
+    assert apart(runs["lora init and reference base"], plain["lora D_2"]) <= 1e-6
 
 
 @pytest.mark.parametrize("name", ["init base", "lora init base"])
@@ -150,9 +148,9 @@ def test_starting_from_base_has_a_higher_first_loss(runs: dict[str, Path], name:
 
 @pytest.mark.parametrize("name", ["init base", "lora init base"])
 @pytest.mark.parametrize("ranks", ["2 ranks", "2 whole"])
-def test_two_ranks_restart_as_one_process_does(host: Host, runs: dict[str, Path], name: str, ranks: str) -> None:
+def test_two_ranks_restart_as_one_process_does(runs: dict[str, Path], name: str, ranks: str) -> None:
     """Under ZeRO-3 every rank puts back the shard it owns, else rank 0 what it kept. 6e-8 was measured with SGD."""
-    assert apart(host, runs[name], runs[f"{name}, {ranks}"]) <= 1e-6
+    assert apart(runs[name], runs[f"{name}, {ranks}"]) <= 1e-6
 
 
 def kept_bytes(out: Path) -> list[int]:
@@ -172,9 +170,9 @@ def test_all_ranks_together_keep_one_copy_of_the_base(host: Host, model: Path, r
     assert kept_bytes(runs["lora init base, 2 ranks"]) == [adapter, 0]  # sharded by the first engine, later
 
 
-def test_two_ranks_load_the_reference_as_one_process_does(host: Host, runs: dict[str, Path]) -> None:
+def test_two_ranks_load_the_reference_as_one_process_does(runs: dict[str, Path]) -> None:
     """And the final model is saved whole after a second model was loaded and released. 6e-8 was measured."""
-    assert apart(host, runs["other"], runs["other, 2 ranks"]) <= 1e-6
+    assert apart(runs["other"], runs["other, 2 ranks"]) <= 1e-6
 
 
 def test_tables_are_those_of_the_reference(

@@ -77,12 +77,12 @@ def refreshes(out: Path, step: int) -> list[dict[str, Any]]:
 
 
 def test_every_5_updates_equals_a_copy_of_the_policy_renewed_by_hand(
-    host: Host, model: Path, life: Life, by_hand: dict[str, Any], folder: Path
+    model: Path, life: Life, by_hand: dict[str, Any], folder: Path
 ) -> None:
     """With the optimizer's state, the schedule and the order of the rows carried on."""
     # Measured: 6.0e-8, where the weights moved by 1.0e-2, and without renewals end 2.8e-4 apart.
-    assert apart(host, life.out / "step-1", folder / "loop-1") <= 1e-6
-    assert apart(host, life.out / "step-1", folder / "still") > 1e-4
+    assert apart(life.out / "step-1", folder / "loop-1") <= 1e-6
+    assert apart(life.out / "step-1", folder / "still") > 1e-4
     assert [update for update, *_ in by_hand["loop-1"]] == [5, 10]
     # 24 rows, 4 an update: 5 updates over the end of the first epoch read 4 and then up to 16 others; 2 updates read 8
     first, second = refreshes(life.out, 1)
@@ -91,10 +91,10 @@ def test_every_5_updates_equals_a_copy_of_the_policy_renewed_by_hand(
 
 
 def test_above_a_distance_equals_a_copy_of_the_policy_renewed_by_hand(
-    host: Host, life: Life, by_hand: dict[str, Any], folder: Path
+    life: Life, by_hand: dict[str, Any], folder: Path
 ) -> None:
     """At the updates, and at the distances, that the loop says."""
-    assert apart(host, life.out / "step-2", folder / "loop-2") <= 1e-6  # measured: 1.2e-7
+    assert apart(life.out / "step-2", folder / "loop-2") <= 1e-6  # measured: 1.2e-7
     mine, other = refreshes(life.out, 2), by_hand["loop-2"]
     assert [refresh["update"] for refresh in mine] == [update for update, *_ in other]
     assert len(mine) > 1
@@ -166,7 +166,7 @@ def test_stopped_in_a_refresh(life: Life, tmp_path: Path) -> None:
     assert f"update 5 of this step is in {checkpoint}. To resume" in messages(first)[-1]
     assert tables_in(checkpoint) == []
     life.resume(config)
-    assert apart(life.host, tmp_path / "out", life.out) == 0.0
+    assert apart(tmp_path / "out", life.out) == 0.0
     assert refreshes(tmp_path / "out", 1) == refreshes(life.out, 1)
 
 
@@ -213,14 +213,12 @@ def others(host: Host, model: Path, two_sets: list[Config], folder: Path, life: 
 
 
 @pytest.mark.parametrize(("one", "two"), [("whole", "zero3"), ("lora", "ddp")])
-def test_two_ranks_equal_one_process(
-    host: Host, life: Life, others: dict[str, Path], folder: Path, one: str, two: str
-) -> None:
+def test_two_ranks_equal_one_process(life: Life, others: dict[str, Path], folder: Path, one: str, two: str) -> None:
     """Refreshed after the same updates, for the same rows; one in packed rows, the other in padded ones."""
     # Measured: 1.2e-7 for both steps, 1.5e-7 and 6.4e-7 with LoRA.
     alone = folder / one / "out"
     for step in ("step-1", "step-2"):
-        assert apart(host, alone / step, others[two] / step) <= 1e-6
+        assert apart(alone / step, others[two] / step) <= 1e-6
     for step in (1, 2):
         mine, theirs = refreshes(alone, step), refreshes(others[two], step)
         assert len(mine) > 1

@@ -63,7 +63,7 @@ def test_ranked_again_equals_runs_over_sets_that_a_script_cuts(
         out = folder / f"again-by-hand-{number}"
         (current,) = run_chain(host, base_config(current, [entry], out, **AGAIN), [entry], out)
         # Measured: 1.0e-6 in step 2, at a hundred times the learning rate of other tests; weights move by 8e-2.
-        assert apart(host, life.out / f"step-{number}", current) <= 1e-5
+        assert apart(life.out / f"step-{number}", current) <= 1e-5
         left = np.setdiff1d(left, ranked[:8])
     assert len(left) == 0
 
@@ -84,14 +84,14 @@ def test_ranked_again_with_every_step_from_the_base_model(
     """M_1, which is no step's start, picks the rows of step 2 and is its reference."""
     config = base_config(model, [pool], folder / "again-base", **AGAIN)
     out = run_sdpo(host, sdpo_config(config, sdpo={"policy_init": "base", **BLOCK}))
-    assert apart(host, out / "step-1", life.out / "step-1") == 0.0  # shown above to be that of a run by hand
+    assert apart(out / "step-1", life.out / "step-1") == 0.0  # shown above to be that of a run by hand
     _, lines = picked(host, pool, model, life.out / "step-1")
     entry = cut(pool, lines, folder / "again-base-2.jsonl")
     by_hand = base_config(model, [entry], folder / "again-base-2", **AGAIN, precompute_ref_log_probs=True)
     path = write_config(folder / "again-base-2" / "config.yaml", by_hand)
     host.python("integration_tests.harness.guided:train_held_to", path, life.out / "step-1")
-    assert apart(host, out / "step-2", Path(by_hand["output_dir"])) <= 1e-5
-    assert apart(host, out / "step-2", life.out / "step-2") > 1e-3
+    assert apart(out / "step-2", Path(by_hand["output_dir"])) <= 1e-5
+    assert apart(out / "step-2", life.out / "step-2") > 1e-3
 
 
 def test_ranked_again_under_lora(host: Host, model: Path, folder: Path, pool: Config) -> None:
@@ -107,15 +107,15 @@ def test_ranked_again_under_lora(host: Host, model: Path, folder: Path, pool: Co
     (lines,) = picked(host, pool, model)
     path, first = by_hand(1, lines)
     host.train(path).check()
-    assert apart(host, out / "step-1", first) <= 5e-5
+    assert apart(out / "step-1", first) <= 5e-5
     _, lines = picked(host, pool, model, first)
     assert set(lines) != set(picked(host, pool, model, model)[1]), "M_1 sees the order of M_0: nothing would be shown"
     path, second = by_hand(2, lines)
     host.python("integration_tests.harness.lora_chain:train_from_adapter", path, first)
     # Measured: 4.1e-6 with Axolotl 0.19 and 5.5e-5 with 0.21, where the adapter moved by 0.48 at this large learning
     # rate; over the rows that M_0 would pick it ends 0.44 away.
-    assert apart(host, out / "step-2", second) <= 5e-4
-    assert apart(host, out / "step-2", first) > 0.1
+    assert apart(out / "step-2", second) <= 5e-4
+    assert apart(out / "step-2", first) > 0.1
 
 
 def test_ranking_is_the_reference_pass(life: Life) -> None:
@@ -169,4 +169,4 @@ def test_two_ranks_pick_as_one_process_does(host: Host, model: Path, folder: Pat
     out = run_sdpo(host, sdpo_config(config, sdpo=BLOCK), ranks=2)
     one, two = ([step["rows_digest"] for step in read_plan(folder)["steps"]] for folder in (life.out, out))
     assert one == two
-    assert apart(host, life.out, out) <= 1e-5
+    assert apart(life.out, out) <= 1e-5

@@ -79,7 +79,7 @@ class Copy:
 
     def ends_right(self) -> None:
         """The final model has the bits of the uninterrupted run."""
-        assert apart(self.life.host, self.out, self.life.out) == 0.0
+        assert apart(self.out, self.life.out) == 0.0
 
 
 @pytest.fixture
@@ -280,8 +280,8 @@ def test_what_may_not_change_is_named(copy: Copy, what: str) -> None:
 def test_a_step_that_has_not_begun_may_be_given_other_settings(copy: Copy) -> None:
     """It is trained with them, and plan and ledger say so."""
     copy.resume(**copy.steps(3, learning_rate=5.0e-3)).check()
-    assert apart(copy.life.host, copy.out / "middle", copy.life.out / "middle") == 0.0
-    assert apart(copy.life.host, copy.out, copy.life.out) > 1e-3
+    assert apart(copy.out / "middle", copy.life.out / "middle") == 0.0
+    assert apart(copy.out, copy.life.out) > 1e-3
     ledger = Ledger.load(RunDir(copy.out).ledger)
     assert [record.settings["learning_rate"] for record in ledger.records] == [1.0e-3, 1.0e-3, 5.0e-3]
     plan = json.loads((copy.out / "sdpo" / "plan.json").read_text(encoding="utf-8"))

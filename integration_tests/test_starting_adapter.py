@@ -51,13 +51,13 @@ def life(host: Host, model: Path, sets: list[Config], folder: Path, first: Path)
     return live(host, config)
 
 
-def test_equals_the_chain_at_one_go(host: Host, first: Path, life: Life) -> None:
+def test_equals_the_chain_at_one_go(first: Path, life: Life) -> None:
     """Each model to the bit, and M_0 is the adapter that it started from."""
     exported = life.out / "sdpo" / "start"
-    assert apart(host, exported, first / "step-1") == 0.0
-    assert apart(host, life.out / "step-1", first / "step-2") == 0.0
-    assert apart(host, life.out, first) == 0.0
-    assert apart(host, life.out, first / "step-1") > 1e-2
+    assert apart(exported, first / "step-1") == 0.0
+    assert apart(life.out / "step-1", first / "step-2") == 0.0
+    assert apart(life.out, first) == 0.0
+    assert apart(life.out, first / "step-1") > 1e-2
 
 
 def test_the_reference_is_the_base_with_the_adapter(first: Path, life: Life) -> None:
@@ -78,7 +78,7 @@ def test_killed_and_resumed(host: Host, folder: Path, life: Life) -> None:
     said = "base_model: content of the adapter is"
     assert said in result.log_text, result.log_text[-3000:]
     assert result.returncode == 1
-    assert apart(host, life.resume(config), life.out) == 0.0
+    assert apart(life.resume(config), life.out) == 0.0
 
 
 @pytest.mark.parametrize("block", [{"reference": "base"}, {"policy_init": "base"}], ids=["reference", "start"])
@@ -100,7 +100,7 @@ def test_two_ranks(host: Host, model: Path, sets: list[Config], tmp_path: Path, 
     zero3 = {"deepspeed": str(write_zero3(tmp_path / "zero3.json")), "micro_batch_size": 2}
     config = chain(model, sets[1:], tmp_path, lora_model_dir=str(first / "step-1"), max_steps=1, **zero3)
     out = run_sdpo(host, config, ranks=2)
-    assert apart(host, out / "sdpo" / "start", first / "step-1") == 0.0
+    assert apart(out / "sdpo" / "start", first / "step-1") == 0.0
     assert read_report(out)["train"]["gamma"][0] == pytest.approx(read_report(life.out)["train"]["gamma"][0], abs=1e-3)
 
 

@@ -81,13 +81,13 @@ def histories(folder: Path) -> dict[str, list[dict[str, float]]]:
     return {path.name: read_json(path / "trainer_state.json")["log_history"] for path in found}
 
 
-def test_everything_equals_separate_runs(host: Host, model: Path, everything: Compared) -> None:
+def test_everything_equals_separate_runs(model: Path, everything: Compared) -> None:
     """Accumulation, held-out rows, evaluation, warm-up, schedules, and steps with settings of their own."""
     # Measured: M_1 and M_2 1.2e-7, where the weights moved by 3.1e-3 and by another 5.1e-3.
     for mine, by_hand in zip(everything.steps, everything.chain, strict=True):
-        assert apart(host, mine, by_hand) <= 1e-6
-    assert apart(host, model, everything.steps[0]) > 1e-3
-    assert apart(host, everything.steps[0], everything.out) > 1e-3
+        assert apart(mine, by_hand) <= 1e-6
+    assert apart(model, everything.steps[0]) > 1e-3
+    assert apart(everything.steps[0], everything.out) > 1e-3
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -129,8 +129,8 @@ def test_max_steps(host: Host, model: Path, two_sets: list[Config], tmp_path: Pa
     run = compare(host, config, two_sets, [{}, {"num_epochs": 2, "max_steps": None}])
     assert [step["num_optimizer_steps"] for step in read_report(run.out)["steps"]] == [9, 16]
     for mine, by_hand in zip(run.steps, run.chain, strict=True):
-        assert apart(host, mine, by_hand) <= 1e-6  # measured: 6.0e-8 in both
-    assert apart(host, run.steps[0], run.out) > 1e-3
+        assert apart(mine, by_hand) <= 1e-6  # measured: 6.0e-8 in both
+    assert apart(run.steps[0], run.out) > 1e-3
 
 
 def test_answers_are_cut_at_the_length_of_the_step(
@@ -141,7 +141,7 @@ def test_answers_are_cut_at_the_length_of_the_step(
     config = base_config(model, two_sets, tmp_path, **SGD, excess_length_strategy="truncate")
     run = compare(host, config, two_sets, [{}, {"sequence_len": 57}])
     for mine, by_hand in zip(run.steps, run.chain, strict=True):
-        assert apart(host, mine, by_hand) <= 1e-6
+        assert apart(mine, by_hand) <= 1e-6
     checks = read_report(run.out)["data_checks"]["sources"]
     assert [(source["num_rows"], source["num_dropped"]) for source in checks] == [(26, 0), (32, 0)]
 
@@ -157,7 +157,7 @@ def test_batches_of_a_step_on_two_ranks(
     # 24 and 32 rows, 4 at a time; by the config's own batch of 2 × 3 × 4 it would be 1 and 2.
     assert [step["num_optimizer_steps"] for step in read_report(out)["steps"]] == [6, 8]
     for name in ("step-1", "step-2"):
-        assert apart(host, out / name, one_process / name) <= 1e-6
+        assert apart(out / name, one_process / name) <= 1e-6
     if zero3:  # an engine with the config's own batch of 24 ends with the same weights, and counts 144 and 192
         ends = [out / "step-1" / "checkpoint-6", out / "step-2" / "checkpoint-8"]
         counted = [host.python("integration_tests.harness.probes:pairs_by_deepspeed", end) for end in ends]
@@ -217,7 +217,7 @@ def test_iterative_rpo(host: Host, model: Path, two_sets: list[Config], tmp_path
     config = base_config(model, two_sets, tmp_path, **losses, optimizer="sgd", learning_rate=1.0e-2, num_epochs=10)
     run = compare(host, config, two_sets, steps)
     for mine, by_hand in zip(run.steps, run.chain, strict=True):
-        assert apart(host, mine, by_hand) <= 1e-6
+        assert apart(mine, by_hand) <= 1e-6
     report = read_report(run.out)
     # 10 epochs of 24 and of 32 rows, 32 at a time: 7.5, rounded up, and 10.
     assert [step["num_optimizer_steps"] for step in report["steps"]] == [8, 10]

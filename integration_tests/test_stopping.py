@@ -68,7 +68,7 @@ def test_signal_ends_at_a_checkpoint(
     assert f"stopped by {name}: update {newest.name[11:]} of this step is in {newest}. To resume" in said[1]
     again = train(host, config).check()
     assert f"resuming step 2 from {newest}" in again.log_text
-    assert apart(host, tmp_path / "out", whole) == 0.0
+    assert apart(tmp_path / "out", whole) == 0.0
 
 
 def test_checkpoint_for_a_signal_is_good_for_resume(
@@ -81,7 +81,7 @@ def test_checkpoint_for_a_signal_is_good_for_resume(
     assert run.wait().returncode == 143
     again = train(host, config).check()
     assert f"resuming step 1 from {tmp_path}/out/step-1/checkpoint-" in again.log_text
-    assert apart(host, tmp_path / "out", whole) == 0.0
+    assert apart(tmp_path / "out", whole) == 0.0
 
 
 def test_signal_during_a_reference_pass(
@@ -96,7 +96,7 @@ def test_signal_during_a_reference_pass(
     assert result.returncode == 143
     assert "stopped by SIGTERM: the reference pass under way will be made again." in messages(result)[-1]
     train(host, config).check()
-    assert apart(host, tmp_path / "out", whole) == 0.0
+    assert apart(tmp_path / "out", whole) == 0.0
 
 
 def test_second_signal_ends_at_once(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:

@@ -66,21 +66,21 @@ def retrained(
     return run_sdpo(host, sdpo_config(config, datasets=None, sdpo=block), ranks=2)
 
 
-def test_full_equals_one_process(host: Host, model: Path, alone: list[Path], full: Path) -> None:
+def test_full_equals_one_process(model: Path, alone: list[Path], full: Path) -> None:
     """M_1, M_2 and the final model."""
     # Measured: M_1 1.2e-7, M_2 1.2e-7, where the weights moved by 3.9e-3 and another 1.8e-3.
     for step in ("step-1", "step-2", ""):
-        assert apart(host, full / step, alone[0] / step) <= 1e-6
-    assert apart(host, full / "step-1", model) > 1e-3
-    assert apart(host, full / "step-1", full) > 1e-3
+        assert apart(full / step, alone[0] / step) <= 1e-6
+    assert apart(full / "step-1", model) > 1e-3
+    assert apart(full / "step-1", full) > 1e-3
 
 
-def test_lora_equals_one_process(host: Host, alone: list[Path], lora: Path) -> None:
+def test_lora_equals_one_process(alone: list[Path], lora: Path) -> None:
     """The adapters of both steps, from the same random adapter."""
     # Measured: M_1 7.1e-8, M_2 1.6e-7, where the second step moved the adapter by 0.13.
     for step in ("step-1", "step-2", ""):
-        assert apart(host, lora / step, alone[1] / step) <= 1e-6
-    assert apart(host, lora / "step-1", lora) > 1e-2
+        assert apart(lora / step, alone[1] / step) <= 1e-6
+    assert apart(lora / "step-1", lora) > 1e-2
 
 
 @pytest.mark.parametrize("step", ["step-1", "step-2"])

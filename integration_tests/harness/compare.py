@@ -57,7 +57,7 @@ def compare(
     return Compared(out[0], chain)
 
 
-def apart(host: Host, one: Path, other: Path, how: str = "max") -> float:
+def apart(one: Path, other: Path, how: str = "max") -> float:
     """How far two models are apart: the largest ("max") or the mean ("mean") absolute difference of a weight.
 
     They are read from disk; the host that has made them is not asked.

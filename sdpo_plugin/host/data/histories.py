@@ -29,6 +29,10 @@ def _differing(rows: Dataset, entry: DictDefault) -> list[int]:
     fields = [entry.field_chosen or "chosen", entry.field_rejected or "rejected"]
     names = dict(entry.message_property_mappings or {})
     read = [names.get(name, name) for name in ("role", "content")]
+    if (
+        entry.type is None and "prompt" in rows.column_names
+    ):  # TRL's own form: answers are lists, and the prompt is apart
+        return []
     if any(not _is_list(rows, field) for field in fields):
         return []
     found = []

@@ -173,7 +173,7 @@ def test_rows_without_a_number_are_refused(
     made = write_config(folder / f"bad-{column}" / "config.yaml", sdpo_config(config, sdpo=block))
     result = host.run(["preprocess", str(made)], made.parent)
     assert result.returncode != 0
-    assert f"step step-1: {path}:train: sdpo.partition.column: {column!r} {said}" in result.log_text
+    assert f"step {path.stem}: {path}:train: sdpo.partition.column: {column!r} {said}" in result.log_text
 
 
 def test_texts_with_two_numbers_are_refused_among_rows_without_duplicates(
@@ -189,6 +189,6 @@ def test_texts_with_two_numbers_are_refused_among_rows_without_duplicates(
     result = host.run(["preprocess", str(made)], made.parent)
     assert result.returncode != 0
     said = (
-        f"step step-1: {path}:train: sdpo.partition.column: 'gap' is (7.0 in one row and 7.5|7.5 in one row and 7.0) in"
+        f"step twice: {path}:train: sdpo.partition.column: 'gap' is (7.0 in one row and 7.5|7.5 in one row and 7.0) in"
     )
     assert re.search(said, result.log_text)

@@ -13,6 +13,7 @@ from integration_tests.harness.compare import apart
 from integration_tests.harness.data import Config, base_config, chat_set, intel_set, lora_config, write_config
 from integration_tests.harness.deaths import Life, live, outcome, train
 from integration_tests.harness.launch import Host
+from integration_tests.harness.sdpo import sdpo_config
 from integration_tests.harness.zero3 import write_zero3
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
@@ -73,6 +74,18 @@ def test_full_fine_tuning(host: Host, model: Path, sets: list[Config], tmp_path:
     assert "Nothing is left to do." in train(host, longer).check().log_text
 
 
+def test_step_with_rows_of_another_length(host: Host, model: Path, sets: list[Config], tmp_path: Path) -> None:
+    """Each model that is asked about them tries packed rows at the length that it then computes with."""
+    steps = [{"datasets": [entry]} for entry in sets[:2]] + [{"datasets": [sets[2]], "sequence_len": 45}]
+    config = base_config(model, [], tmp_path, max_steps=1, auto_resume_from_checkpoints=True)
+    for count in (2, 3):
+        made = sdpo_config(config, datasets=None, sdpo={"steps": steps[:count]})
+        log = host.train(write_config(tmp_path / "config.yaml", made)).check().log_text
+    assert "rows of D_3 by M_0" in log
+    assert "rows of D_3 by M_1" in log
+    assert "padded rows" not in log
+
+
 def test_lora_of_which_only_the_last_model_is_kept(host: Host, model: Path, sets: list[Config], tmp_path: Path) -> None:
     """The run goes on from its final model, which the host overwrites; with log-probs of M_0, whose adapter is kept."""
     block = {"export_steps": "last", "reference": "base"}
@@ -104,6 +117,6 @@ def test_two_ranks(host: Host, model: Path, sets: list[Config], tmp_path: Path) 
     assert [life.steps for life in ledger.lives] == [("step-1", "step-2"), ("step-3",)]
     assert (ledger.plan, ledger.finished) == (expected.plan, expected.finished)
     for step in ("step-1", "step-2", "step-3", ""):
-        # Measured: 0.0. Sums over ranks are taken in a fixed order here; another machine may round otherwise.
+        # Sums over ranks are taken in a fixed order here; another machine may round otherwise.
         assert apart(out / step, whole.out / step) <= 1e-6
     assert apart(out, out / "step-2") > 1e-4

@@ -73,6 +73,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     (site,) = (folder / "venv").glob("lib/python*/site-packages")
     # A path is all that the line adds: an editable installation of the checkout beside the host is not seen.
     (site / "host.pth").write_text(f"{HOST_AT}\n", encoding="utf-8")
+    for line in HOST_AT.glob("distutils-precedence.pth"):  # by which setuptools stands in for Python 3.12's distutils
+        shutil.copy(line, site / "setuptools.pth")
     (folder / "work").mkdir()
     return Installed(python, folder / "work", wheel)
 

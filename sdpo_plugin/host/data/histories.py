@@ -29,9 +29,8 @@ def _differing(rows: Dataset, entry: DictDefault) -> list[int]:
     fields = [entry.field_chosen or "chosen", entry.field_rejected or "rejected"]
     names = dict(entry.message_property_mappings or {})
     read = [names.get(name, name) for name in ("role", "content")]
-    if (
-        entry.type is None and "prompt" in rows.column_names
-    ):  # TRL's own form: answers are lists, and the prompt is apart
+    # TRL's own form: an answer may have several messages, and the prompt is a column of its own.
+    if entry.type is None and "prompt" in rows.column_names:
         return []
     if any(not _is_list(rows, field) for field in fields):
         return []

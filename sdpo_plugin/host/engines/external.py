@@ -2,7 +2,7 @@
 
 import copy
 
-from axolotl.loaders import ModelLoader, load_tokenizer
+from axolotl.loaders import ModelLoader
 from axolotl.loaders.utils import load_model_config
 from axolotl.utils.dict import DictDefault
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -46,7 +46,7 @@ def require_same_tokenizer(cfg: DictDefault, path: str) -> None:
     ours = tokenizer_of(cfg)
     own = reference_cfg(cfg, path)
     try:
-        theirs = load_tokenizer(own)
+        theirs = tokenizer_of(own)
     except LOAD_ERRORS as error:
         raise ConfigError(
             f"sdpo.reference: {path!r} has no tokenizer that can be loaded: {' '.join(str(error).split())}; save the "

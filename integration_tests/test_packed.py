@@ -36,9 +36,11 @@ def test_a_packed_batch(host: Host) -> None:
     assert host.python("integration_tests.harness.packed:collate", pairs, 5) == {
         "packed_ids": [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]],
         "packed_positions": [[0, 1, 2, 3, 2, 0, 1, 2, 3, 3, 4]],
-        # Last prompt token and answer of: chosen 1, chosen 2, rejected 1, rejected 2; a short one repeats its end.
-        "packed_places": [[1, 2, 3], [7, 8, 8], [1, 4, 4], [7, 9, 10]],
-        "input_ids": [[2, 3, 4], [8, 9, 9], [2, 5, 5], [8, 10, 11]],
+        # Before a token of: chosen 1, chosen 2, rejected 1, rejected 2; then the tokens, and their cells of (4, 2).
+        "packed_places": [1, 2, 7, 1, 7, 9],
+        "packed_labels": [3, 4, 9, 5, 10, 11],
+        "packed_cells": [0, 1, 2, 4, 6, 7],
+        "input_ids": [[0, 3, 4], [0, 9, 0], [0, 5, 0], [0, 10, 11]],
         "completion_mask": [[0, 1, 1], [0, 1, 0], [0, 1, 0], [0, 1, 1]],
         "attention_mask": [[2, 1, 1], [3, 1, 0], [2, 1, 0], [3, 1, 1]],  # 16 tokens, as in TRL's four rows
         "ref_chosen_logps": [-1.5, -2.5],

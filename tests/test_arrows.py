@@ -277,7 +277,7 @@ def test_arrows_between_wings_go_one_way() -> None:
 ROOMS = {
     "host.engines": set(),
     "host.data": {"host.engines", "host.patches"},
-    "host.forward": {"host.engines", "host.data", "host.stopping"},
+    "host.forward": {"host.engines", "host.data", "host.patches", "host.stopping"},
     "host.evaluation": {"host.compat", "host.relied_on", "host.engines", "host.forward", "host.setup", "host.stopping"},
 }
 

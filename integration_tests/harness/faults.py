@@ -22,6 +22,8 @@ The environment says which fault, so that the config stays that of the run that 
 - `signal-pass:NUMBER`: SIGTERM to itself in that forward pass without gradients since training began, counted from 1.
 - `gate:FOLDER`: nothing, but each rank notes in a file of its own what its start gate is given.
 - `full`: the disk says that it has a megabyte left.
+- `parts:BYTES`: nothing, but no more logits than these may be there at once, and the log says how often they were read
+  in parts.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from axolotl.integrations.base import BasePlugin
 from transformers import ProgressCallback, TrainerCallback
 
 from sdpo_plugin.host import progress
+from sdpo_plugin.host.forward import head
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"}
 FAULTS = ("raise", "hang", "memory", "poison", "scale")
@@ -68,6 +71,8 @@ class FaultPlugin(BasePlugin):
             shutil.disk_usage = lambda path: Usage(2**30, 2**30 - 2**20, 2**20)
         if self._kind == "limit":
             limit_files(int(self._value))
+        if self._kind == "parts":
+            head.LOGITS_AT_ONCE = int(self._value)
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         """Called by the host when the trainer is built."""
@@ -95,6 +100,8 @@ class FaultPlugin(BasePlugin):
                 trainer.model.register_forward_pre_hook(Nth(batch, lambda module, *rest: not module.training))
             elif rank == _rank():
                 spoil_batch(trainer, batch)
+        if self._kind == "parts":
+            return [Parts(trainer.accelerator.unwrap_model(trainer.model).get_output_embeddings())]
         if self._kind in ("evaluate", "signal"):
             return [InEvaluation(self._kind, *map(int, self._value.split(":")))]
         return [Fault(self._kind, self._value)] if self._kind in FAULTS else []
@@ -112,6 +119,18 @@ def note_gate(file: Path) -> None:
         judge(**arguments)
 
     gate.check_start = noted
+
+
+class Parts(TrainerCallback):  # type: ignore[misc]
+    """Counts how often a head gave what is kept of logits: four columns."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._calls: list[bool] = []
+        module.register_forward_hook(lambda module, given, logits: self._calls.append(logits.shape[-1] == 4))
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Of a step."""
+        print(f"logits read in parts: {sum(self._calls)} of {len(self._calls)} times", flush=True)
 
 
 def _rank() -> int:

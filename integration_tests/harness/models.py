@@ -30,7 +30,7 @@ _LLAMA = {
     "tie_word_embeddings": False,
     "initializer_range": STD,
 }
-# Everything not named, dropout included, is the architecture's default.
+# Everything not named, dropout included, is the architecture's default. One that is not listed has Llama's shape.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -136,7 +136,7 @@ def build(path: str, arch: str, seed: int, vocab: int, **config: Any) -> int:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    settings = AutoConfig.for_model(arch, **(ARCHITECTURES[arch] | {"vocab_size": vocab} | ids | config))
+    settings = AutoConfig.for_model(arch, **(ARCHITECTURES.get(arch, _LLAMA) | {"vocab_size": vocab} | ids | config))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     model.save_pretrained(path)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Tiny and random. A sliding window is shorter than the longest row, so that it has to be seen.
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -81,7 +82,7 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
         kind: of `MODELS`.
         attention: that the model is loaded with.
         mode: "checkpointing" or "reentrant checkpointing": of gradients; "kernel": a GPU's for all pairs at once,
-            whose place one in plain PyTorch takes.
+            whose place one in plain PyTorch takes; "parts": the logits of 3 tokens at once.
 
     Returns:
         ``takes``: whether the model takes packed rows at all; if so, the largest differences of a log-prob, of a
@@ -90,7 +91,7 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
     """
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    from sdpo_plugin.host.forward import varlen
+    from sdpo_plugin.host.forward import head, varlen
     from sdpo_plugin.host.forward.attention import packed_attention
     from sdpo_plugin.host.forward.packed import no_way_in
     from sdpo_plugin.host.forward.packing import PackingCollator
@@ -99,6 +100,9 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
     called: list[int] = []
     if mode == "kernel":
         varlen.kernel_for = lambda *states: partial(kernel, called)
+    elif mode == "parts":
+        head.LOGITS_AT_ONCE = 3 * 4 * 64
+        assert head.read_in_parts(model)
     elif mode:
         model.gradient_checkpointing_enable({"use_reentrant": mode.startswith("reentrant")})
         model.enable_input_require_grads()
@@ -123,6 +127,40 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
         }
     assert model.config._attn_implementation == attention, "the model has its own attention back"
     return found
+
+
+def most_logits(kind: str) -> dict[str, int]:
+    """The most tokens whose logits, or anything else as wide as the vocabulary, are there in one array at a time:
+    with all of them at once, and in parts of 3; forward and backward."""
+    from sdpo_plugin.host.forward import head
+    from sdpo_plugin.host.forward.attention import packed_attention
+    from sdpo_plugin.host.forward.packing import PackingCollator
+
+    model, found = build(kind, "sdpa"), {}
+    head.LOGITS_AT_ONCE = 3 * 4 * 64
+    batch = PackingCollator(MAX_LENGTH)(rows())
+    for how in ("whole", "parts"):
+        assert how == "whole" or head.read_in_parts(model)
+        with packed_attention(model), Widest(64) as seen:
+            gradients(model, log_probs(model, batch))
+        found[how] = max(seen.tokens)
+    return found | {"tokens": len(batch["packed_places"])}
+
+
+class Widest(TorchDispatchMode):
+    """Notes how many tokens have a number for each of V words in an array; weights have 32 rows of them, or columns."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self._vocabulary = vocabulary
+        self.tokens: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **kwargs or {})
+        for one in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(one, torch.Tensor) and one.shape[-1:] == (self._vocabulary,) and one.numel() != 32 * 64:
+                self.tokens.add(one.numel() // self._vocabulary)
+        return found
 
 
 def build(kind: str, attention: str) -> Any:
@@ -178,12 +216,16 @@ def on_gpu(kind: str) -> dict[str, float]:
 
 def log_probs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     """Summed log-probs of a batch, shape (2, B), as TRL computes them."""
+    from trl.trainer import dpo_trainer
+
     from sdpo_plugin.host.forward.log_probs import taking
+    from sdpo_plugin.host.patches import reading_answer_logits
 
     labels, mask = inputs["input_ids"][:, 1:], inputs["completion_mask"][:, 1:]
     given = {key: value for key, value in inputs.items() if key != "completion_mask"}
-    logits = taking(model, inputs)(**given, use_cache=False).logits[:, :-1]
-    found = torch.log_softmax(logits.float(), -1).gather(-1, labels[..., None])[..., 0]
+    logits = taking(model, inputs)(**given, use_cache=False).logits[..., :-1, :]
+    with reading_answer_logits():
+        found = dpo_trainer.selective_log_softmax(logits, labels)
     return (found * mask).sum(1).reshape(2, -1)
 
 

@@ -19,6 +19,7 @@ from sdpo_plugin.host.compat import require_all
 from sdpo_plugin.host.data.rated import rating
 from sdpo_plugin.host.data.small_sets import written_here
 from sdpo_plugin.host.engines.fsdp import saving_whole
+from sdpo_plugin.host.forward.answer_logits import AnswerLogits
 from sdpo_plugin.host.relied_on import EVALUATED_MODEL, EVALUATED_ROWS, FINAL_SAVE, REFERENCE_MODEL
 from sdpo_plugin.recognition import TRAINER_CLS, is_sdpo
 
@@ -41,6 +42,41 @@ def loading_through(load: Callable[..., Any], column: str | None = None) -> Iter
         yield
     finally:
         rl.load_dataset_with_config, rl.save_preprocessed_dataset, rl.load_dpo = originals
+
+
+@contextmanager
+def reading_answer_logits() -> Iterator[None]:
+    """Let TRL's loss read ``AnswerLogits`` where a batch is packed, for as long as the context lasts.
+
+    Reason: ``trl.trainer.dpo_trainer`` calls these functions by name with all logits of a batch, also where the host
+    has put its Triton kernels in their place; its loss has no method to override between the model and them. Range: trl
+    1.9 to 1.14, of which each has two of them. Remove when TRL asks the trainer for the log-probs of tokens.
+    """
+    from trl.trainer import dpo_trainer  # not before the host has made its own patches: relied_on.py says why
+
+    originals = {name: vars(dpo_trainer)[name] for name in READ_BY if name in vars(dpo_trainer)}
+    for name, original in originals.items():
+        setattr(dpo_trainer, name, _reading(original, READ_BY[name]))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(dpo_trainer, name, original)
+
+
+READ_BY = {
+    "selective_log_softmax": AnswerLogits.log_probs,
+    "entropy_from_logits": AnswerLogits.entropies,
+    "selective_log_softmax_and_entropy": AnswerLogits.log_probs_and_entropies,
+}
+
+
+def _reading(original: Callable[..., Any], read: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def function(logits: Any, *args: Any, **kwargs: Any) -> Any:
+        return read(logits, original) if isinstance(logits, AnswerLogits) else original(logits, *args, **kwargs)
+
+    return function
 
 
 def patch_host() -> None:

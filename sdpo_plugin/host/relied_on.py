@@ -194,7 +194,9 @@ def of_the_trainers_classes() -> tuple[Contract, ...]:
         Takes(DPOTrainer, "_prepare_dataset", ("self", "dataset", "processing_class", "args", "dataset_name")),
         Takes(DPOTrainer, "compute_ref_log_probs", ("self", "model", "inputs")),
         Names(dpo_trainer, "DPOTrainer", ("ref_model", "use_adapter")),  # without the first, no adapter either
-        Names(DPOTrainer, "_compute_loss", ("rewards/margins", "_metrics", "train", "ld_alpha")),
+        Names(
+            DPOTrainer, "_compute_loss", ("rewards/margins", "_metrics", "train", "ld_alpha", "selective_log_softmax")
+        ),
         Names(DPOTrainer, "_prepare_dataset", ("max_length",)),
         Takes(DPOTrainer, "create_model_card", ("self", "model_name", "dataset_name", "tags")),
         Takes(DPOTrainer, "save_model", ("self", "output_dir", "_internal_call")),

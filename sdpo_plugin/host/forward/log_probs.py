@@ -16,7 +16,9 @@ from sdpo_plugin.batches import Batches, batches
 from sdpo_plugin.host.data.columns import IDS, row_facts
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import ready_model, training_model
+from sdpo_plugin.host.forward.answer_logits import AnswerLogits, ReadLogits, WholeLogits
 from sdpo_plugin.host.forward.attention import packed_row, takes_packed_rows
+from sdpo_plugin.host.forward.head import reading, see
 from sdpo_plugin.host.forward.packing import PACKED, PackingCollator
 from sdpo_plugin.rows import RowFacts
 from sdpo_plugin.tables import LogProbTable, TableBuilder
@@ -50,13 +52,20 @@ class _PackedModel:
         packed_ids: torch.Tensor,
         packed_positions: torch.Tensor,
         packed_places: torch.Tensor,
+        packed_labels: torch.Tensor,
+        packed_cells: torch.Tensor,
         **kwargs: Any,
     ) -> Any:
-        with packed_row():
+        with packed_row(), reading(packed_labels) as read:
             outputs = self._model(
-                input_ids=packed_ids, position_ids=packed_positions, logits_to_keep=packed_places.flatten(), **kwargs
+                input_ids=packed_ids, position_ids=packed_positions, logits_to_keep=packed_places, **kwargs
             )
-        outputs.logits = outputs.logits.view(*packed_places.shape, -1)
+        see(outputs.logits)
+        found = outputs.logits[0]
+        tokens = ReadLogits(found) if read.is_done else WholeLogits(found, packed_labels)
+        rows, width = input_ids.shape[0], input_ids.shape[1] - 1
+        num_chosen = sum(pair.chosen for pair in kwargs[PACKED].pairs)
+        outputs.logits = AnswerLogits(tokens, packed_cells, (rows, width), num_chosen)
         return outputs
 
 
@@ -96,8 +105,9 @@ def policy_log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: Mapp
 
 
 Rows = NDArray[np.int64]
+Inputs = dict[str, Any]
 # Summed log-probs and completion tokens of a batch, each of shape (2, rows); the same behind the numbers of its rows.
-Numbers = tuple[NDArray[np.float32], NDArray[np.int64]]
+Numbers = tuple[torch.Tensor, torch.Tensor]
 Computed = tuple[Rows, NDArray[np.float32], NDArray[np.int64]]
 
 
@@ -140,24 +150,35 @@ def log_prob_table(
     delay = SECONDS_WITHOUT_BAR if trains else 0
     bar = partial(tqdm, desc=f"log-probs of {what} by {model}", dynamic_ncols=True, delay=delay)
     with training_model(trainer) if trains else ready_model(trainer, other) as ready:
-        compute = partial(_batch, trainer, ready, collate, dataset.select_columns(IDS))  # no text is read for nothing
-        mine = _of_this_rank(dealt, compute, bar, check)
+        read = partial(_batch, collate, dataset.select_columns(IDS))  # no text is read for nothing
+        mine = _of_this_rank(dealt, read, partial(_computed, trainer, ready), bar, check)
     return _gathered(mine, len(dataset)).finish(model, facts.digest(), what, name_row)
 
 
 def _of_this_rank(
-    dealt: Batches, compute: Callable[[Rows], Numbers], bar: Callable[..., Any], check: Callable[[], None]
+    dealt: Batches,
+    read: Callable[[Rows], Inputs],
+    compute: Callable[[Inputs], Numbers],
+    bar: Callable[..., Any],
+    check: Callable[[], None],
 ) -> list[Computed]:
-    """The batches that are dealt to this rank, in rounds of one for each rank."""
+    """The batches that are dealt to this rank, in rounds of one for each rank.
+
+    A batch is read while a GPU computes the one before it, whose numbers are waited for only then.
+    """
     rank, num_ranks = ranks.place()
     mine: list[Computed] = []
+    under_way: tuple[Rows, Numbers] | None = None
     for first in bar(range(0, len(dealt), num_ranks), disable=rank != 0):
         check()
         rows = dealt.rows(first + rank)
         # Under ZeRO-3 a forward pass is a collective: a rank without rows computes those of rank 0 with it.
-        found = compute(rows if len(rows) else dealt.rows(first))
-        if len(rows):
-            mine.append((rows, *found))
+        inputs = read(rows if len(rows) else dealt.rows(first))
+        if under_way is not None:
+            mine.append(_fetched(*under_way))
+        under_way = rows, compute(inputs)
+    if under_way is not None and len(under_way[0]):  # only in the last round a rank has no rows
+        mine.append(_fetched(*under_way))
     return mine
 
 
@@ -170,17 +191,20 @@ def _gathered(mine: list[Computed], num_rows: int) -> TableBuilder:
     return builder
 
 
-def _batch(
-    trainer: "DPOTrainer",
-    model: torch.nn.Module,
-    collate: Callable[[list[Any]], Any],
-    ids: Dataset,
-    rows: Rows,
-) -> Numbers:
-    """Summed log-probs and completion tokens of a batch, each of shape (2, len(rows)): chosen, rejected."""
+def _batch(collate: Callable[[list[Any]], Inputs], ids: Dataset, rows: Rows) -> Inputs:
+    """A batch, as it is read."""
     columns = ids[rows.tolist()]
-    pairs = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    inputs: dict[str, Any] = trainer._prepare_inputs(collate(pairs))
-    log_probs = policy_log_probs(trainer, model, inputs)
+    return collate([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+
+
+def _computed(trainer: "DPOTrainer", model: torch.nn.Module, batch: Inputs) -> Numbers:
+    """Summed log-probs and completion tokens of a batch, each of shape (2, rows): chosen, rejected."""
+    inputs: dict[str, Any] = trainer._prepare_inputs(batch)
     tokens = torch.stack(inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2, dim=0))
-    return log_probs.float().cpu().numpy(), tokens.cpu().numpy().astype(np.int64)
+    return policy_log_probs(trainer, model, inputs), tokens
+
+
+def _fetched(rows: Rows, numbers: Numbers) -> Computed:
+    """Waits for the device."""
+    log_probs, tokens = numbers
+    return rows, log_probs.float().cpu().numpy(), tokens.cpu().numpy().astype(np.int64)

@@ -18,9 +18,11 @@ from sdpo_plugin.host.data.columns import IDS
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import ready_model
 from sdpo_plugin.host.forward.attention import packed_attention, set_packed_attention
+from sdpo_plugin.host.forward.head import read_at_once, read_in_parts, watching
 from sdpo_plugin.host.forward.log_probs import policy_log_probs
 from sdpo_plugin.host.forward.packing import PackingCollator, longest_row
 from sdpo_plugin.host.forward.precision import is_half_precision
+from sdpo_plugin.host.patches import reading_answer_logits
 from sdpo_plugin.rows import RowFacts
 
 if TYPE_CHECKING:
@@ -53,7 +55,9 @@ def forward_pass(trainer: "DPOTrainer", packed: bool | str, rows: Rows) -> Itera
     model = trainer.model.get_base_model() if isinstance(trainer.model, PeftModel) else trainer.model
     with ExitStack() as stack:
         takes_attention = stack.enter_context(packed_attention(model))
-        reason = _obstacle(trainer, model, takes_attention) or _disagreement(trainer, rows)
+        stack.enter_context(reading_answer_logits())
+        stack.callback(read_at_once, model)
+        reason = _obstacle(trainer, model, takes_attention) or _disagreement(trainer, rows, model)
         if reason and packed is True:
             raise ConfigError(f"sdpo.packed: true, but {reason}; set packed: auto, or false.")
         if trainer.accelerator.is_main_process:
@@ -79,7 +83,7 @@ def pack_second_model(trainer: "DPOTrainer", model: PreTrainedModel, rows: Rows)
     if trainer.data_collator is trainer.padded_collator:
         return
     with packed_attention(model) as takes_attention:
-        reason = no_way_in(model, takes_attention) or _disagreement(trainer, rows, model)
+        reason = no_way_in(model, takes_attention) or _disagreement(trainer, rows, model, beside=True)
     if reason is None:
         set_packed_attention(model)
     elif trainer.accelerator.is_main_process:
@@ -122,21 +126,33 @@ def no_way_in(model: PreTrainedModel, takes_attention: bool) -> str | None:
     return None
 
 
-def _disagreement(trainer: "DPOTrainer", rows: Rows, other: PreTrainedModel | None = None) -> str | None:
-    """Send the longest rows through both forward passes; None where they agree within the noise of the dtype."""
+def _disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, beside: bool = False) -> str | None:
+    """Send the longest rows through both forward passes; None where they agree within the noise of the dtype.
+
+    If so, and nothing comes after its head, the model reads large logits in parts from now on.
+
+    Args:
+        trainer: holds the policy.
+        rows: as in ``forward_pass``.
+        model: the policy without its adapter, or a model beside it.
+        beside: which of the two.
+    """
     pairs = _longest_rows(rows)
     packed_inputs = PackingCollator(trainer.padded_collator.max_length)(pairs)  # of the step that computed last
-    with ready_model(trainer, other) as ready:
+    can_read_in_parts = not trainer.use_weighting and read_in_parts(model)
+    with ready_model(trainer, model if beside else None) as ready, watching() as watch:
         padded, packed = (
             policy_log_probs(trainer, ready, trainer._prepare_inputs(inputs)).float()
             for inputs in (trainer.padded_collator(pairs), packed_inputs)
         )
+    if not (can_read_in_parts and watch.is_last):
+        read_at_once(model)
     allowed = gate.tolerance_nats(is_half_precision(trainer), longest_row(packed_inputs))
     off = float((padded - packed).abs().max())
     # Every rank has tried the same rows; one that has rounded otherwise must not go another way than the others.
     if not ranks.largest(int(not off <= allowed)):
         return None
-    name = type(other or trainer.model).__name__
+    name = type(model if beside else trainer.model).__name__
     return (
         f"the log-probs of packed and padded rows of {name} differ by up to {off:.3g} nats, which is more than "
         f"rounding ({allowed:.3g})"

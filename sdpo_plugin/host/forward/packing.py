@@ -1,7 +1,8 @@
 """A batch of pairs as one row without padding: [prompt | chosen | rejected] of each pair, end to end, each prompt once.
 
 TRL's loss sees the batch as a small one: two rows a pair, chosen first, of the last prompt token and the answer. The
-log-probs of an answer are all in there, so every loss, metric and weighting of TRL's runs on it unchanged.
+log-probs of an answer are all in there, so every loss, metric and weighting of TRL's runs on it unchanged. Logits are
+computed for those n tokens alone whose next one is of an answer: `answer_logits.py` shows them to TRL.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,21 +58,29 @@ class PackedLayout:
         return torch.cat(parts)[None]
 
     def places(self) -> torch.Tensor:
-        """Place in the packed row of each token that TRL sees, shape (2B, 1 + longest answer): chosen, then rejected.
-
-        Column 0 is the last prompt token. A row that is shorter repeats its last token.
-        """
-        width = max(max(pair.chosen, pair.rejected) for pair in self.pairs)
-        rows = []
+        """Place in the packed row of each token whose next one is of an answer, shape (n,): all chosen ones, then all
+        rejected ones. The first of an answer is the last one of its prompt."""
+        rows = [torch.zeros(0, dtype=torch.long)]
         for side in ("chosen", "rejected"):
             for pair in self.pairs:
-                first = pair.start + pair.prompt + (pair.chosen if side == "rejected" else 0)
-                answer = torch.arange(width).clamp(max=max(getattr(pair, side) - 1, 0)) + first
-                rows.append(torch.cat([torch.tensor([pair.start + pair.prompt - 1]), answer]))
-        return torch.stack(rows)
+                before = pair.start + pair.prompt - 1
+                row = torch.arange(getattr(pair, side)) + before + (pair.chosen if side == "rejected" else 0)
+                row[:1] = before
+                rows.append(row)
+        return torch.cat(rows)
+
+    def labels(self) -> torch.Tensor:
+        """Place of the next token of each of them, shape (n,)."""
+        firsts = [pair.start + pair.prompt for pair in self.pairs]
+        spans = [(first, pair.chosen) for first, pair in zip(firsts, self.pairs, strict=True)]
+        spans += [(first + pair.chosen, pair.rejected) for first, pair in zip(firsts, self.pairs, strict=True)]
+        return torch.cat([torch.arange(first, first + length) for first, length in spans])
 
     def answers(self) -> torch.Tensor:
-        """Which places hold a token of the answer, as 0 and 1, shape (2B, 1 + longest answer)."""
+        """Where TRL sees a token of an answer, as 0 and 1, shape (2B, 1 + longest answer): chosen rows, then rejected.
+
+        Column 0 is the last prompt token.
+        """
         lengths = torch.tensor([getattr(pair, side) for side in ("chosen", "rejected") for pair in self.pairs])
         column = torch.arange(1 + int(lengths.max()))
         return ((column >= 1) & (column <= lengths[:, None])).long()
@@ -96,21 +105,26 @@ class PackingCollator:
         Returns:
             ``input_ids`` and ``completion_mask`` as TRL sees them, shape (2B, 1 + longest answer); ``attention_mask``,
             whose sum is the number of tokens of the padded batch without its padding; ``packed_ids`` and
-            ``packed_positions``, shape (1, N); ``packed_places``; the layout; the reference log-probs, shape (B,).
+            ``packed_positions``, shape (1, N); ``packed_places`` and ``packed_labels``, of the n tokens that logits are
+            needed for and of their next ones, and ``packed_cells``, where TRL sees those; the layout; the reference
+            log-probs, shape (B,).
         """
         parts = [self._parts(row) for row in rows]
         layout = PackedLayout.of([(len(prompt), len(chosen), len(rejected)) for prompt, chosen, rejected in parts])
         ids = torch.tensor([token for pair in parts for part in pair for token in part])
-        places, answers = layout.places(), layout.answers()
-        tokens = answers.clone()
+        labels, answers = ids[layout.labels()], layout.answers()
+        seen, tokens = torch.zeros_like(answers), answers.clone()
+        seen[answers == 1] = labels
         tokens[:, 0] = torch.tensor([pair.prompt for pair in layout.pairs]).repeat(2)
         batch = {
-            "input_ids": ids[places],
+            "input_ids": seen,
             "attention_mask": tokens,
             "completion_mask": answers,
             "packed_ids": ids[None],
             "packed_positions": layout.positions(),
-            "packed_places": places,
+            "packed_places": layout.places(),
+            "packed_labels": labels,
+            "packed_cells": answers[:, 1:].flatten().nonzero()[:, 0],
             PACKED: layout,
         }
         for key in ("ref_chosen_logps", "ref_rejected_logps"):

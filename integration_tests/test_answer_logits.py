@@ -1,0 +1,139 @@
+"""Logits of answer tokens alone, and of a large vocabulary in parts: TRL reads what it reads of all of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration_tests.harness.compare import apart
+from integration_tests.harness.data import Config, base_config, write_config
+from integration_tests.harness.env import ROOT
+from integration_tests.harness.launch import Host
+from integration_tests.harness.models import make_model
+from integration_tests.harness.sdpo import sdpo_config
+from integration_tests.harness.zero3 import write_zero3
+
+COMPARE = "integration_tests.harness.packed:compare"
+PLUGINS = ["sdpo_plugin.SDPOPlugin", "integration_tests.harness.faults.FaultPlugin"]
+PARTS = {"SDPO_TEST_FAULT": "parts:20000"}  # a few tokens of the tests' vocabularies
+LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8}
+SAVES: dict[str, Any] = {"save_strategy": "epoch", "logging_steps": 1, "val_set_size": 0.25, "eval_strategy": "epoch"}
+# Everything that TRL logs of a batch's logits.
+OF_LOGITS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy", "num_tokens", "loss")
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3", "gpt_neox", "gpt2", "mixtral"])
+def test_in_parts_log_probs_and_gradients_are_those_of_padded_rows(host: Host, kind: str) -> None:
+    """A head of its own, and one that is the embeddings' (GPT-2)."""
+    found = host.python(COMPARE, kind, "sdpa", "parts")
+    assert found["log-probs"] <= 1e-5 * found["largest"]
+    assert found["gradients"] <= 1e-4
+    assert found["weights"] <= 1e-5 < 1e-3 < found["moved"]
+    assert found["leaks"] == 0.0
+
+
+def test_no_array_has_the_logits_of_more_tokens(host: Host) -> None:
+    """Forward and backward: 3 at a time, where they are read in parts; else as many as answers have, and no padding."""
+    found = host.python("integration_tests.harness.packed:most_logits", "llama")
+    assert found["whole"] == found["tokens"]
+    assert found["parts"] == 3
+
+
+def run(
+    host: Host, model: Path, sets: list[Config], folder: Path, packed: bool, ranks: int = 1, **more: Any
+) -> tuple[Path, str]:
+    """A run in a folder of its own, packed with few logits at once, or padded: its output, and its log."""
+    shared = {"optimizer": "sgd", "learning_rate": 1.0e-2, "num_epochs": 2}
+    config = sdpo_config(base_config(model, sets, folder, **shared | more), sdpo={"packed": packed}, plugins=PLUGINS)
+    result = host.train(write_config(folder / "config.yaml", config), env=PARTS if packed else {}, ranks=ranks)
+    return folder / "out", result.check().log_text
+
+
+def parts(log: str) -> tuple[int, int]:
+    """How often logits were read in parts, and how often in all, as the last step says."""
+    found = re.findall(r"logits read in parts: (\d+) of (\d+) times", log)[-1]
+    return int(found[0]), int(found[1])
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": LORA | {"lora_target_linear": True},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "another loss": {"dpo_loss_type": ["ipo", "sft"], "dpo_loss_weights": [1.0, 0.1]},
+    "zero3": {"ranks": 2, "micro_batch_size": 2},
+    "ddp": {"ranks": 2, "micro_batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_runs_in_parts_end_with_the_weights_of_padded_rows(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path, mode: str
+) -> None:
+    """Whole runs by the command line. Only the trial before the first table has all logits at once."""
+    more = dict(MODES[mode])
+    if mode == "zero3":
+        more["deepspeed"] = str(write_zero3(tmp_path / "zero3.json"))
+    out, log = run(host, model, two_sets, tmp_path / "parts", packed=True, **more)
+    padded, _ = run(host, model, two_sets, tmp_path / "padded", packed=False, **more)
+    in_parts, calls = parts(log)
+    assert in_parts >= calls - 3 > 10
+    for step in ("step-1", "step-2", ""):
+        assert apart(out / step, padded / step) <= 1e-6
+
+
+@pytest.mark.parametrize("env", [{}, PARTS], ids=["whole", "in parts"])
+def test_what_is_logged_of_logits_is_what_padded_rows_give(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path, env: dict[str, str]
+) -> None:
+    """Entropy, mean logits, accuracy, tokens: of every update and of every evaluation."""
+    logged = []
+    for packed in (True, False):
+        config = base_config(model, two_sets, tmp_path / str(packed), **SAVES)
+        path = write_config(tmp_path / f"{packed}.yaml", sdpo_config(config, sdpo={"packed": packed}, plugins=PLUGINS))
+        host.train(path, env=env if packed else {}).check()
+        states = sorted((tmp_path / str(packed) / "out").glob("step-*/checkpoint-*/trainer_state.json"))
+        logged.append([entry for state in states for entry in json.loads(state.read_text())["log_history"]])
+    seen = set()
+    for one, other in zip(*logged, strict=True):
+        assert one.keys() == other.keys()
+        for key in one.keys() & {prefix + name for prefix in ("", "eval_") for name in OF_LOGITS}:
+            assert one[key] == pytest.approx(other[key], rel=1e-5, abs=1e-5), key
+            seen.add(key)
+    assert seen >= {*OF_LOGITS, "eval_entropy", "eval_logits/rejected", "eval_mean_token_accuracy", "eval_loss"}
+
+
+WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
+    "capped logits": ("gemma2", {}),
+    "scaled logits": ("granite", {}),
+    "an adapter at the head": ("llama", LORA | {"lora_target_modules": ["q_proj", "lm_head"]}),
+    "weighted pairs": ("llama", {"dpo_use_weighting": True}),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_where_logits_are_needed_at_once_they_are_not_read_in_parts(
+    host: Host, two_sets: list[Config], tmp_path: Path, case: str
+) -> None:
+    """What comes after a head would change what is kept; the run ends as padded rows do."""
+    arch, more = WHOLE[case]
+    scaled = {"logits_scaling": 4.0} if arch == "granite" else {}
+    model = Path(make_model(host, tmp_path / "base", arch, **scaled))
+    out, log = run(host, model, two_sets, tmp_path / "packed", packed=True, **more)
+    padded, _ = run(host, model, two_sets, tmp_path / "padded", packed=False, **more)
+    assert parts(log)[0] == 0
+    assert apart(out, padded) <= 1e-6
+
+
+def test_the_docs_say_how_many_at_once() -> None:
+    """The bytes that docs/packed.md names are those of the code."""
+    text = (ROOT / "docs" / "packed.md").read_text(encoding="utf-8")
+    code = (ROOT / "sdpo_plugin/host/forward/head.py").read_text(encoding="utf-8")
+    said = re.search(r"more than (\d+) MiB in float32", text)
+    written = re.search(r"LOGITS_AT_ONCE = (\d+) \* 2\*\*20", code)
+    assert said
+    assert written
+    assert said[1] == written[1]

@@ -1,0 +1,142 @@
+"""The head of a model, by as many tokens at a time as their logits may take: with a vocabulary of 128,000 those of one
+token are half a megabyte, and every copy as much again. What is kept of them are the numbers that TRL reads.
+
+The head is called as ever, once and with all tokens, so that what gathers its weights (DeepSpeed ZeRO-3, FSDP) does so
+around it. In training each part's logits are computed again in the backward pass.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from types import MethodType
+
+import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from sdpo_plugin.host.forward.answer_logits import ENTROPY, LARGEST, LOG_PROB, MEAN
+
+LOGITS_AT_ONCE = 128 * 2**20  # bytes in float32; five times as much is in use while they are read
+
+
+@dataclass
+class Reading:
+    """A forward pass whose logits are read.
+
+    Attributes:
+        labels: the next tokens, shape (n,).
+        is_done: the head gave what is kept of the logits in their place, shape (1, n, 4).
+    """
+
+    labels: torch.Tensor
+    is_done: bool = False
+
+
+@dataclass
+class Watch:
+    """Whether the logits of a model are what its head gives.
+
+    Attributes:
+        given: by the head, in the pass that is under way.
+        is_last: nothing comes after the head; None: it has not been seen.
+    """
+
+    given: torch.Tensor | None = None
+    is_last: bool | None = None
+
+
+_reading: ContextVar[Reading | None] = ContextVar("the forward pass that is under way", default=None)
+_watch: ContextVar[Watch | None] = ContextVar("what is found out about the head", default=None)
+
+
+@contextmanager
+def reading(labels: torch.Tensor) -> Iterator[Reading]:
+    """Within this context a head that ``read_in_parts`` has seen may read its logits itself."""
+    under_way = Reading(labels)
+    token = _reading.set(under_way)
+    try:
+        yield under_way
+    finally:
+        _reading.reset(token)
+
+
+@contextmanager
+def watching() -> Iterator[Watch]:
+    """Within this context such a head gives all its logits, and ``see`` compares them with those of the model."""
+    watch = Watch()
+    token = _watch.set(watch)
+    try:
+        yield watch
+    finally:
+        _watch.reset(token)
+
+
+def see(logits: torch.Tensor) -> None:
+    """Take in the logits of a model, in a forward pass that is watched; some models scale or cap what a head gives."""
+    watch = _watch.get()
+    if watch is not None and watch.given is not None:
+        same = torch.equal(watch.given.detach().to(logits.dtype), logits.detach())
+        watch.given, watch.is_last = None, same and watch.is_last is not False
+
+
+def read_in_parts(model: PreTrainedModel) -> bool:
+    """From now on the head of ``model`` reads large logits itself, where a forward pass asks for it.
+
+    Returns:
+        False, and nothing is changed, where the head is not one layer with weights of its own, but an adapter's or
+        wrapped: DeepSpeed would gather the weights of what is within it for each part.
+    """
+    head = model.get_output_embeddings()
+    if head is None or "forward" in vars(head) or next(head.children(), None) is not None:
+        return False
+    # A method, so that a copy of the model computes by its own weights.
+    head.forward = MethodType(_forward_by(tokens_at_once(model)), head)
+    return True
+
+
+def read_at_once(model: PreTrainedModel) -> None:
+    """Undo ``read_in_parts``; nothing where it has done nothing."""
+    head = model.get_output_embeddings()
+    if head is not None and isinstance(vars(head).get("forward"), MethodType):
+        del head.forward
+
+
+def tokens_at_once(model: PreTrainedModel) -> int:
+    """How many tokens' logits may be there at a time."""
+    return max(1, LOGITS_AT_ONCE // (4 * int(model.config.get_text_config().vocab_size)))
+
+
+def _forward_by(tokens: int) -> Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]:
+    def forward(head: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
+        under_way, watch, project = _reading.get(), _watch.get(), partial(type(head).forward, head)
+        if under_way is None or watch is not None or len(under_way.labels) <= tokens:
+            logits: torch.Tensor = project(states)
+            if watch is not None:
+                watch.given = logits
+            return logits
+        under_way.is_done = True
+        parts = zip(states.flatten(0, -2).split(tokens), under_way.labels.split(tokens), strict=True)
+        return torch.cat([_kept(project, part, labels) for part, labels in parts])[None]
+
+    return forward
+
+
+def _kept(project: Callable[..., torch.Tensor], states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    if not torch.is_grad_enabled():
+        return _read(project, states, labels)
+    found: torch.Tensor = checkpoint(_read, project, states, labels, use_reentrant=False, preserve_rng_state=False)
+    return found
+
+
+def _read(project: Callable[..., torch.Tensor], states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """What is kept of the logits of n tokens, shape (n, 4)."""
+    logits = project(states).float()
+    log_probs = functional.log_softmax(logits, -1)
+    columns = {LOG_PROB: log_probs.gather(-1, labels[:, None])[:, 0]}
+    with torch.no_grad():
+        columns[ENTROPY] = -(log_probs.exp() * log_probs).sum(-1)
+        columns[MEAN], columns[LARGEST] = logits.mean(-1), logits.argmax(-1).float()
+    return torch.stack([columns[column] for column in sorted(columns)], -1)

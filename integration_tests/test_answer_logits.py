@@ -12,6 +12,7 @@ import pytest
 from integration_tests.harness.compare import apart
 from integration_tests.harness.data import Config, base_config, write_config
 from integration_tests.harness.env import ROOT
+from integration_tests.harness.fsdp2 import fsdp2
 from integration_tests.harness.launch import Host
 from integration_tests.harness.models import make_model
 from integration_tests.harness.sdpo import sdpo_config
@@ -66,6 +67,7 @@ MODES: dict[str, dict[str, Any]] = {
     "another loss": {"dpo_loss_type": ["ipo", "sft"], "dpo_loss_weights": [1.0, 0.1]},
     "zero3": {"ranks": 2, "micro_batch_size": 2},
     "ddp": {"ranks": 2, "micro_batch_size": 2},
+    "fsdp2": {"ranks": 2, "micro_batch_size": 2, **fsdp2()},
 }
 
 

@@ -19,6 +19,7 @@ from integration_tests.harness.sdpo import sdpo_config
 from integration_tests.harness.zero3 import write_zero3
 
 COMPARE = "integration_tests.harness.packed:compare"
+HEADS = "integration_tests.harness.heads"
 PLUGINS = ["sdpo_plugin.SDPOPlugin", "integration_tests.harness.faults.FaultPlugin"]
 PARTS = {"SDPO_TEST_FAULT": "parts:20000"}  # a few tokens of the tests' vocabularies
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8}
@@ -27,9 +28,9 @@ SAVES: dict[str, Any] = {"save_strategy": "epoch", "logging_steps": 1, "val_set_
 OF_LOGITS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy", "num_tokens", "loss")
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3", "gpt_neox", "gpt2", "mixtral"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3", "gpt_neox", "gpt2", "mixtral", "gemma2"])
 def test_in_parts_log_probs_and_gradients_are_those_of_padded_rows(host: Host, kind: str) -> None:
-    """A head of its own, and one that is the embeddings' (GPT-2)."""
+    """A head of its own, and one that is the embeddings' (GPT-2); logits that are capped (Gemma 2)."""
     found = host.python(COMPARE, kind, "sdpa", "parts")
     assert found["log-probs"] <= 1e-5 * found["largest"]
     assert found["gradients"] <= 1e-4
@@ -42,6 +43,24 @@ def test_no_array_has_the_logits_of_more_tokens(host: Host) -> None:
     found = host.python("integration_tests.harness.packed:most_logits", "llama")
     assert found["whole"] == found["tokens"]
     assert found["parts"] == 3
+
+
+def test_what_a_head_is_found_to_be(host: Host) -> None:
+    """A model that changes what its head gives is known, also where it writes into it."""
+    found = host.python(f"{HEADS}:found_to_be_last")
+    assert found == {"nothing": True, "a scale": False, "a scale in place": False}
+
+
+def test_outputs_that_are_rounded_leave_log_probs_as_they_are(host: Host) -> None:
+    """FSDP2 gives what comes out of a model in half precision: gradients go through it, numbers do not."""
+    off = host.python(f"{HEADS}:rounded_outputs")
+    assert off["log-probs"] == 0.0
+    assert off["gradients"] <= 1e-2 * off["largest gradient"]
+
+
+def test_a_head_is_left_as_it_was(host: Host) -> None:
+    """Ours is undone, another's forward is nobody's but its own."""
+    assert host.python(f"{HEADS}:left_as_it_was") == {"plain": True, "other": True, "cap": True}
 
 
 def run(
@@ -64,6 +83,7 @@ MODES: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": LORA | {"lora_target_linear": True},
     "gradient checkpointing": {"gradient_checkpointing": True},
+    "capped logits": {"arch": "gemma2"},
     "another loss": {"dpo_loss_type": ["ipo", "sft"], "dpo_loss_weights": [1.0, 0.1]},
     "zero3": {"ranks": 2, "micro_batch_size": 2},
     "ddp": {"ranks": 2, "micro_batch_size": 2},
@@ -77,6 +97,8 @@ def test_runs_in_parts_end_with_the_weights_of_padded_rows(
 ) -> None:
     """Whole runs by the command line. Only the trial before the first table has all logits at once."""
     more = dict(MODES[mode])
+    if "arch" in more:
+        model = Path(make_model(host, tmp_path / "base", more.pop("arch")))
     if mode == "zero3":
         more["deepspeed"] = str(write_zero3(tmp_path / "zero3.json"))
     out, log = run(host, model, two_sets, tmp_path / "parts", packed=True, **more)
@@ -109,7 +131,6 @@ def test_what_is_logged_of_logits_is_what_padded_rows_give(
 
 
 WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
-    "capped logits": ("gemma2", {}),
     "scaled logits": ("granite", {}),
     "an adapter at the head": ("llama", LORA | {"lora_target_modules": ["q_proj", "lm_head"]}),
     "weighted pairs": ("llama", {"dpo_use_weighting": True}),

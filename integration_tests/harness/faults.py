@@ -122,11 +122,11 @@ def note_gate(file: Path) -> None:
 
 
 class Parts(TrainerCallback):  # type: ignore[misc]
-    """Counts how often a head gave what is kept of logits: four columns."""
+    """Counts how often a head gave the log-probs of tokens in the place of logits."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._calls: list[bool] = []
-        module.register_forward_hook(lambda module, given, logits: self._calls.append(logits.shape[-1] == 4))
+        module.register_forward_hook(lambda module, given, logits: self._calls.append(logits.shape[-1] == 1))
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Of a step."""

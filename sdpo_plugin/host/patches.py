@@ -13,13 +13,14 @@ from typing import Any
 from axolotl.utils.data import rl
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
+from torch.nn import functional
 from transformers.utils import CONFIG_NAME
 
 from sdpo_plugin.host.compat import require_all
 from sdpo_plugin.host.data.rated import rating
 from sdpo_plugin.host.data.small_sets import written_here
 from sdpo_plugin.host.engines.fsdp import saving_whole
-from sdpo_plugin.host.forward.answer_logits import AnswerLogits
+from sdpo_plugin.host.forward.answer_logits import AnswerLogits, TokenLogits
 from sdpo_plugin.host.relied_on import EVALUATED_MODEL, EVALUATED_ROWS, FINAL_SAVE, REFERENCE_MODEL
 from sdpo_plugin.recognition import TRAINER_CLS, is_sdpo
 
@@ -54,27 +55,32 @@ def reading_answer_logits() -> Iterator[None]:
     """
     from trl.trainer import dpo_trainer  # not before the host has made its own patches: relied_on.py says why
 
-    originals = {name: vars(dpo_trainer)[name] for name in READ_BY if name in vars(dpo_trainer)}
-    for name, original in originals.items():
-        setattr(dpo_trainer, name, _reading(original, READ_BY[name]))
+    replaced = {(dpo_trainer, name): read for name, read in READ_BY.items() if name in vars(dpo_trainer)}
+    replaced[functional, "cross_entropy"] = "cross_entropy"  # TRL's loss "sft"; Liger puts its own there
+    originals = {(owner, name): vars(owner)[name] for owner, name in replaced}
+    for (owner, name), original in originals.items():
+        setattr(owner, name, _reading(original, replaced[owner, name]))
     try:
         yield
     finally:
-        for name, original in originals.items():
-            setattr(dpo_trainer, name, original)
+        for (owner, name), original in originals.items():
+            setattr(owner, name, original)
 
 
+# Functions of TRL, and the method that answers in the place of each.
 READ_BY = {
-    "selective_log_softmax": AnswerLogits.log_probs,
-    "entropy_from_logits": AnswerLogits.entropies,
-    "selective_log_softmax_and_entropy": AnswerLogits.log_probs_and_entropies,
+    "selective_log_softmax": "log_probs",
+    "entropy_from_logits": "entropies",
+    "selective_log_softmax_and_entropy": "log_probs_and_entropies",
 }
 
 
-def _reading(original: Callable[..., Any], read: Callable[..., Any]) -> Callable[..., Any]:
+def _reading(original: Callable[..., Any], method: str) -> Callable[..., Any]:
     @functools.wraps(original)
     def function(logits: Any, *args: Any, **kwargs: Any) -> Any:
-        return read(logits, original) if isinstance(logits, AnswerLogits) else original(logits, *args, **kwargs)
+        if isinstance(logits, AnswerLogits | TokenLogits):
+            return getattr(logits, method)(original)
+        return original(logits, *args, **kwargs)
 
     return function
 

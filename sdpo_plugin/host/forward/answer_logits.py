@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 Function = Callable[..., Any]
 SHIFT = (Ellipsis, slice(None, -1), slice(None))  # how TRL drops the last place, which has no next token
@@ -52,19 +51,12 @@ class TokenLogits(ABC):
         """The most likely token after each, shape (n,)."""
 
     @abstractmethod
-    def cross_entropy(self) -> torch.Tensor:
-        """The mean of the negative log-probs, in nats."""
+    def cross_entropy(self, function: Function) -> torch.Tensor:
+        """The mean of the negative log-probs, in nats, by the function of that name."""
 
     @abstractmethod
     def logsumexp(self, factor: float) -> torch.Tensor:
         """Of each token's logits times a factor, shape (n,)."""
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Function, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """`torch.nn.functional.cross_entropy`, by which TRL's loss type "sft" reads logits."""
-        return args[0].cross_entropy() if func is functional.cross_entropy else NotImplemented
 
 
 @dataclass(frozen=True)
@@ -103,8 +95,9 @@ class WholeLogits(TokenLogits):
     def argmax(self) -> torch.Tensor:
         return self.logits.argmax(-1)
 
-    def cross_entropy(self) -> torch.Tensor:
-        return functional.cross_entropy(self.logits, self.labels)
+    def cross_entropy(self, function: Function) -> torch.Tensor:
+        found: torch.Tensor = function(self.logits, self.labels)
+        return found
 
     def logsumexp(self, factor: float) -> torch.Tensor:
         return torch.logsumexp(factor * self.logits, -1)
@@ -119,6 +112,17 @@ class ReadLogits(TokenLogits):
     """
 
     columns: torch.Tensor
+
+    @classmethod
+    def through(cls, given: torch.Tensor, columns: torch.Tensor) -> "ReadLogits":
+        """With the numbers of the columns, and the gradients of what a model gave.
+
+        Args:
+            given: log-probs as they came out of the model, shape (n,), maybe rounded.
+            columns: without gradients.
+        """
+        log_probs = columns[:, LOG_PROB] + (given - given.detach()).float()
+        return cls(torch.cat([log_probs[:, None], columns[:, LOG_PROB + 1 :]], dim=1))
 
     def take(self, part: slice) -> "ReadLogits":
         return ReadLogits(self.columns[part])
@@ -141,7 +145,7 @@ class ReadLogits(TokenLogits):
     def argmax(self) -> torch.Tensor:
         return self.columns[:, LARGEST].detach().long()
 
-    def cross_entropy(self) -> torch.Tensor:
+    def cross_entropy(self, function: Function) -> torch.Tensor:
         return -self.columns[:, LOG_PROB].mean()
 
     def logsumexp(self, factor: float) -> torch.Tensor:

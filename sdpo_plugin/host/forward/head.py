@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 
 from sdpo_plugin.host.forward.answer_logits import ENTROPY, LARGEST, LOG_PROB, MEAN
 
+CAP = "final_logit_softcapping"  # in the config of a model, which reads it in every forward pass
 LOGITS_AT_ONCE = 128 * 2**20  # bytes in float32; five times as much is in use while they are read
 
 
@@ -28,11 +30,31 @@ class Reading:
 
     Attributes:
         labels: the next tokens, shape (n,).
-        is_done: the head gave what is kept of the logits in their place, shape (1, n, 4).
+        is_seen: by a head that may read them in parts. It computes in float32, be they few or many: the same row may
+            be in a small batch here and in a large one there.
+        columns: what is kept of logits that were read in parts, shape (n, 4); the head gave the log-probs in their
+            place, shape (1, n, 1), through which gradients go. FSDP2 rounds what a model gives to its half precision.
     """
 
     labels: torch.Tensor
-    is_done: bool = False
+    is_seen: bool = False
+    columns: torch.Tensor | None = None
+    _capped: tuple[Any, float] | None = None
+
+    def take_cap(self, config: Any) -> float | None:
+        """The cap that a model puts on what its head gives (Gemma 2, arXiv 2408.00118, §2): the head does it now."""
+        cap = getattr(config, CAP, None)
+        if cap is None:
+            return None
+        self._capped = config, float(cap)
+        setattr(config, CAP, None)
+        return float(cap)
+
+    def give_cap_back(self) -> None:
+        """To the model."""
+        if self._capped is not None:
+            config, cap = self._capped
+            setattr(config, CAP, cap)
 
 
 @dataclass
@@ -60,6 +82,7 @@ def reading(labels: torch.Tensor) -> Iterator[Reading]:
     try:
         yield under_way
     finally:
+        under_way.give_cap_back()
         _reading.reset(token)
 
 
@@ -75,10 +98,10 @@ def watching() -> Iterator[Watch]:
 
 
 def see(logits: torch.Tensor) -> None:
-    """Take in the logits of a model, in a forward pass that is watched; some models scale or cap what a head gives."""
+    """Take in the logits of a model, in a forward pass that is watched; some models scale what a head gives."""
     watch = _watch.get()
     if watch is not None and watch.given is not None:
-        same = torch.equal(watch.given.detach().to(logits.dtype), logits.detach())
+        same = torch.equal(watch.given.to(logits.dtype), logits)
         watch.given, watch.is_last = None, same and watch.is_last is not False
 
 
@@ -92,48 +115,58 @@ def read_in_parts(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
     if head is None or "forward" in vars(head) or next(head.children(), None) is not None:
         return False
-    # A method, so that a copy of the model computes by its own weights.
-    head.forward = MethodType(_forward_by(tokens_at_once(model)), head)
+    config = model.config.get_text_config()
+    # A method, and an attribute, so that a copy of the model computes by its own weights and config.
+    head.config_of_model = config
+    head.forward = MethodType(_forward_by(max(1, LOGITS_AT_ONCE // (4 * int(config.vocab_size)))), head)
     return True
 
 
 def read_at_once(model: PreTrainedModel) -> None:
     """Undo ``read_in_parts``; nothing where it has done nothing."""
     head = model.get_output_embeddings()
-    if head is not None and isinstance(vars(head).get("forward"), MethodType):
-        del head.forward
-
-
-def tokens_at_once(model: PreTrainedModel) -> int:
-    """How many tokens' logits may be there at a time."""
-    return max(1, LOGITS_AT_ONCE // (4 * int(model.config.get_text_config().vocab_size)))
+    if head is not None and "config_of_model" in vars(head):
+        del head.forward, head.config_of_model
 
 
 def _forward_by(tokens: int) -> Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]:
+    """The forward of a head that reads the logits of more tokens than these in parts."""
+
     def forward(head: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
         under_way, watch, project = _reading.get(), _watch.get(), partial(type(head).forward, head)
-        if under_way is None or watch is not None or len(under_way.labels) <= tokens:
-            logits: torch.Tensor = project(states)
-            if watch is not None:
-                watch.given = logits
-            return logits
-        under_way.is_done = True
-        parts = zip(states.flatten(0, -2).split(tokens), under_way.labels.split(tokens), strict=True)
-        return torch.cat([_kept(project, part, labels) for part, labels in parts])[None]
+        if under_way is None:
+            return project(states)
+        under_way.is_seen, cap = True, under_way.take_cap(head.config_of_model)
+        if watch is None and len(under_way.labels) > tokens:
+            parts = zip(states.flatten(0, -2).split(tokens), under_way.labels.split(tokens), strict=True)
+            columns = torch.cat([_kept(project, cap, part, labels) for part, labels in parts])
+            under_way.columns = columns.detach()
+            return columns[None, :, LOG_PROB : LOG_PROB + 1].clone()
+        logits = _capped(project(states).float(), cap)
+        if watch is not None:
+            watch.given = logits.detach().clone()  # a model may write into them
+        return logits
 
     return forward
 
 
-def _kept(project: Callable[..., torch.Tensor], states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+Project = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _kept(project: Project, cap: float | None, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if not torch.is_grad_enabled():
-        return _read(project, states, labels)
-    found: torch.Tensor = checkpoint(_read, project, states, labels, use_reentrant=False, preserve_rng_state=False)
+        return _read(project, cap, states, labels)
+    found: torch.Tensor = checkpoint(_read, project, cap, states, labels, use_reentrant=False, preserve_rng_state=False)
     return found
 
 
-def _read(project: Callable[..., torch.Tensor], states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _read(project: Project, cap: float | None, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """What is kept of the logits of n tokens, shape (n, 4)."""
-    logits = project(states).float()
+    logits = _capped(project(states).float(), cap)
     log_probs = functional.log_softmax(logits, -1)
     columns = {LOG_PROB: log_probs.gather(-1, labels[:, None])[:, 0]}
     with torch.no_grad():

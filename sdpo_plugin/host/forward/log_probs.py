@@ -16,7 +16,7 @@ from sdpo_plugin.batches import Batches, batches
 from sdpo_plugin.host.data.columns import IDS, row_facts
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import ready_model, training_model
-from sdpo_plugin.host.forward.answer_logits import AnswerLogits, ReadLogits, WholeLogits
+from sdpo_plugin.host.forward.answer_logits import AnswerLogits, ReadLogits, TokenLogits, WholeLogits
 from sdpo_plugin.host.forward.attention import packed_row, takes_packed_rows
 from sdpo_plugin.host.forward.head import reading, see
 from sdpo_plugin.host.forward.packing import PACKED, PackingCollator
@@ -60,9 +60,14 @@ class _PackedModel:
             outputs = self._model(
                 input_ids=packed_ids, position_ids=packed_positions, logits_to_keep=packed_places, **kwargs
             )
+        if isinstance(outputs.logits, AnswerLogits):  # made already: what stands for the model gives them once more
+            return outputs
         see(outputs.logits)
         found = outputs.logits[0]
-        tokens = ReadLogits(found) if read.is_done else WholeLogits(found, packed_labels)
+        if read.columns is not None:
+            tokens: TokenLogits = ReadLogits.through(found[:, 0], read.columns)
+        else:
+            tokens = WholeLogits(found.float() if read.is_seen else found, packed_labels)
         rows, width = input_ids.shape[0], input_ids.shape[1] - 1
         num_chosen = sum(pair.chosen for pair in kwargs[PACKED].pairs)
         outputs.logits = AnswerLogits(tokens, packed_cells, (rows, width), num_chosen)

@@ -104,6 +104,7 @@ def _obstacle(trainer: "DPOTrainer", model: torch.nn.Module, takes_attention: bo
         "the auxiliary loss of the experts counts each prompt twice": trainer.aux_loss_enabled,
         "the adapter puts tokens of its own before each row": any(config.is_prompt_learning for config in adapters),
         "torch_compile would compile anew for every batch": args.torch_compile,
+        "compute_metrics is given logits as padded rows have them": trainer.compute_metrics is not None,
     }
     return no_way_in(model, takes_attention) or next((reason for reason, holds in obstacles.items() if holds), None)
 

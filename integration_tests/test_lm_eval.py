@@ -125,7 +125,7 @@ def test_evaluation_leaves_a_model_as_it_was(host: Host, model: Path) -> None:
     """Modes, attention, cache, random numbers, logger and environment; within, the harness has what it needs."""
     before, within, after = host.python(f"{OTHER}:states_around_an_evaluation", model)
     assert before == after
-    assert (before["attention"], within["attention"]) == ("sdpo_packed_sdpa", "sdpa")
+    assert (before["attention"], within["attention"]) == ("sdpo_packed_0", "sdpa")
     assert (before["training"], within["training"]) == ([True, False], [False, False])
     assert within["random"] != before["random"]
     assert (within["workers"], before["workers"]) == ("1", None)

@@ -88,6 +88,17 @@ def test_with_the_models_own_attention_function(host: Host, kind: str) -> None:
     assert found["leaks"] == 0.0
 
 
+@pytest.mark.parametrize("name", ["flash_attention_2", "kernels-community/flash-attn3"])
+@pytest.mark.parametrize("kind", ["mistral", "gemma2"])
+def test_with_flash_attention(host: Host, kind: str, name: str) -> None:
+    """Padded rows go through it, packed ones through an attention of no such name; its caps are computed, and it is
+    the model's again at the end."""
+    found = host.python(COMPARE, kind, name)
+    assert found["log-probs"] <= 1e-5 * found["largest"]
+    assert found["gradients"] <= 1e-4
+    assert found["leaks"] == 0.0
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt2"])
 def test_under_autocast_packed_rows_are_no_noisier(host: Host, kind: str) -> None:
     """bfloat16, beside float32: both forward passes round, neither by more than twice the other."""

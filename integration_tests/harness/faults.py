@@ -1,5 +1,8 @@
 """A second plugin, listed in a run's config, that makes real things go wrong at a chosen moment.
 
+With `SDPO_TEST_SEED=N` every adapter begins with the same weights, also in a process of its own; the host draws them
+before it sets a seed.
+
 The environment says which fault, so that the config stays that of the run that is resumed, `SDPO_TEST_FAULT=…`:
 
 - `note:FILE`: nothing but a line in FILE for every event of rank 0's life: forward passes, updates, files written.
@@ -64,6 +67,8 @@ class FaultPlugin(BasePlugin):
 
     def pre_model_load(self, cfg: Any) -> None:
         """The data are loaded, and the run has its directory. A second model begins no other life."""
+        if "SDPO_TEST_SEED" in os.environ:
+            torch.manual_seed(int(os.environ["SDPO_TEST_SEED"]))
         notes = self._kind in ("break", "wait") or (self._kind in ("note", "die") and _rank() == 0)
         if notes and self._life is None:
             self._life = Life(Path(cfg.output_dir), self._kind, self._value)

@@ -168,8 +168,12 @@ def build(kind: str, attention: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **MODELS[kind])
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    config, is_flash = AutoConfig.for_model(kind, **MODELS[kind]), "flash" in attention
+    loaded = "eager" if is_flash else attention
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=loaded, dtype=torch.float32)
+    if is_flash:
+        stand_in(attention)
+        model.config._attn_implementation_internal = attention
     model.train()
     for module in model.modules():
         for name, value in vars(module).items():
@@ -178,6 +182,22 @@ def build(kind: str, attention: str) -> Any:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return model
+
+
+def stand_in(name: str) -> None:
+    """Takes the place of a flash attention, which caps scores as the model's own function does, and looks itself up by
+    the name in the model's config."""
+    import sys
+
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
+    def attention(module: Any, *states: Any, **kwargs: Any) -> Any:
+        assert module.config._attn_implementation == name
+        return sys.modules[type(module).__module__].eager_attention_forward(module, *states, **kwargs)
+
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
 
 
 def half_precision(kind: str) -> dict[str, float]:
@@ -212,6 +232,31 @@ def on_gpu(kind: str) -> dict[str, float]:
         varlen.kernel_for = lambda *states: None
         slow = log_probs(model, batch)
     return {how: float((found - exact).abs().mean()) for how, found in (("kernel", fast), ("pairs", slow))}
+
+
+def kernel_on_gpu(window: int | None, size: int) -> dict[str, float]:
+    """How far the kernel's output and gradients in bfloat16 are from those of plain PyTorch in float32, as shares of
+    the largest; rows of several of its blocks, and of one token."""
+    from sdpo_plugin.host.forward import varlen
+    from sdpo_plugin.host.forward.packing import PackedLayout
+
+    torch.manual_seed(0)
+    layout = PackedLayout.of([(150, 200, 130), (1, 1, 1), (40, 7, 300)])
+    tokens = sum(map(len, layout.pairs))
+    states = [torch.randn(1, heads, tokens, size, device="cuda") for heads in (4, 2, 2)]
+    weights = torch.randn(1, tokens, 4, size, device="cuda")
+    real, found = varlen._kernel(), []
+    assert real is not None
+    for attend, dtype in ((real, torch.bfloat16), (partial(kernel, []), torch.float32)):
+        given = [each.bfloat16().to(dtype).requires_grad_() for each in states]
+        output = varlen.attend(attend, *given, layout, size**-0.5, window)
+        output.backward(weights.to(dtype))
+        found.append([output.detach().float(), *(each.grad.float() for each in given)])
+    names = ("output", "query", "key", "value")
+    return {
+        name: float((one - other).abs().max() / other.abs().max())
+        for name, one, other in zip(names, *found, strict=True)
+    }
 
 
 def log_probs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -278,10 +323,11 @@ def kernel(
     assert enable_gqa == (query.shape[1] != key.shape[1])
     parts = []
     for (q0, q1), (k0, k1) in zip(*bounds, strict=True):
-        at = torch.arange(k1 - k0 - (q1 - q0), k1 - k0)[:, None]  # the last query stands where the last key does
-        seen = torch.arange(k1 - k0) <= at
+        keys = torch.arange(k1 - k0, device=query.device)
+        at = keys[k1 - k0 - (q1 - q0) :, None]  # the last query stands where the last key does
+        seen = keys <= at
         if before >= 0:
-            seen &= torch.arange(k1 - k0) >= at - before
+            seen &= keys >= at - before
         groups = query.shape[1] // key.shape[1]
         scores = torch.einsum("qhd,khd->hqk", query[q0:q1], key[k0:k1].repeat_interleave(groups, 1)) * scale
         shares = scores.masked_fill(~seen, -torch.inf).softmax(-1)

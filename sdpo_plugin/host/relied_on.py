@@ -54,7 +54,7 @@ IN_LIBRARIES: tuple[Contract, ...] = (
     Has(PreTrainedModel, "_is_stateful"),
     Has(PretrainedConfig, "_attn_implementation"),
     Takes(PreTrainedModel, "_can_set_attn_implementation", ()),
-    Takes(PreTrainedModel, "set_attn_implementation", ("self", "attn_implementation", "allow_all_kernels")),
+    Has(PretrainedConfig(), "_attn_implementation_internal"),
     Takes(modeling_utils, "is_deepspeed_zero3_enabled", ()),  # replaced while a hook of the user's runs
     Takes(deepspeed, "is_deepspeed_zero3_enabled", ()),
     Takes(AttentionInterface, "get_interface", ("self", "attn_implementation", "default")),
@@ -111,7 +111,7 @@ AT_REGISTRATION = IN_AXOLOTL + IN_LIBRARIES + IN_TRANSFORMERS_TRAINER
 OF_THE_TRAINER = {
     "": (
         *("_metrics", "_total_train_tokens", "beta", "label_smoothing", "loss_types", "loss_weights", "use_weighting"),
-        *("ld_alpha", "_train_batch_size"),
+        *("ld_alpha", "_train_batch_size", "compute_metrics"),
         *("aux_loss_enabled", "ref_model", "dataset_tags", "data_collator", "processing_class", "train_dataset"),
         *("eval_dataset", "model", "model_wrapped", "optimizer", "lr_scheduler", "is_deepspeed_enabled"),
         *("is_fsdp_enabled", "args", "state", "control", "accelerator", "callback_handler", "add_callback"),

@@ -6,25 +6,27 @@ attention by its name in transformers' registry, and the layout of the row among
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from sdpo_plugin.host.forward import varlen
 from sdpo_plugin.host.forward.packing import PACKED, PackedLayout, Pair
 
-PREFIX = "sdpo_packed_"  # of the names that our attentions are registered by
+# Of the names that our attentions are registered by; of one with "flash" in it transformers would look for a kernel.
+PREFIX = "sdpo_packed_"
 # Attentions that take a mask; in place of others, such as flash attention, the first one is called.
 SDPA, EAGER = "sdpa", "eager"
 _is_packed: ContextVar[bool] = ContextVar("a packed row is on its way through a model", default=False)
 Attention = Callable[..., tuple[torch.Tensor, Any]]
+_originals: dict[str, str] = {}  # by our name
 
 
 @contextmanager
@@ -34,40 +36,52 @@ def packed_attention(model: PreTrainedModel) -> Iterator[bool]:
     Yields:
         Whether the model takes an attention by name.
     """
-    original = model.config._attn_implementation
+    before = _names(model)
     takes = set_packed_attention(model)
     try:
         yield takes
     finally:
-        if takes:
-            model.set_attn_implementation(original)
+        _set(before)
 
 
 def set_packed_attention(model: PreTrainedModel) -> bool:
     """From now on ``model`` takes packed rows; False, and nothing is changed, where it takes no attention by name."""
     if not model._can_set_attn_implementation():
         return False
-    model.set_attn_implementation(_registered(model.config._attn_implementation))
+    _set([(config, _registered(name)) for config, name in _names(model)])
     return True
 
 
 def takes_packed_rows(model: PreTrainedModel) -> bool:
     """Whether ``model`` stands within ``packed_attention``."""
-    return bool(model.config._attn_implementation.startswith(PREFIX))
+    return model.config._attn_implementation in _originals
 
 
 @contextmanager
 def own_attention(model: PreTrainedModel) -> Iterator[None]:
     """Within this context ``model`` has the attention that its user has set, also where it takes packed rows else."""
-    name = model.config._attn_implementation
-    if not name.startswith(PREFIX):
-        yield
-        return
-    model.set_attn_implementation(name.removeprefix(PREFIX))
+    before = _names(model)
+    _set([(config, _originals.get(name, name)) for config, name in before])
     try:
         yield
     finally:
-        model.set_attn_implementation(name)
+        _set(before)
+
+
+Names = Sequence[tuple[PretrainedConfig, str]]
+
+
+def _names(model: PreTrainedModel) -> Names:
+    """The attention of a model, and of the models in it that have a config of their own."""
+    configs = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    return [(config, config._attn_implementation) for config in {id(config): config for config in configs}.values()]
+
+
+def _set(names: Names) -> None:
+    """Without the check of ``set_attn_implementation``, which loads a kernel from the hub once more, or looks for one
+    of our name."""
+    for config, name in names:
+        config._attn_implementation_internal = name
 
 
 @contextmanager
@@ -82,10 +96,14 @@ def packed_row() -> Iterator[None]:
 
 def _registered(original: str) -> str:
     """The name under which the attention that calls ``original`` is registered."""
-    name = PREFIX + original
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, _attention_by(original))
+    known = {other: name for name, other in _originals.items()}
+    if original in _originals or original in known:
+        return known.get(original, original)
+    name = f"{PREFIX}{len(_originals)}"
+    AttentionInterface.register(name, _attention_by(original))
+    if original in ALL_MASK_ATTENTION_FUNCTIONS:  # of others the model makes none
         AttentionMaskInterface.register(name, _mask_by(original))
+    _originals[name] = original
     return name
 
 
@@ -107,12 +125,19 @@ def _attention_by(original: str) -> Attention:
     ) -> tuple[torch.Tensor, Any]:
         layout: PackedLayout | None = kwargs.pop(PACKED, None)
         if layout is None:
-            return _function(module, original)(module, query, key, value, attention_mask, **kwargs)
+            ours = module.config._attn_implementation
+            _set([(module.config, original)])  # flash attention looks itself up by its name there
+            try:
+                return _function(module, original)(module, query, key, value, attention_mask, **kwargs)
+            finally:
+                _set([(module.config, ours)])
         kernel = None if original == EAGER else varlen.kernel_for(query, key, value, kwargs)
         if kernel is not None:
             window = kwargs.get("sliding_window")
             return varlen.attend(kernel, query, key, value, layout, kwargs.get("scaling"), window), None
-        name = EAGER if original == EAGER else SDPA
+        # Scaled dot-product attention passes over caps and sinks, which flash and flex attention compute.
+        more = any(kwargs.get(argument) is not None for argument in varlen.OTHERS)
+        name = EAGER if original == EAGER or (original != SDPA and more) else SDPA
         attend = _function(module, name)
         texts = _texts(layout, kwargs.get("sliding_window"), query.dtype, query.device, needs_mask=name == EAGER)
         parts = []

@@ -21,6 +21,7 @@ MODULE = "torch.nn.attention.varlen"
 NEEDS = {"scale", "window_size", "enable_gqa"}  # of its arguments; PyTorch's first kernel had none of them
 AMPERE = (8, 0)  # compute capability of the oldest GPUs that its flash attention runs on
 LARGEST_HEAD = 256
+WITHOUT_GRADIENTS = range(193, 225)  # sizes that some GPUs, of compute capability 8.6 to 8.9 and 12, cannot train
 # What a model may hand to its attention that this kernel does not compute.
 OTHERS = ("softcap", "s_aux", "position_bias", "head_mask")
 
@@ -37,7 +38,9 @@ def kernel_for(
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or torch.version.cuda is None:
         return None
     size = query.shape[-1]
-    if size > LARGEST_HEAD or size % 8 or value.shape[-1] != size:
+    if size > LARGEST_HEAD or size in WITHOUT_GRADIENTS or size % 8 or value.shape[-1] != size:
+        return None
+    if not query.dtype == key.dtype == value.dtype or not torch.backends.cuda.is_flash_attention_available():
         return None
     if arguments.get("dropout") or any(arguments.get(name) is not None for name in OTHERS):
         return None

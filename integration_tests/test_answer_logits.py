@@ -151,6 +151,19 @@ def test_where_logits_are_needed_at_once_they_are_not_read_in_parts(
     assert apart(out, padded) <= 1e-6
 
 
+def test_with_another_cross_entropy(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
+    """Liger puts its own in PyTorch's place wherever a model is loaded, the external reference among them."""
+    reference = str(make_model(host, tmp_path / "reference", seed=1))
+    ends = []
+    for packed in (True, False):
+        folder = tmp_path / str(packed)
+        config = base_config(model, two_sets, folder, dpo_loss_type=["sigmoid", "sft"], optimizer="sgd")
+        made = sdpo_config(config, sdpo={"packed": packed, "reference": reference}, plugins=PLUGINS)
+        host.train(write_config(folder / "config.yaml", made), env={"SDPO_TEST_FAULT": "cross-entropy:"}).check()
+        ends.append(folder / "out")
+    assert apart(*ends) <= 1e-6
+
+
 def test_the_docs_say_how_many_at_once() -> None:
     """The bytes that docs/packed.md names are those of the code."""
     text = (ROOT / "docs" / "packed.md").read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from integration_tests.harness.compare import apart
 from integration_tests.harness.data import Config, base_config, write_config
 from integration_tests.harness.deaths import live
 from integration_tests.harness.env import ROOT
+from integration_tests.harness.fsdp2 import fsdp2
 from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import messages, refused
 from integration_tests.harness.models import make_model
@@ -180,6 +181,15 @@ def test_auto_pads_by_name(host: Host, two_sets: list[Config], tmp_path: Path) -
     made = config(bloom, two_sets, tmp_path / "true", True, max_steps=1)
     result = host.train(write_config(tmp_path / "true.yaml", made))
     refused(result, Path(made["output_dir"]), "sdpo.packed: true, but BloomForCausalLM ", "set packed: auto")
+
+
+def test_auto_pads_by_name_under_fsdp2(host: Host, two_sets: list[Config], tmp_path: Path) -> None:
+    """FSDP2 puts a class of its own before Falcon's; the model behind it is asked."""
+    falcon = Path(make_model(host, tmp_path / "falcon", "falcon"))
+    sharded = fsdp2(transformer_layer_cls_to_wrap="FalconDecoderLayer")
+    made = config(falcon, two_sets, tmp_path / "auto", "auto", max_steps=1, micro_batch_size=2, **sharded)
+    log = host.train(write_config(tmp_path / "auto.yaml", made), ranks=2).check().log_text
+    assert "FalconForCausalLM does not take an attention by name" in log
 
 
 def test_auto_pads_where_the_log_probs_differ(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:

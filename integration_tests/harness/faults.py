@@ -25,6 +25,7 @@ The environment says which fault, so that the config stays that of the run that 
 - `signal-pass:NUMBER`: SIGTERM to itself in that forward pass without gradients since training began, counted from 1.
 - `gate:FOLDER`: nothing, but each rank notes in a file of its own what its start gate is given.
 - `full`: the disk says that it has a megabyte left.
+- `cross-entropy:`: every load of a model puts another cross entropy in the place of PyTorch's, as Liger's does.
 - `parts:BYTES`: nothing, but no more logits than these may be there at once, and the log says how often they were read
   in parts.
 """
@@ -78,6 +79,8 @@ class FaultPlugin(BasePlugin):
             limit_files(int(self._value))
         if self._kind == "parts":
             head.LOGITS_AT_ONCE = int(self._value)
+        if self._kind == "cross-entropy":
+            torch.nn.functional.cross_entropy = of_tensors_alone
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         """Called by the host when the trainer is built."""
@@ -124,6 +127,15 @@ def note_gate(file: Path) -> None:
         judge(**arguments)
 
     gate.check_start = noted
+
+
+cross_entropy = torch.nn.functional.cross_entropy
+
+
+def of_tensors_alone(logits: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """PyTorch's cross entropy, which takes nothing that is like a tensor."""
+    assert type(logits) is torch.Tensor
+    return cross_entropy(logits, *args, **kwargs)
 
 
 class Parts(TrainerCallback):  # type: ignore[misc]

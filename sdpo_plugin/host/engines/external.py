@@ -5,6 +5,7 @@ import copy
 from axolotl.loaders import ModelLoader
 from axolotl.loaders.utils import load_model_config
 from axolotl.utils.dict import DictDefault
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config
 
@@ -106,16 +107,19 @@ def load_reference(cfg: DictDefault, path: str, trainer: Trainer, revision: str 
     """Load the reference through the host's own loader.
 
     Under ZeRO-3 the loader leaves transformers' global DeepSpeed config pointing at an object that it drops, after
-    which the host believes that ZeRO-3 is off and saves empty weights; the trainer's own config is put back.
+    which the host believes that ZeRO-3 is off and saves empty weights; the trainer's own config is put back. So is
+    PyTorch's cross entropy: with `liger_cross_entropy` the loader puts Liger's in its place, or in that of patches.py.
 
     Raises:
         ConfigError: the model cannot be loaded.
     """
-    own = reference_cfg(cfg, path, revision)
+    own, cross_entropy = reference_cfg(cfg, path, revision), functional.cross_entropy
     try:
         model, _ = ModelLoader(own, trainer.processing_class, reference_model=True).load()
     except LOAD_ERRORS as error:
         raise ConfigError(f"sdpo.reference: {path!r} cannot be loaded: {' '.join(str(error).split())}.") from error
+    finally:
+        functional.cross_entropy = cross_entropy
     if trainer.is_deepspeed_enabled:
         set_hf_deepspeed_config(trainer.accelerator.state.deepspeed_plugin.hf_ds_config)
     model.requires_grad_(False)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
@@ -46,7 +47,9 @@ def packed_attention(model: PreTrainedModel) -> Iterator[bool]:
 
 def set_packed_attention(model: PreTrainedModel) -> bool:
     """From now on ``model`` takes packed rows; False, and nothing is changed, where it takes no attention by name."""
-    if not model._can_set_attn_implementation():
+    # FSDP2 puts a class of its own before the model's, whose source transformers would look into.
+    kind: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    if not kind._can_set_attn_implementation():
         return False
     _set([(config, _registered(name)) for config, name in _names(model)])
     return True
@@ -179,6 +182,11 @@ def _texts(
         needs_mask: also where an attention without a mask is causal; it is added to the scores.
     """
     return [text for pair in layout.pairs for text in _of_pair(pair, window, dtype, device, needs_mask=needs_mask)]
+
+
+def forget_masks() -> None:
+    """Those of the last batches, which are held on the device."""
+    _texts.cache_clear()
 
 
 def _of_pair(

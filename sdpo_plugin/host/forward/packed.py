@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from sdpo_plugin.errors import ConfigError
 from sdpo_plugin.host.data.columns import IDS
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import ready_model
-from sdpo_plugin.host.forward.attention import packed_attention, set_packed_attention
+from sdpo_plugin.host.forward.attention import forget_masks, own_attention, packed_attention, set_packed_attention
 from sdpo_plugin.host.forward.head import read_at_once, read_in_parts, watching
 from sdpo_plugin.host.forward.log_probs import policy_log_probs
 from sdpo_plugin.host.forward.packing import PackingCollator, longest_row
@@ -35,6 +36,8 @@ ATTENTIONS = {"full_attention", "sliding_attention"}
 Rows = Sequence[tuple[Dataset, RowFacts]]
 # The fewest that could see each other. Padded, a whole batch might not fit where packed rows do.
 PAIRS_TRIED = 2
+# Tokens of a prompt and its answers, enough to see what a model does with the logits of its head.
+FEW = 4
 
 
 @contextmanager
@@ -70,6 +73,7 @@ def forward_pass(trainer: "DPOTrainer", packed: bool | str, rows: Rows) -> Itera
             yield
         finally:
             trainer.data_collator = trainer.padded_collator
+            forget_masks()
 
 
 def pack_second_model(trainer: "DPOTrainer", model: PreTrainedModel, rows: Rows) -> None:
@@ -116,7 +120,8 @@ def no_way_in(model: PreTrainedModel, takes_attention: bool) -> str | None:
         model: of the policy, or one beside it.
         takes_attention: whether it takes an attention by name.
     """
-    name, layers = type(model).__name__, set(getattr(model.config, "layer_types", None) or ATTENTIONS)
+    config = model.config.get_text_config()
+    name, layers = type(model).__name__, set(getattr(config, "layer_types", None) or ATTENTIONS)
     if not takes_attention:
         return f"{name} does not take an attention by name"
     if not inspect.signature(model.forward).parameters.keys() >= {"position_ids", "logits_to_keep"}:
@@ -139,15 +144,18 @@ def _disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, 
         beside: which of the two.
     """
     pairs = _longest_rows(rows)
-    packed_inputs = PackingCollator(trainer.padded_collator.max_length)(pairs)  # of the step that computed last
-    can_read_in_parts = not trainer.use_weighting and read_in_parts(model)
-    with ready_model(trainer, model if beside else None) as ready, watching() as watch:
-        padded, packed = (
-            policy_log_probs(trainer, ready, trainer._prepare_inputs(inputs)).float()
-            for inputs in (trainer.padded_collator(pairs), packed_inputs)
-        )
-    if not (can_read_in_parts and watch.is_last):
-        read_at_once(model)
+    packing = PackingCollator(trainer.padded_collator.max_length)  # of the step that computed last
+    packed_inputs = packing(pairs)
+    with ready_model(trainer, model if beside else None) as ready:
+        log_probs_of = partial(_log_probs, trainer, ready)
+        if not trainer.use_weighting and read_in_parts(model):
+            with watching() as watch:
+                log_probs_of(packing([{name: ids[:FEW] for name, ids in pairs[0].items()}]))
+            if not watch.is_last:
+                read_at_once(model)
+        with own_attention(model):
+            padded = log_probs_of(trainer.padded_collator(pairs))
+        packed = log_probs_of(packed_inputs)
     allowed = gate.tolerance_nats(is_half_precision(trainer), longest_row(packed_inputs))
     off = float((padded - packed).abs().max())
     # Every rank has tried the same rows; one that has rounded otherwise must not go another way than the others.
@@ -158,6 +166,10 @@ def _disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, 
         f"the log-probs of packed and padded rows of {name} differ by up to {off:.3g} nats, which is more than "
         f"rounding ({allowed:.3g})"
     )
+
+
+def _log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    return policy_log_probs(trainer, model, trainer._prepare_inputs(inputs)).float()
 
 
 def _longest_rows(rows: Rows) -> list[Mapping[str, Any]]:

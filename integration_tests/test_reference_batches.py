@@ -36,6 +36,17 @@ def test_reference_pass_equals_trl(host: Host, model: Path, two_sets: list[Confi
     assert max(found["file order"].values()) <= 1e-4
 
 
+def test_reference_is_not_rounded_under_deepspeed(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path
+) -> None:
+    """In bfloat16 the host rounds what a batch has: -300.123 to 7 bits behind the first, in steps of 2."""
+    path = write_config(tmp_path / "config.yaml", sdpo_config(base_config(model, two_sets, tmp_path)))
+    found = host.python("integration_tests.harness.reference_batches:under_deepspeed_in_bfloat16", path)
+    assert found["other"] == [-300.0, -1.25]
+    for name in ("ref_chosen_logps", "ref_rejected_logps"):
+        assert found[name] == pytest.approx([-300.123, -1.25], abs=1e-4)
+
+
 @pytest.fixture(scope="module")
 def config(model: Path, two_sets: list[Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Two steps, full fine-tuning, in batches of 3: 24 = 8 · 3 rows, and 32 with a rest of 2."""

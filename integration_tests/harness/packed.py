@@ -269,6 +269,8 @@ def log_probs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     labels, mask = inputs["input_ids"][:, 1:], inputs["completion_mask"][:, 1:]
     given = {key: value for key, value in inputs.items() if key != "completion_mask"}
     logits = taking(model, inputs)(**given, use_cache=False).logits[..., :-1, :]
+    if isinstance(logits, torch.Tensor):
+        logits = logits.float()  # as accelerate does under autocast
     with reading_answer_logits():
         found = dpo_trainer.selective_log_softmax(logits, labels)
     return (found * mask).sum(1).reshape(2, -1)

@@ -22,6 +22,22 @@ def build_trainer(config: str) -> Any:
     return trainer
 
 
+def under_deepspeed_in_bfloat16(config: str) -> dict[str, list[float]]:
+    """What becomes of two columns of a batch where DeepSpeed computes in bfloat16; runs in the child."""
+    from types import SimpleNamespace
+
+    import torch
+
+    trainer = build_trainer(config)
+    trainer.is_deepspeed_enabled = True
+    engine = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))
+    trainer.accelerator.state.__dict__["deepspeed_plugins"] = {"default": engine}
+    trainer.accelerator.state.__class__.deepspeed_plugin = property(lambda state: engine)
+    numbers = torch.tensor([-300.123, -1.25])
+    prepared = trainer._prepare_inputs({"ref_chosen_logps": numbers, "ref_rejected_logps": numbers, "other": numbers})
+    return {name: column.float().tolist() for name, column in prepared.items()}
+
+
 class TableMade(Exception):  # noqa: N818 - it ends a run where a test wants it to
     """Carries the table of D_1 out of a run that was about to train."""
 

@@ -146,7 +146,7 @@ OF_THE_TRAINER = {
         *("per_device_eval_batch_size", "per_device_train_batch_size", "save_only_model", "save_strategy"),
         *("save_total_limit", "torch_compile", "warmup_steps", "max_steps", "num_train_epochs", "learning_rate"),
         *("weight_decay", "eval_strategy", "do_eval", "lr_scheduler_type", "alternate_lr_scheduler_type"),
-        "gradient_accumulation_steps",
+        *("gradient_accumulation_steps", "n_gpu"),
     ),
 }
 

@@ -23,7 +23,7 @@ from sdpo_plugin.host.checkpoints import (
     save_sealed,
 )
 from sdpo_plugin.host.data.bos import with_one_bos
-from sdpo_plugin.host.data.columns import IDS, with_reference
+from sdpo_plugin.host.data.columns import IDS, REFERENCE, with_reference
 from sdpo_plugin.host.data.small_sets import workers
 from sdpo_plugin.host.engines.dropout import disable_functional_dropout
 from sdpo_plugin.host.engines.engine import require_usable_engine, set_engine_batch
@@ -144,6 +144,13 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         if not self._is_built:
             return dataset
         return with_reference(dataset, log_prob_table(self, dataset, batch_size, "the model", name))
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """The host's, which under DeepSpeed rounds every number to the dtype of the model: of log-probs of hundreds of
+        nats in bfloat16, whole nats are left."""
+        prepared = super()._prepare_inputs(inputs)
+        exact = {key: inputs[key].to(prepared[key].device) for key in REFERENCE if key in inputs}
+        return {**prepared, **exact}
 
     def get_train_dataloader(self) -> Any:
         """The host's, with workers that outlive a signal to the process group."""

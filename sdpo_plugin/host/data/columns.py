@@ -13,6 +13,7 @@ from sdpo_plugin.rows import Int, RowFacts, facts_of
 from sdpo_plugin.tables import LogProbTable
 
 IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 _NOTHING = np.zeros(0, dtype=np.int64)
@@ -43,13 +44,13 @@ def largest_id(dataset: Dataset) -> int:
 
 def with_reference(dataset: Dataset, table: LogProbTable) -> Dataset:
     """The data set with the columns that TRL's loss reads the reference from."""
-    return dataset.add_column("ref_chosen_logps", table.chosen).add_column("ref_rejected_logps", table.rejected)
+    return dataset.add_column(REFERENCE[0], table.chosen).add_column(REFERENCE[1], table.rejected)
 
 
 def with_row_numbers(dataset: Dataset) -> Dataset:
     """The data set with the number of each row in the place of its reference, for a reference that moves."""
     numbers = np.arange(len(dataset), dtype=np.int64)
-    return dataset.add_column("ref_chosen_logps", numbers).add_column("ref_rejected_logps", numbers)
+    return dataset.add_column(REFERENCE[0], numbers).add_column(REFERENCE[1], numbers)
 
 
 def concatenate(datasets: Sequence[Dataset]) -> Dataset | None:

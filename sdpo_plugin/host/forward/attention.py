@@ -134,19 +134,20 @@ def _attention_by(original: str) -> Attention:
                 return _function(module, original)(module, query, key, value, attention_mask, **kwargs)
             finally:
                 _set([(module.config, ours)])
-        kernel = None if original == EAGER else varlen.kernel_for(query, key, value, kwargs)
+        queries, keys, values = varlen.as_autocast(query, key, value)
+        kernel = None if original == EAGER else varlen.kernel_for(queries, keys, values, kwargs)
         if kernel is not None:
             window = kwargs.get("sliding_window")
-            return varlen.attend(kernel, query, key, value, layout, kwargs.get("scaling"), window), None
+            return varlen.attend(kernel, queries, keys, values, layout, kwargs.get("scaling"), window), None
         # Scaled dot-product attention passes over caps and sinks, which flash and flex attention compute.
         more = any(kwargs.get(argument) is not None for argument in varlen.OTHERS)
         name = EAGER if original == EAGER or (original != SDPA and more) else SDPA
         attend = _function(module, name)
         texts = _texts(layout, kwargs.get("sliding_window"), query.dtype, query.device, needs_mask=name == EAGER)
         parts = []
-        for queries, keys, mask in texts:
-            seen = (_rows(key, keys), _rows(value, keys))
-            parts.append(attend(module, _rows(query, (queries,)), *seen, mask, **kwargs)[0])
+        for asking, asked, mask in texts:
+            seen = (_rows(key, asked), _rows(value, asked))
+            parts.append(attend(module, _rows(query, (asking,)), *seen, mask, **kwargs)[0])
         return torch.cat(parts, dim=1), None
 
     return attention

@@ -30,14 +30,11 @@ class Reading:
 
     Attributes:
         labels: the next tokens, shape (n,).
-        is_seen: by a head that may read them in parts. It computes in float32, be they few or many: the same row may
-            be in a small batch here and in a large one there.
         columns: what is kept of logits that were read in parts, shape (n, 4); the head gave the log-probs in their
             place, shape (1, n, 1), through which gradients go. FSDP2 rounds what a model gives to its half precision.
     """
 
     labels: torch.Tensor
-    is_seen: bool = False
     columns: torch.Tensor | None = None
     _capped: tuple[Any, float] | None = None
 
@@ -136,7 +133,7 @@ def _forward_by(tokens: int) -> Callable[[torch.nn.Module, torch.Tensor], torch.
         under_way, watch, project = _reading.get(), _watch.get(), partial(type(head).forward, head)
         if under_way is None:
             return project(states)
-        under_way.is_seen, cap = True, under_way.take_cap(head.config_of_model)
+        cap = under_way.take_cap(head.config_of_model)
         if watch is None and len(under_way.labels) > tokens:
             parts = zip(states.flatten(0, -2).split(tokens), under_way.labels.split(tokens), strict=True)
             columns = torch.cat([_kept(project, cap, part, labels) for part, labels in parts])

@@ -67,7 +67,7 @@ class _PackedModel:
         if read.columns is not None:
             tokens: TokenLogits = ReadLogits.through(found[:, 0], read.columns)
         else:
-            tokens = WholeLogits(found.float() if read.is_seen else found, packed_labels)
+            tokens = WholeLogits(found.float(), packed_labels)  # DeepSpeed and FSDP2 give them in half precision
         rows, width = input_ids.shape[0], input_ids.shape[1] - 1
         num_chosen = sum(pair.chosen for pair in kwargs[PACKED].pairs)
         outputs.logits = AnswerLogits(tokens, packed_cells, (rows, width), num_chosen)

@@ -108,6 +108,7 @@ def _obstacle(trainer: "DPOTrainer", model: torch.nn.Module, takes_attention: bo
         "the auxiliary loss of the experts counts each prompt twice": trainer.aux_loss_enabled,
         "the adapter puts tokens of its own before each row": any(config.is_prompt_learning for config in adapters),
         "torch_compile would compile anew for every batch": args.torch_compile,
+        "several GPUs in one process would each be given a piece of the row": args.n_gpu > 1,
         "compute_metrics is given logits as padded rows have them": trainer.compute_metrics is not None,
     }
     return no_way_in(model, takes_attention) or next((reason for reason, holds in obstacles.items() if holds), None)
@@ -153,8 +154,9 @@ def _disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, 
                 log_probs_of(packing([{name: ids[:FEW] for name, ids in pairs[0].items()}]))
             if not watch.is_last:
                 read_at_once(model)
-        with own_attention(model):
-            padded = log_probs_of(trainer.padded_collator(pairs))
+        with own_attention(model):  # one at a time: a step may train with as little
+            each = [_log_probs(trainer, _in_float32(ready), trainer.padded_collator([pair])) for pair in pairs]
+            padded = torch.cat(each, dim=1)
         packed = log_probs_of(packed_inputs)
     allowed = gate.tolerance_nats(is_half_precision(trainer), longest_row(packed_inputs))
     off = float((padded - packed).abs().max())
@@ -170,6 +172,17 @@ def _disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, 
 
 def _log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     return policy_log_probs(trainer, model, trainer._prepare_inputs(inputs)).float()
+
+
+def _in_float32(model: torch.nn.Module) -> Any:
+    """A model as TRL calls it, with logits that are not summed in half precision, as under DeepSpeed and FSDP2."""
+
+    def forward(**inputs: Any) -> Any:
+        outputs = model(**inputs)
+        outputs.logits = outputs.logits.float()
+        return outputs
+
+    return forward
 
 
 def _longest_rows(rows: Rows) -> list[Mapping[str, Any]]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from sdpo_plugin.host.data.columns import REFERENCE
+
 PACKED = "packed_layout"  # key of a batch; what carries it is packed
 
 
@@ -127,7 +129,7 @@ class PackingCollator:
             "packed_cells": answers[:, 1:].flatten().nonzero()[:, 0],
             PACKED: layout,
         }
-        for key in ("ref_chosen_logps", "ref_rejected_logps"):
+        for key in REFERENCE:
             if key in rows[0]:
                 batch[key] = torch.tensor([row[key] for row in rows])
         return batch

@@ -47,6 +47,15 @@ def kernel_for(
     return _kernel() if torch.cuda.get_device_capability(query.device) >= AMPERE else None
 
 
+def as_autocast(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Three states in the dtype that autocast gives PyTorch's own attention; rotary positions leave the first two in
+    float32 where a model's norms are in it."""
+    states, kind = (query, key, value), query.device.type
+    if not torch.is_autocast_enabled(kind):
+        return states
+    return tuple(each.to(torch.get_autocast_dtype(kind)) for each in states)
+
+
 @lru_cache(maxsize=1)
 def _kernel() -> Kernel | None:
     """PyTorch's, where this release has it."""

@@ -183,6 +183,18 @@ def test_auto_pads_by_name(host: Host, two_sets: list[Config], tmp_path: Path) -
     refused(result, Path(made["output_dir"]), "sdpo.packed: true, but BloomForCausalLM ", "set packed: auto")
 
 
+def test_auto_pads_where_a_metric_reads_logits(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
+    """A plugin's `compute_metrics` is given them as padded rows have them: `auto` says so, `true` refuses."""
+    plugins, results = ["sdpo_plugin.SDPOPlugin", "integration_tests.harness.faults.FaultPlugin"], {}
+    for packed in ("auto", True):
+        made = config(model, two_sets, tmp_path / str(packed), packed, max_steps=1) | {"plugins": plugins}
+        path = write_config(tmp_path / f"{packed}.yaml", made)
+        results[packed] = host.train(path, env={"SDPO_TEST_FAULT": "metrics:"})
+    said = "compute_metrics is given logits as padded rows have them"
+    assert f"forward pass: padded rows, because {said}" in results["auto"].check().log_text
+    refused(results[True], tmp_path / "True" / "out", f"sdpo.packed: true, but {said}", "set packed: auto")
+
+
 def test_auto_pads_by_name_under_fsdp2(host: Host, two_sets: list[Config], tmp_path: Path) -> None:
     """FSDP2 puts a class of its own before Falcon's; the model behind it is asked."""
     falcon = Path(make_model(host, tmp_path / "falcon", "falcon"))

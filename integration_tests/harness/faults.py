@@ -26,6 +26,7 @@ The environment says which fault, so that the config stays that of the run that 
 - `gate:FOLDER`: nothing, but each rank notes in a file of its own what its start gate is given.
 - `full`: the disk says that it has a megabyte left.
 - `cross-entropy:`: every load of a model puts another cross entropy in the place of PyTorch's, as Liger's does.
+- `metrics:`: a metric of the user's own, as a plugin sets one.
 - `parts:BYTES`: nothing, but no more logits than these may be there at once, and the log says how often they were read
   in parts.
 """
@@ -108,6 +109,8 @@ class FaultPlugin(BasePlugin):
                 trainer.model.register_forward_pre_hook(Nth(batch, lambda module, *rest: not module.training))
             elif rank == _rank():
                 spoil_batch(trainer, batch)
+        if self._kind == "metrics":
+            trainer.compute_metrics = lambda predictions: {}
         if self._kind == "parts":
             return [Parts(trainer.accelerator.unwrap_model(trainer.model).get_output_embeddings())]
         if self._kind in ("evaluate", "signal"):

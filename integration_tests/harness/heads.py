@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 
-from integration_tests.harness.packed import MAX_LENGTH, build, gradients, log_probs, rows
-
-THREE_TOKENS = 3 * 4 * 64
+from integration_tests.harness.packed import MAX_LENGTH, THREE_TOKENS, build, gradients, log_probs, rows
 
 
 def found_to_be_last() -> dict[str, bool | None]:

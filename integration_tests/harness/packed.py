@@ -58,6 +58,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mamba": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2},
 }
 MAX_LENGTH = 24
+THREE_TOKENS = 3 * 4 * 64  # bytes of their logits
 # prompt, chosen and rejected tokens: one-token answers and prompts, rows at the limit and beyond it
 LENGTHS = ((5, 7, 3), (1, 1, 1), (12, 1, 9), (9, 15, 2), (3, 30, 21), (6, 4, 4))
 
@@ -101,7 +102,7 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
     if mode == "kernel":
         varlen.kernel_for = lambda *states: partial(kernel, called)
     elif mode == "parts":
-        head.LOGITS_AT_ONCE = 3 * 4 * 64
+        head.LOGITS_AT_ONCE = THREE_TOKENS
         assert head.read_in_parts(model)
     elif mode:
         model.gradient_checkpointing_enable({"use_reentrant": mode.startswith("reentrant")})
@@ -137,7 +138,7 @@ def most_logits(kind: str) -> dict[str, int]:
     from sdpo_plugin.host.forward.packing import PackingCollator
 
     model, found = build(kind, "sdpa"), {}
-    head.LOGITS_AT_ONCE = 3 * 4 * 64
+    head.LOGITS_AT_ONCE = THREE_TOKENS
     batch = PackingCollator(MAX_LENGTH)(rows())
     for how in ("whole", "parts"):
         assert how == "whole" or head.read_in_parts(model)

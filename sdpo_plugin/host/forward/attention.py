@@ -42,7 +42,7 @@ def packed_attention(model: PreTrainedModel) -> Iterator[bool]:
     try:
         yield takes
     finally:
-        _set(before)
+        _set_names(before)
 
 
 def set_packed_attention(model: PreTrainedModel) -> bool:
@@ -51,7 +51,7 @@ def set_packed_attention(model: PreTrainedModel) -> bool:
     kind: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
     if not kind._can_set_attn_implementation():
         return False
-    _set([(config, _registered(name)) for config, name in _names(model)])
+    _set_names([(config, _registered(name)) for config, name in _names(model)])
     return True
 
 
@@ -64,11 +64,11 @@ def takes_packed_rows(model: PreTrainedModel) -> bool:
 def own_attention(model: PreTrainedModel) -> Iterator[None]:
     """Within this context ``model`` has the attention that its user has set, also where it takes packed rows else."""
     before = _names(model)
-    _set([(config, _originals.get(name, name)) for config, name in before])
+    _set_names([(config, _originals.get(name, name)) for config, name in before])
     try:
         yield
     finally:
-        _set(before)
+        _set_names(before)
 
 
 Names = Sequence[tuple[PretrainedConfig, str]]
@@ -80,7 +80,7 @@ def _names(model: PreTrainedModel) -> Names:
     return [(config, config._attn_implementation) for config in {id(config): config for config in configs}.values()]
 
 
-def _set(names: Names) -> None:
+def _set_names(names: Names) -> None:
     """Without the check of ``set_attn_implementation``, which loads a kernel from the hub once more, or looks for one
     of our name."""
     for config, name in names:
@@ -129,19 +129,19 @@ def _attention_by(original: str) -> Attention:
         layout: PackedLayout | None = kwargs.pop(PACKED, None)
         if layout is None:
             ours = module.config._attn_implementation
-            _set([(module.config, original)])  # flash attention looks itself up by its name there
+            _set_names([(module.config, original)])  # flash attention looks itself up by its name there
             try:
                 return _function(module, original)(module, query, key, value, attention_mask, **kwargs)
             finally:
-                _set([(module.config, ours)])
+                _set_names([(module.config, ours)])
         queries, keys, values = varlen.as_autocast(query, key, value)
         kernel = None if original == EAGER else varlen.kernel_for(queries, keys, values, kwargs)
         if kernel is not None:
             window = kwargs.get("sliding_window")
             return varlen.attend(kernel, queries, keys, values, layout, kwargs.get("scaling"), window), None
         # Scaled dot-product attention passes over caps and sinks, which flash and flex attention compute.
-        more = any(kwargs.get(argument) is not None for argument in varlen.OTHERS)
-        name = EAGER if original == EAGER or (original != SDPA and more) else SDPA
+        caps_or_sinks = any(kwargs.get(argument) is not None for argument in varlen.OTHERS)
+        name = EAGER if original == EAGER or (original != SDPA and caps_or_sinks) else SDPA
         attend = _function(module, name)
         texts = _texts(layout, kwargs.get("sliding_window"), query.dtype, query.device, needs_mask=name == EAGER)
         parts = []

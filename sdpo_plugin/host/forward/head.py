@@ -85,7 +85,7 @@ def reading(labels: torch.Tensor) -> Iterator[Reading]:
 
 @contextmanager
 def watching() -> Iterator[Watch]:
-    """Within this context such a head gives all its logits, and ``see`` compares them with those of the model."""
+    """Within this context such a head gives all its logits; ``compare_with_head`` is given those of the model."""
     watch = Watch()
     token = _watch.set(watch)
     try:
@@ -94,7 +94,7 @@ def watching() -> Iterator[Watch]:
         _watch.reset(token)
 
 
-def see(logits: torch.Tensor) -> None:
+def compare_with_head(logits: torch.Tensor) -> None:
     """Take in the logits of a model, in a forward pass that is watched; some models scale what a head gives."""
     watch = _watch.get()
     if watch is not None and watch.given is not None:

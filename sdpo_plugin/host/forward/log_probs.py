@@ -18,7 +18,7 @@ from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import ready_model, training_model
 from sdpo_plugin.host.forward.answer_logits import AnswerLogits, ReadLogits, TokenLogits, WholeLogits
 from sdpo_plugin.host.forward.attention import packed_row, takes_packed_rows
-from sdpo_plugin.host.forward.head import reading, see
+from sdpo_plugin.host.forward.head import compare_with_head, reading
 from sdpo_plugin.host.forward.packing import PACKED, PackingCollator
 from sdpo_plugin.rows import RowFacts
 from sdpo_plugin.tables import LogProbTable, TableBuilder
@@ -62,7 +62,7 @@ class _PackedModel:
             )
         if isinstance(outputs.logits, AnswerLogits):  # made already: what stands for the model gives them once more
             return outputs
-        see(outputs.logits)
+        compare_with_head(outputs.logits)
         found = outputs.logits[0]
         if read.columns is not None:
             tokens: TokenLogits = ReadLogits.through(found[:, 0], read.columns)

@@ -22,8 +22,11 @@ from pathlib import Path
 from integration_tests.harness.env import BASE_ENV, ROOT
 from sdpo_plugin.text import text_table
 
-# Contracts, one word, the wheel; equivalence with the host's chain; what TRL reads; resume; commands; ranks; endings.
-TESTS = "compat one_word wheel equivalence answer_logits resume commands engines zero3 endings import_order".split()
+# Contracts, one word, the wheel; equivalence with the host's chain; what TRL reads; packed rows; resume; commands;
+# ranks; endings.
+TESTS = (
+    "compat one_word wheel equivalence answer_logits packed resume commands engines zero3 endings import_order"
+).split()
 PACKAGES = ("axolotl", "trl", "transformers", "accelerate", "peft", "deepspeed", "torch")
 
 

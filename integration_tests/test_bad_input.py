@@ -331,7 +331,7 @@ def test_unsupported_host(bench: Bench, tmp_path: Path) -> None:
     assert "UnsupportedHostError" in result.log_text
 
 
-@pytest.mark.parametrize("what", ["config", "data", "gather", "optimizer", "scheduler"])
+@pytest.mark.parametrize("what", ["config", "data", "gather", "disk", "optimizer", "scheduler"])
 def test_two_ranks_end_together_and_say_it_once(bench: Bench, tmp_path: Path, what: str) -> None:
     """No rank waits for another, and one of them speaks."""
     overrides, parts = {
@@ -339,12 +339,14 @@ def test_two_ranks_end_together_and_say_it_once(bench: Bench, tmp_path: Path, wh
         "data": (bench.second(path="/nope/x.jsonl"), ("step step-2: /nope/x.jsonl:train",)),
         "optimizer": ({}, ("section 'optimizer' (type 'AdamW')", "remove it")),
         "scheduler": ({}, ("section 'scheduler' (type 'WarmupLR')", "remove it")),
+        "disk": ({}, ("offload_param has device: 'nvme'", "set device: cpu")),
         "gather": ({}, ("stage3_gather_16bit_weights_on_model_save: False", "so M_t could not be written")),
     }[what]
     types = {"optimizer": "AdamW", "scheduler": "WarmupLR"}
     own = {what: {"type": types[what], "params": {}}} if what in types else {}
     gather = {"stage3_gather_16bit_weights_on_model_save": what != "gather"}
-    zero3 = write_zero3(tmp_path / "zero3.json", own, **gather)
+    offload = {"offload_param": {"device": "nvme", "nvme_path": str(tmp_path)} if what == "disk" else None}
+    zero3 = write_zero3(tmp_path / "zero3.json", own, **gather, **offload)
     config = bench.config(tmp_path, deepspeed=str(zero3), micro_batch_size=2, **overrides)
     running = bench.host.start(["train", str(config), "--launcher", "python"], tmp_path, ranks=2)
     result = running.wait(60)

@@ -1,4 +1,5 @@
-"""Two ranks under the engines that keep every parameter whole: DDP, ZeRO-1, ZeRO-2. The models of one process.
+"""Two ranks under the engines that keep every parameter whole: DDP, ZeRO-1, ZeRO-2, with packed rows. The models of
+one process with padded ones.
 
 ZeRO-3 and FSDP2, which shard parameters, have files of their own.
 """
@@ -16,7 +17,7 @@ from integration_tests.harness.data import Config, base_config, lora_config, wri
 from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import messages
 from integration_tests.harness.models import make_model
-from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
+from integration_tests.harness.sdpo import PADDED, read_report, run_sdpo, sdpo_config
 from integration_tests.harness.zero3 import write_zero3
 
 MAKE = {"full": base_config, "lora": lora_config, "qlora": partial(lora_config, adapter="qlora", load_in_4bit=True)}
@@ -44,9 +45,9 @@ def wide(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(host: Host, wide: Path, two_sets: list[Config], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """In one process."""
+    """In one process, with padded rows."""
     folder = tmp_path_factory.mktemp("alone")
-    configs = [MAKE[kind](wide, two_sets, folder / kind, **SGD) for kind in MAKE]
+    configs = [MAKE[kind](wide, two_sets, folder / kind, **SGD, sdpo=PADDED) for kind in MAKE]
     return dict(zip(MAKE, at_once(*(lambda c=c: run_sdpo(host, c) for c in configs)), strict=True))
 
 
@@ -84,7 +85,7 @@ def test_equals_one_process(
 ) -> None:
     """M_1, M_2 and the final model, or their adapters; both steps begin at ln 2."""
     config = MAKE[kind](wide, two_sets, tmp_path, **SGD, **settings(engine, tmp_path), micro_batch_size=2)
-    out = run_sdpo(host, config, ranks=2)
+    out = run_sdpo(host, sdpo_config(config, sdpo={"packed": True}), ranks=2)
     for step in ("step-1", "step-2", ""):
         assert apart(out / step, alone[kind] / step) <= CLOSE[kind]
     assert apart(out / "step-1", out) > 1e-3
@@ -116,3 +117,13 @@ def test_ranks_that_would_train_alone_are_refused(
     (said,) = messages(result)
     assert said.startswith("2 ranks train, and accelerate ")
     assert "gave LlamaForCausalLM back without a wrapper that shares their gradients" in said
+
+
+def test_a_model_on_several_gpus_of_one_process_is_refused(host: Host) -> None:
+    """No such machine is needed for what is said of it."""
+    said = host.python("integration_tests.harness.obstacles:spread")
+    assert said == (
+        "LlamaForCausalLM is spread over several GPUs of one process, which a chain has not been run under; start a "
+        "process for each GPU (the default launcher, with deepspeed or fsdp_config for a model that is larger than one "
+        "of them), or let it see one (CUDA_VISIBLE_DEVICES=0)."
+    )

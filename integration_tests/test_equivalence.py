@@ -19,6 +19,7 @@ from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import PADDED, read_report, run_sdpo, sdpo_config
 from integration_tests.harness.stored_weights import weights_digest
 
+PACKED = {"packed": True}  # or the run is refused
 SGD = {"optimizer": "sgd", "learning_rate": 1.0e-2, "num_epochs": 3}  # 18 and 24 updates
 ADAMW = {"optimizer": "adamw_torch", "learning_rate": 1.0e-3, "num_epochs": 3}
 
@@ -26,13 +27,14 @@ ADAMW = {"optimizer": "adamw_torch", "learning_rate": 1.0e-3, "num_epochs": 3}
 @pytest.fixture(scope="module")
 def sgd(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pytest.TempPathFactory) -> Compared:
     """Two steps with SGD, ragged rows."""
-    return compare(host, base_config(model, two_sets, tmp_path_factory.mktemp("sgd"), **SGD), two_sets)
+    return compare(host, base_config(model, two_sets, tmp_path_factory.mktemp("sgd"), **SGD, sdpo=PACKED), two_sets)
 
 
 @pytest.fixture(scope="module")
 def adamw(host: Host, model: Path, two_sets: list[Config], tmp_path_factory: pytest.TempPathFactory) -> Compared:
     """Two steps with AdamW, ragged rows."""
-    return compare(host, base_config(model, two_sets, tmp_path_factory.mktemp("adamw"), **ADAMW), two_sets)
+    folder = tmp_path_factory.mktemp("adamw")
+    return compare(host, base_config(model, two_sets, folder, **ADAMW, sdpo=PACKED), two_sets)
 
 
 def test_sgd_equals_separate_runs(model: Path, sgd: Compared) -> None:

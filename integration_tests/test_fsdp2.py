@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from integration_tests.harness.compare import apart, at_once
-from integration_tests.harness.data import Config, base_config, chat_set, intel_set, lora_config, write_config
+from integration_tests.harness.data import Config, base_config, chat_set, even_set, intel_set, lora_config, write_config
 from integration_tests.harness.deaths import live, outcome
 from integration_tests.harness.expected_log_probs import expect_table, off, read_table
 from integration_tests.harness.fsdp2 import LARGE, fsdp2
@@ -119,8 +119,9 @@ def test_tables_are_those_of_the_exported_models(
 
 
 def test_rows_that_do_not_share_out_evenly(host: Host, model: Path, tmp_path: Path) -> None:
-    """25 and 7 rows over two ranks with 2 each: in the last round of D_1 one rank has a row and the other none."""
-    sets = [chat_set(tmp_path / "d1.jsonl", 25, 3), intel_set(tmp_path / "d2.jsonl", 7, 4)]
+    """25 and 7 rows over two ranks with 2 each: in the last round of D_1, whose rows are of one length and make 13
+    batches packed or padded, one rank has a row and the other none."""
+    sets = [even_set(tmp_path / "d1.jsonl", 25, 3), intel_set(tmp_path / "d2.jsonl", 7, 4)]
     config = base_config(model, sets, tmp_path, **SGD["full"] | fsdp2(), micro_batch_size=2)
     out = run_sdpo(host, config, ranks=2)
     (base,) = expect_table(host, tmp_path / "prepared", 25, model)

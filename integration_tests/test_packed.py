@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,22 @@ import pytest
 import yaml
 
 from integration_tests.harness.compare import apart
-from integration_tests.harness.data import Config, base_config, write_config
+from integration_tests.harness.data import Config, base_config, even_set, write_config
 from integration_tests.harness.deaths import live
 from integration_tests.harness.env import ROOT
+from integration_tests.harness.expected_log_probs import off, read_table
 from integration_tests.harness.fsdp2 import fsdp2
 from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import messages, refused
 from integration_tests.harness.models import make_model
-from integration_tests.harness.packed import MODELS
+from integration_tests.harness.packed import MODELS, POSITIONS
 from integration_tests.harness.sdpo import read_report, sdpo_config
 from integration_tests.harness.stored_weights import weights_digest
 from integration_tests.harness.zero3 import write_zero3
 
 COMPARE = "integration_tests.harness.packed:compare"
 PADDED = {"bloom", "falcon", "gpt_neo", "lfm2", "mamba", "mpt"}  # they do not take packed rows
+EXPERTS = ("gpt_oss", "mixtral", "qwen3_moe")
 EAGER = {"gpt_oss"}  # has no scaled dot-product attention
 SGD = {"optimizer": "sgd", "learning_rate": 1.0e-2, "num_epochs": 2}
 
@@ -59,6 +62,17 @@ def test_log_probs_and_gradients_are_those_of_padded_rows(host: Host, kind: str)
     assert found["log-probs"] <= 1e-5 * found["largest"]
     assert found["gradients"] <= 1e-4
     assert found["weights"] <= 1e-5 < 1e-3 < found["moved"]
+    assert found["alone"] <= 1e-4
+    assert found["leaks"] == 0.0
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_scaled_positions(host: Host, positions: str) -> None:
+    """Those that look at the longest row of a batch find the same one; rows here are longer than what they scale."""
+    found = host.python(COMPARE, f"llama {positions}")
+    assert found["log-probs"] <= 1e-5 * found["largest"]
+    assert found["gradients"] <= 1e-4
+    assert found["alone"] <= 1e-4
     assert found["leaks"] == 0.0
 
 
@@ -78,6 +92,8 @@ def test_the_docs_say_which() -> None:
     text = (ROOT / "docs" / "packed.md").read_text(encoding="utf-8")
     said = dict(re.findall(r"^\| `(\w+)` \| (packed|padded) \|", text, re.MULTILINE))
     assert said == {kind: "padded" if kind in PADDED else "packed" for kind in MODELS}
+    for reason in ("truncation_mode", "disable_dropout", "torch_compile", "compute_metrics", "several GPUs"):
+        assert reason in text
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2"])
@@ -102,10 +118,18 @@ def test_with_flash_attention(host: Host, kind: str, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt2"])
 def test_under_autocast_packed_rows_are_no_noisier(host: Host, kind: str) -> None:
-    """bfloat16, beside float32: both forward passes round, neither by more than twice the other."""
-    off = host.python("integration_tests.harness.packed:half_precision", kind)
-    assert 0.0 < off["packed"] <= 2 * off["padded"]
-    assert off["padded"] <= 2 * off["packed"]
+    """bfloat16, beside float32: both forward passes round, neither by more than twice the other; so do gradients."""
+    found = host.python("integration_tests.harness.packed:half_precision", kind)
+    for packed, padded in zip(found["packed"], found["padded"], strict=True):
+        assert 0.0 < packed <= 2 * padded
+        assert padded <= 2 * packed
+
+
+def test_logits_in_half_precision_are_summed_in_float32(host: Host) -> None:
+    """As DeepSpeed and FSDP2 give them: padded rows to rounding in float32, packed ones to that of the model."""
+    off = host.python("integration_tests.harness.packed:in_half_precision", "llama")
+    assert off["padded"] <= 1e-4
+    assert off["packed"] <= 0.5
 
 
 @pytest.mark.parametrize("mode", ["checkpointing", "reentrant checkpointing"])
@@ -114,6 +138,25 @@ def test_with_gradient_checkpointing(host: Host, mode: str) -> None:
     found = host.python(COMPARE, "mistral", "sdpa", mode)
     assert found["log-probs"] <= 1e-5 * found["largest"]
     assert found["gradients"] <= 1e-4
+    assert found["weights"] <= 1e-5
+
+
+OBSTACLES = {
+    "dropout": "dropout is on (disable_dropout: false), and the two answers would share that of their prompt",
+    "truncation": "truncation_mode is 'keep_end', which gives the two answers different prompts",
+    "experts": "the auxiliary loss of the experts of LlamaForCausalLM is not transformers' own",
+    "prompt learning": "the adapter puts tokens of its own before each row",
+    "compile": "torch_compile would compile anew for every batch",
+    "several GPUs": "several GPUs in one process would each be given a piece of the row",
+    "metrics": "compute_metrics is given logits as padded rows have them",
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("what", OBSTACLES)
+def test_what_is_known_without_trying(host: Host, what: str) -> None:
+    """Settings under which packed rows would be others, each on a Llama that takes them."""
+    assert host.python("integration_tests.harness.obstacles:obstacle", what) == OBSTACLES[what]
 
 
 @pytest.mark.parametrize("kind", sorted(PADDED))
@@ -130,8 +173,16 @@ def config(model: Path, sets: list[Config], folder: Path, packed: bool | str, **
 
 MODES: dict[str, dict[str, Any]] = {
     "accumulation": {"micro_batch_size": 2, "gradient_accumulation_steps": 2},
-    "gradient checkpointing": {"gradient_checkpointing": True},
+    "checkpointing": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    "reentrant checkpointing": {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    },
     "lora": {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True},
+    "dropout in an adapter": {
+        **{"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True},
+        "lora_dropout": 0.1,  # which TRL switches off
+    },
     "dora": {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True, "peft_use_dora": True},
     "evaluations": {"val_set_size": 0.25, "eval_steps": 2, "eval_strategy": "steps"},
     "another loss": {"dpo_loss_type": ["ipo", "sft"], "dpo_loss_weights": [1.0, 0.1]},
@@ -150,6 +201,9 @@ def test_runs_end_with_the_weights_of_padded_rows(
         result = host.train(write_config(tmp_path / f"{name}.yaml", made)).check()
         assert f"forward pass: {name} rows" in result.log_text or name == "padded"
         outs[name] = Path(made["output_dir"])
+        saved = list(outs[name].rglob("config.json"))
+        assert saved or "adapter" in made
+        assert not any("sdpo_packed" in path.read_text(encoding="utf-8") for path in saved)
     for step in ("step-1", "step-2", ""):
         assert apart(outs["packed"] / step, outs["padded"] / step) <= 1e-6
     reports = [read_report(out) for out in outs.values()]
@@ -160,13 +214,14 @@ def test_runs_end_with_the_weights_of_padded_rows(
 
 @pytest.mark.parametrize("engine", ["zero3", "ddp"])
 def test_on_two_ranks(host: Host, model: Path, two_sets: list[Config], tmp_path: Path, engine: str) -> None:
-    """Sharded weights are gathered for the packed row, and a rank without rows takes part."""
+    """Sharded weights are gathered for the packed row, and a rank without rows takes part: 18 rows of one length are
+    9 batches."""
     shared: dict[str, Any] = {"micro_batch_size": 2}
     if engine == "zero3":
         shared["deepspeed"] = str(write_zero3(tmp_path / "zero3.json"))
-    outs = []
+    outs, sets = [], [even_set(tmp_path / "even.jsonl", 18, 3), two_sets[1]]
     for packed in (True, False):
-        made = config(model, two_sets, tmp_path / str(packed), packed, **shared)
+        made = config(model, sets, tmp_path / str(packed), packed, **shared)
         host.train(write_config(tmp_path / f"{packed}.yaml", made), ranks=2).check()
         outs.append(Path(made["output_dir"]))
     assert apart(*outs) <= 1e-6
@@ -181,6 +236,48 @@ def test_auto_pads_by_name(host: Host, two_sets: list[Config], tmp_path: Path) -
     made = config(bloom, two_sets, tmp_path / "true", True, max_steps=1)
     result = host.train(write_config(tmp_path / "true.yaml", made))
     refused(result, Path(made["output_dir"]), "sdpo.packed: true, but BloomForCausalLM ", "set packed: auto")
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_the_loss_that_balances_experts(host: Host, kind: str) -> None:
+    """TRL adds it by default: a prompt counts once for each answer, in its value and in what is learnt of it."""
+    found = host.python("integration_tests.harness.packed:balance", kind)
+    assert found["loss"] <= 1e-6
+    assert found["gradients"] <= 1e-6
+    assert found["were prompts counted once"] >= 1e-4
+    assert found["restored"]
+
+
+def test_a_run_with_experts(host: Host, two_sets: list[Config], tmp_path: Path) -> None:
+    """By the command line, with the loss that balances them."""
+    mixtral, outs = Path(make_model(host, tmp_path / "mixtral", "mixtral", num_local_experts=4)), []
+    for packed in (True, False):
+        made = config(mixtral, two_sets, tmp_path / str(packed), packed, logging_steps=1)
+        host.train(write_config(tmp_path / f"{packed}.yaml", made)).check()
+        outs.append(Path(made["output_dir"]))
+    assert apart(*outs) <= 1e-6
+    logs = [json.loads((out / "sdpo" / "history" / "step-1.json").read_text(encoding="utf-8")) for out in outs]
+    losses = [[point["aux_loss"] for point in log["entries"] if "aux_loss" in point] for log in logs]
+    assert losses[0]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_reference_that_takes_no_packed_rows_has_padded_ones(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path
+) -> None:
+    """The policy keeps its packed rows beside it; the tables are those of padded rows."""
+    bloom = Path(make_model(host, tmp_path / "bloom", "bloom"))
+    tables = {}
+    for packed in (True, False):
+        made = config(model, two_sets, tmp_path / str(packed), packed, max_steps=1)
+        made["sdpo"]["reference"] = str(bloom)
+        log = host.train(write_config(tmp_path / f"{packed}.yaml", made)).check().log_text
+        said = "of the model that is loaded for its log-probs: padded rows, because BloomForCausalLM "
+        assert (f"forward pass {said}" in log) is packed
+        assert ("forward pass: packed rows" in log) is packed
+        tables[packed] = [read_table(Path(made["output_dir"]), step) for step in ("step-1", "step-2")]
+    for one, other in zip(tables[True], tables[False], strict=True):
+        assert off(one, other) == 0.0
 
 
 def test_auto_pads_where_a_metric_reads_logits(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
@@ -231,4 +328,21 @@ def test_a_half_trained_step_is_resumed_with_the_same_forward_pass(
     said = "\n".join(messages(result))
     assert "step step-2 cannot be resumed" in said
     assert "packed is False, and it was True" in said
+    assert not any("sdpo_packed" in path.read_text(encoding="utf-8") for path in dead.parent.rglob("config.json"))
     assert weights_digest(life.resume(dead)) == weights_digest(life.out)
+
+
+def test_a_table_is_the_same_for_both_forward_passes(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path
+) -> None:
+    """Killed when the reference table is there and no checkpoint, a step may go on with padded rows: to rounding."""
+    saves = {"save_strategy": "no", "num_epochs": 1}
+    life = live(host, base_config(model, two_sets, tmp_path / "whole", **SGD | saves), sdpo={"packed": True})
+    last_update = max(number for number, event in enumerate(life.events, 1) if event == "train")
+    dead = life.die(tmp_path / "dead", last_update)
+    made = yaml.safe_load(dead.read_text())
+    before = (Path(made["output_dir"]) / "sdpo" / "reference" / "step-2.safetensors").read_bytes()
+    padded = write_config(tmp_path / "dead" / "padded.yaml", {**made, "sdpo": {"packed": False}})
+    host.train(padded).check()
+    assert (Path(made["output_dir"]) / "sdpo" / "reference" / "step-2.safetensors").read_bytes() == before
+    assert 0.0 < apart(Path(made["output_dir"]), life.out) <= 1e-6

@@ -13,11 +13,11 @@ import yaml
 from packaging.version import Version
 
 from integration_tests.harness.compare import Compared, apart, compare
-from integration_tests.harness.data import Config, base_config, write_config
+from integration_tests.harness.data import Config, base_config, even_set, write_config
 from integration_tests.harness.env import ROOT
 from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import refused
-from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
+from integration_tests.harness.sdpo import PADDED, read_report, run_sdpo, sdpo_config
 from integration_tests.harness.zero3 import write_zero3
 from sdpo_plugin.steps_args import OVERRIDES
 
@@ -88,6 +88,18 @@ def test_everything_equals_separate_runs(model: Path, everything: Compared) -> N
         assert apart(mine, by_hand) <= 1e-6
     assert apart(model, everything.steps[0]) > 1e-3
     assert apart(everything.steps[0], everything.out) > 1e-3
+
+
+def test_the_hosts_own_optimizers_take_a_steps_learning_rate(host: Host, model: Path, tmp_path: Path) -> None:
+    """They read nothing of a step's arguments: the host makes them with those of the run. Rows of one length."""
+    sets = [even_set(tmp_path / f"d{n}.jsonl", rows, n) for n, rows in ((1, 24), (2, 20))]
+    own = {"optimizer": "adopt_adamw", "learning_rate": 1.0e-3, "num_epochs": 1, "sdpo": PADDED}
+    steps = [{"learning_rate": 4.0e-3}, {"weight_decay": 0.3}]
+    config = base_config(model, sets, tmp_path, **own)
+    run = compare(host, config, sets, steps)
+    for mine, by_hand in zip(run.steps, run.chain, strict=True):
+        assert apart(mine, by_hand) == 0.0
+    assert apart(model, run.steps[0]) > 1e-3
 
 
 @pytest.mark.parametrize("number", [0, 1])

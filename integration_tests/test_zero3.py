@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from integration_tests.harness.compare import apart, at_once
-from integration_tests.harness.data import Config, base_config, chat_set, intel_set, lora_config
+from integration_tests.harness.data import Config, base_config, even_set, intel_set, lora_config
 from integration_tests.harness.expected_log_probs import expect_table, mean_off, off, read_table
 from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
@@ -114,11 +114,12 @@ def test_tables_are_those_of_the_exported_models(host: Host, full: Path, retrain
 def test_rows_that_do_not_share_out_evenly(
     host: Host, model: Path, folder: Path, two_ranks: dict[str, Any], tmp_path: Path
 ) -> None:
-    """25 and 7 rows over two ranks with 2 each: in the last round of D_1 one rank has a row and the other none.
+    """25 and 7 rows over two ranks with 2 each: in the last round of D_1, whose rows are of one length and make 13
+    batches packed or padded, one rank has a row and the other none.
 
     No run has seen these rows before, so that nothing comes from a cache of the host's libraries either.
     """
-    sets = [chat_set(tmp_path / "d1.jsonl", 25, 3), intel_set(tmp_path / "d2.jsonl", 7, 4)]
+    sets = [even_set(tmp_path / "d1.jsonl", 25, 3), intel_set(tmp_path / "d2.jsonl", 7, 4)]
     config = base_config(model, sets, tmp_path, **FULL | two_ranks)
     out = run_sdpo(host, config, ranks=2)
     (base,) = expect_table(host, tmp_path / "prepared", 25, model)

@@ -29,6 +29,12 @@ def _saves_in_parts(config: Any) -> bool:
     return next(filter(None, types), None) != "FULL_STATE_DICT"
 
 
+def _cuts_batches(config: Any) -> bool:
+    if not isinstance(config, Mapping):
+        return bool(config)  # the host stumbles over what is no block
+    return bool(config.get("dispatch_batches") or config.get("split_batches"))
+
+
 def _is_fsdp1(value: Any) -> bool:
     return bool(value) and str(value) != "2"
 
@@ -97,6 +103,13 @@ CONFLICTS = (
     ),
     Conflict("fsdp_version", "the reference pass is not made for FSDP1", "set fsdp_version: 2", _is_fsdp1),
     Conflict(
+        "accelerator_config",
+        "it cuts the batches of all ranks out of one, which parts chosen from rejected rows, or takes micro_batch_size "
+        "for all ranks together",
+        "set accelerator_config.dispatch_batches and split_batches to false",
+        _cuts_batches,
+    ),
+    Conflict(
         "use_ray",
         "the host gives each of Ray's workers a GPU, and the chain has not been tested there",
         "remove use_ray and launch with torchrun or accelerate, also on several machines",
@@ -112,6 +125,17 @@ CONFLICTS = (
         "the reference pass is not made for split layers yet",
         "set tensor_parallel_size: 1",
         _more_than_one,
+    ),
+    Conflict(
+        "expert_parallel_size",
+        "each rank would hold experts of its own, and rank 0's alone would be saved",
+        "set expert_parallel_size: 1",
+        _more_than_one,
+    ),
+    Conflict(
+        "pad_to_multiple_of",
+        "the host's collator for it does not make what TRL's trainer reads",
+        "remove pad_to_multiple_of",
     ),
 )
 

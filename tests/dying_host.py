@@ -30,7 +30,7 @@ from sdpo_plugin.run_dir.lock import RunLock
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.records import Samples, Tables
 from sdpo_plugin.run_dir.resume import FRESH, find_start, with_last_model
-from sdpo_plugin.run_dir.sealed import read_seal, seal
+from sdpo_plugin.run_dir.sealed import Files, read_seal, seal
 from sdpo_plugin.runner import run_steps
 from sdpo_plugin.sampling import sample
 from sdpo_plugin.step_host import EarlyTables, Training, TrainOutcome
@@ -193,6 +193,9 @@ class DyingHost:
 
     def on_rank_0(self, action: Callable[[], T]) -> T:
         return action()
+
+    def written_by_all(self, directory: Path) -> Files:
+        return {}
 
     def _update(self, step: StepPlan, now: Progress, reference: LogProbTable) -> None:
         rows = ROWS[step.index - 1]

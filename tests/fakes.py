@@ -25,6 +25,7 @@ from sdpo_plugin.run_dir.journal import Journal
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.records import Tables
+from sdpo_plugin.run_dir.sealed import Files
 from sdpo_plugin.runner import run_steps
 from sdpo_plugin.sampling import sample
 from sdpo_plugin.step_host import EarlyTables, PickedRows, Training, TrainOutcome
@@ -212,6 +213,9 @@ class FakeHost:
         self.after_action()
         result: T = self.answers[-1]
         return result
+
+    def written_by_all(self, directory: Path) -> Files:
+        return {}
 
     def _write(self, directory: Path, marker: str) -> None:
         if self.rank == 0:

@@ -24,6 +24,7 @@ ALLOWED = {
     "conflicts": "errors recognition",
     "crash": "errors scrub",
     "data_conflicts": "errors",
+    "deepspeed_conflicts": "errors",
     "digests": "",
     "errors": "",
     "gate": "errors",
@@ -86,7 +87,7 @@ ALLOWED = {
     "run_dir.paths": "plan",
     "run_dir.picked_rows": "digests errors run_dir.files run_dir.ledger run_dir.paths",
     "run_dir.progress": "run_dir.files run_dir.paths schema",
-    "run_dir.records": "plan run_dir.ledger run_dir.models run_dir.paths run_dir.table_files tables",
+    "run_dir.records": "plan run_dir.ledger run_dir.models run_dir.paths run_dir.sealed run_dir.table_files tables",
     "run_dir.reference_cache": "digests errors run_dir.table_files tables",
     "run_dir.resume": (
         "errors plan run_dir.checkpoints run_dir.fresh run_dir.growth run_dir.ledger run_dir.made_rows run_dir.models "
@@ -138,8 +139,8 @@ METHOD = (
 ).split()
 # What a user writes and sees.
 CONFIG = (
-    "args block bounds conflicts crash data_conflicts lm_eval_args local_files losses misspelt partition_args "
-    "plugin_name recognition refresh_args step_conflicts steps_args versions"
+    "args block bounds conflicts crash data_conflicts deepspeed_conflicts lm_eval_args local_files losses misspelt "
+    "partition_args plugin_name recognition refresh_args step_conflicts steps_args versions"
 ).split()
 # Each wing, and the wings that it may import; itself goes without saying.
 ARROWS = {

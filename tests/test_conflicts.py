@@ -31,13 +31,20 @@ CLASHES: dict[str, tuple[Any, str]] = {
     "fsdp": (["full_shard"], "use fsdp_version: 2 with fsdp_config, and remove fsdp"),
     "fsdp_config": ({"fsdp_version": 2}, "set fsdp_config.final_state_dict_type: FULL_STATE_DICT"),
     "fsdp_version": (1, "set fsdp_version: 2"),
+    "accelerator_config": (
+        {"dispatch_batches": True},
+        "set accelerator_config.dispatch_batches and split_batches to false",
+    ),
     "use_ray": (True, "remove use_ray and launch with torchrun or accelerate, also on several machines"),
     "context_parallel_size": (2, "set context_parallel_size: 1"),
     "tensor_parallel_size": (4, "set tensor_parallel_size: 1"),
+    "expert_parallel_size": (2, "set expert_parallel_size: 1"),
+    "pad_to_multiple_of": (8, "remove pad_to_multiple_of"),
     "dpo_padding_free": (True, "remove dpo_padding_free"),
     "padding_free": (True, "remove padding_free"),
     "sample_packing": (True, "remove sample_packing"),
 }
+PARALLEL = ("context_parallel_size", "tensor_parallel_size", "expert_parallel_size")
 ALL = CONFLICTS + PACKING_CONFLICTS
 EACH = pytest.mark.parametrize("conflict", ALL, ids=lambda conflict: conflict.key)
 
@@ -77,11 +84,10 @@ def test_key_that_is_not_set_passes(conflict: Conflict) -> None:
         *(
             pytest.param(key, False, id=f"{key}-False")
             for key in CLASHES
-            if key not in ("precompute_ref_log_probs", "context_parallel_size", "tensor_parallel_size")
+            if key not in ("precompute_ref_log_probs", *PARALLEL)
         ),
         pytest.param("precompute_ref_log_probs", True, id="precompute_ref_log_probs-True"),
-        pytest.param("context_parallel_size", 1, id="context_parallel_size-1"),
-        pytest.param("tensor_parallel_size", 1, id="tensor_parallel_size-1"),
+        *(pytest.param(key, 1, id=f"{key}-1") for key in PARALLEL),
         pytest.param("trainer_cls", TRAINER_CLS, id="trainer_cls-ours"),
     ],
 )
@@ -180,22 +186,39 @@ def test_fsdp_has_to_write_whole_models(config: Any, clashes: bool) -> None:
         check_conflicts({"fsdp_config": config, "fsdp_version": 2})
 
 
+@pytest.mark.parametrize(
+    ("config", "clashes"),
+    [
+        ({"split_batches": True}, True),
+        ({"split_batches": False, "dispatch_batches": True}, True),
+        ({"split_batches": False, "dispatch_batches": None}, False),
+        ({"even_batches": True}, False),
+        ("split", True),
+    ],
+    ids=repr,
+)
+def test_ranks_have_batches_of_their_own(config: Any, clashes: bool) -> None:
+    if clashes:
+        assert "parts chosen from rejected rows" in refusal({"accelerator_config": config})
+    else:
+        check_conflicts({"accelerator_config": config})
+
+
 @pytest.mark.parametrize("nothing", ["", [], {}, 0], ids=repr)
 def test_value_that_says_no_passes(nothing: object) -> None:
     """A value that switches a feature off is no conflict."""
-    numbers = {"context_parallel_size", "tensor_parallel_size"}
-    check_conflicts({key: nothing for key in CLASHES if key not in numbers}, ALL)
+    check_conflicts({key: nothing for key in CLASHES if key not in PARALLEL}, ALL)
 
 
 @pytest.mark.parametrize(("size", "clashes"), [(None, False), (0, False), (1, False), (2, True), ("2", True)], ids=repr)
 def test_number_of_parallel_parts(size: object, clashes: bool) -> None:
     conflicts = [conflict for conflict in ALL if conflict.key.endswith("_parallel_size")]
-    assert [conflict.clashes(size) for conflict in conflicts] == [clashes] * 2
+    assert [conflict.clashes(size) for conflict in conflicts] == [clashes] * len(PARALLEL)
 
 
 @pytest.mark.parametrize("value", ["many", [2], {}, float("inf"), 2])
 def test_split_sequences_and_layers_are_refused_whatever_their_number_looks_like(value: object) -> None:
-    for key in ("context_parallel_size", "tensor_parallel_size"):
+    for key in PARALLEL:
         with pytest.raises(ConfigError, match=f"rl: sdpo conflicts with {key}: "):
             check_conflicts({key: value})
 

@@ -15,7 +15,7 @@ from sdpo_plugin.run_dir.ledger import Ledger, State
 from sdpo_plugin.run_dir.next_action import Action
 from sdpo_plugin.run_dir.paths import RunDir
 from sdpo_plugin.run_dir.resume import Start, find_start
-from sdpo_plugin.run_dir.sealed import flaw, read_seal
+from sdpo_plugin.run_dir.sealed import Files, flaw, read_seal
 from sdpo_plugin.run_dir.table_files import load_table
 from tests.dead_runs import die
 from tests.fakes import D_1, D_2, HELDOUT, IDENTITY, FakeHost, content, make_plan, of_other_rows, run, table_of
@@ -32,6 +32,9 @@ class OneRank:
     def on_rank_0(self, action: Callable[[], T]) -> T:
         return action()
 
+    def written_by_all(self, directory: Path) -> Files:
+        return {}
+
 
 class OtherRank:
     """A rank that runs nothing itself; it gets the answers of rank 0."""
@@ -41,6 +44,9 @@ class OtherRank:
 
     def on_rank_0(self, action: Callable[[], T]) -> T:
         return next(self._answers)  # type: ignore[return-value]
+
+    def written_by_all(self, directory: Path) -> Files:
+        return {}
 
 
 class RankZero:
@@ -52,6 +58,9 @@ class RankZero:
     def on_rank_0(self, action: Callable[[], T]) -> T:
         self.answers.append(action())
         return self.answers[-1]  # type: ignore[return-value]
+
+    def written_by_all(self, directory: Path) -> Files:
+        return {}
 
 
 def begin(run_dir: RunDir, plan: Plan = PLAN) -> Journal:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ class Run:
         wall: seconds.
         updating: seconds between the first and the last update of each step.
         pairs: trained in that time.
-        memory: the most megabytes above those at the model's load.
+        memory: the most megabytes above those at the model's load; with several ranks, of the one that marks.
         model: where M_T is.
         marks: of each process.
     """
@@ -194,7 +196,10 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--profile", action="store_true", help="one packed run: where its time goes")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.profile and given.ranks > 1:
+        parser.error("--profile looks at one process: leave out --ranks")
+    return given
 
 
 def profiled(work: Workload, base: Path, entries: Sequence[Mapping[str, Any]], folder: Path, ranks: int) -> None:
@@ -225,7 +230,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         base = folder / "base"
-        print(f"{work}\n{make_model(base, work):,} parameters", flush=True)
+        hosts = ", ".join(f"{name} {version(name)}" for name in ("axolotl", "trl", "transformers", "torch"))
+        print(f"{hosts}, Python {platform.python_version()}\n{work}", flush=True)
+        print(f"{make_model(base, work):,} parameters", flush=True)
         entries = [write_set(folder / f"D_{t}.jsonl", name, work, t) for t, name in enumerate(sets, 1)]
         if given.profile:
             profiled(work, base, entries, folder, given.ranks)
@@ -241,7 +248,7 @@ def main() -> None:
             for side, of_side in runs.items():
                 of_side.append(sides[side](folder / side))
                 print(shown(side, of_side[-1]), flush=True)
-            if "host" in runs and work.adapter is None:
+            if "host" in runs and work.adapter is None:  # else it is merged after each run by hand, and goes on here
                 for side, of_side in runs.items():
                     off, moved = apart(runs["host"][-1].model, of_side[-1].model, base)
                     if side != "host":

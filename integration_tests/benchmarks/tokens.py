@@ -45,20 +45,23 @@ def waiting(tokens: Sequence[int], ranks: int) -> float:
     return mean(map(max, together)) / mean(tokens) if together else float("nan")
 
 
+def micro_batches(sets: Sequence[str], rows: int, micro_batch: int) -> list[Sequence[Pair]]:
+    """Those of a workload: the tokens of each pair, with what the chat template adds."""
+    lengths, found = json.loads(LENGTHS.read_text(encoding="utf-8")), []
+    for name in sets:
+        pairs = [(prompt + MARKUP, chosen + 1, rejected + 1) for prompt, chosen, rejected in lengths[name]]
+        found += batched([pairs[number % len(pairs)] for number in range(rows)], micro_batch)
+    return found
+
+
 def allowed(work: Workload) -> float:
     """Pairs a second of packed rows against the host's, were time proportional to tokens.
 
     The host trains on padded rows (three times the work of a forward pass) and computes the reference with them; packed
     rows are trained on, and their reference is in a table.
     """
-    lengths = json.loads(LENGTHS.read_text(encoding="utf-8"))
-    sums = [0, 0]
-    for name in work.sets:
-        pairs = [(prompt + MARKUP, chosen + 1, rejected + 1) for prompt, chosen, rejected in lengths[name]]
-        rows = [pairs[number % len(pairs)] for number in range(work.rows)]
-        for batch in batched(rows, work.micro_batch):
-            sums = [sums[0] + padded(batch), sums[1] + packed(batch)]
-    return 4 / 3 * sums[0] / sums[1]
+    found = micro_batches(work.sets, work.rows, work.micro_batch)
+    return 4 / 3 * sum(map(padded, found)) / sum(map(packed, found))
 
 
 def main() -> None:

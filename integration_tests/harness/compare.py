@@ -49,7 +49,7 @@ def compare(
     made = sdpo_config(config)
     if steps:
         block = [{**step, "datasets": [dict(entry)]} for step, entry in zip(steps, datasets, strict=True)]
-        made = sdpo_config(config, datasets=None, sdpo={"steps": block})
+        made = sdpo_config(config, datasets=None, sdpo={**config.get("sdpo", {}), "steps": block})
     folder = Path(config["output_dir"]).parent
     out, chain = at_once(
         lambda: [run_sdpo(host, made)], lambda: run_chain(host, config, datasets, folder / "by-hand", steps)

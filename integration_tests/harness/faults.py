@@ -24,6 +24,7 @@ The environment says which fault, so that the config stays that of the run that 
 - `scale:STEP:UPDATE:PERCENT`: the embeddings become so much larger as that update begins.
 - `signal-pass:NUMBER`: SIGTERM to itself in that forward pass without gradients since training began, counted from 1.
 - `gate:FOLDER`: nothing, but each rank notes in a file of its own what its start gate is given.
+- `seals:FOLDER`: nothing, but each rank notes in a file of its own which files it puts on disk for a seal.
 - `full`: the disk says that it has a megabyte left.
 - `cross-entropy:`: every load of a model puts another cross entropy in the place of PyTorch's, as Liger's does.
 - `metrics:`: a metric of the user's own, as a plugin sets one.
@@ -103,6 +104,8 @@ class FaultPlugin(BasePlugin):
             progress.SECONDS_BETWEEN = 0.0
         if self._kind == "gate":
             note_gate(Path(self._value) / f"rank-{_rank()}")
+        if self._kind == "seals":
+            note_shares(Path(self._value) / f"rank-{_rank()}")
         if self._kind in ("pass", "worker"):
             batch, rank = map(int, self._value.split(":"))
             if rank == _rank() and self._kind == "pass":
@@ -130,6 +133,21 @@ def note_gate(file: Path) -> None:
         judge(**arguments)
 
     gate.check_start = noted
+
+
+def note_shares(file: Path) -> None:
+    """Write a line for every file that this rank reads, with its directory, and let it be read as usual."""
+    from sdpo_plugin.host.engines import shares
+    from sdpo_plugin.run_dir import sealed
+
+    put = sealed.written
+
+    def noted(directory: Path, names: list[str]) -> Any:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.writelines(f"{directory.name} {name}\n" for name in names)
+        return put(directory, names)
+
+    shares.written = sealed.written = noted  # the seal itself reads what is left
 
 
 cross_entropy = torch.nn.functional.cross_entropy

@@ -57,6 +57,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "lfm2": GROUPED | {"layer_types": ["conv", "full_attention"]},
     "mamba": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2},
 }
+# What a Llama's positions are scaled by. Two of them scale by the longest row of a batch, where it is beyond 16 tokens.
+SCALED = {"factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
+POSITIONS: dict[str, dict[str, Any]] = {
+    "linear": SCALED,
+    "dynamic": SCALED,
+    "yarn": SCALED,
+    "llama3": SCALED | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "longrope": SCALED | {"short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 3.0, 4.0]},
+}
 MAX_LENGTH = 24
 THREE_TOKENS = 3 * 4 * 64  # bytes of their logits
 # prompt, chosen and rejected tokens: one-token answers and prompts, rows at the limit and beyond it
@@ -80,7 +89,7 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
     """Log-probs and gradients of one batch by both forward passes.
 
     Args:
-        kind: of `MODELS`.
+        kind: of `MODELS`, or "llama" and one of `POSITIONS`.
         attention: that the model is loaded with.
         mode: "checkpointing" or "reentrant checkpointing": of gradients; "kernel": a GPU's for all pairs at once,
             whose place one in plain PyTorch takes; "parts": the logits of 3 tokens at once.
@@ -125,9 +134,20 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
             "largest": float(padded.detach().abs().max()),
             "calls": len(called),
             "leaks": leaks(model, packing),
+            "alone": max(alone(model, packing, row) for row in rows()),
         }
     assert model.config._attn_implementation == attention, "the model has its own attention back"
     return found
+
+
+def alone(model: Any, packing: Any, row: dict[str, list[int]]) -> float:
+    """How far log-probs and gradients of a batch of one pair are from those of its padded rows."""
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    found = [log_probs(model, collate([row])) for collate in (DataCollatorForPreference(0, MAX_LENGTH), packing)]
+    padded, packed = (gradients(model, one) for one in found)
+    off = [float((one - other).abs().max()) for one, other in zip(padded, packed, strict=True)]
+    return max(*off, float((found[0] - found[1]).detach().abs().max()))
 
 
 def most_logits(kind: str) -> dict[str, int]:
@@ -165,11 +185,14 @@ class Widest(TorchDispatchMode):
 
 
 def build(kind: str, attention: str) -> Any:
-    """A model of `MODELS`, as it trains, without dropout."""
+    """A model, as it trains, without dropout."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config, is_flash = AutoConfig.for_model(kind, **MODELS[kind]), "flash" in attention
+    architecture, _, positions = kind.partition(" ")
+    config, is_flash = AutoConfig.for_model(architecture, **MODELS[architecture]), "flash" in attention
+    if positions:
+        config.rope_parameters = {"rope_type": positions, **POSITIONS[positions]}
     loaded = "eager" if is_flash else attention
     model = AutoModelForCausalLM.from_config(config, attn_implementation=loaded, dtype=torch.float32)
     if is_flash:
@@ -201,8 +224,9 @@ def stand_in(name: str) -> None:
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
 
 
-def half_precision(kind: str) -> dict[str, float]:
-    """How far log-probs under bfloat16 autocast are from those in float32, on average, by both forward passes."""
+def half_precision(kind: str) -> dict[str, list[float]]:
+    """How far log-probs, and gradients, under bfloat16 autocast are from those in float32, on average, by both forward
+    passes."""
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     from sdpo_plugin.host.forward.attention import packed_attention
@@ -210,10 +234,78 @@ def half_precision(kind: str) -> dict[str, float]:
 
     model = build(kind, "sdpa")
     inputs = {"padded": DataCollatorForPreference(0, MAX_LENGTH)(rows()), "packed": PackingCollator(MAX_LENGTH)(rows())}
-    with torch.no_grad(), packed_attention(model):
+    off = {}
+    with packed_attention(model):
         exact = log_probs(model, inputs["padded"])
-        with torch.autocast("cpu", torch.bfloat16):
-            return {how: float((log_probs(model, batch) - exact).abs().mean()) for how, batch in inputs.items()}
+        of_exact = torch.cat([gradient.flatten() for gradient in gradients(model, exact)])
+        for how, batch in inputs.items():
+            with torch.autocast("cpu", torch.bfloat16):
+                found = log_probs(model, batch)
+            of_found = torch.cat([gradient.flatten() for gradient in gradients(model, found)])
+            off[how] = [float((found - exact).abs().mean()), float((of_found - of_exact).abs().mean())]
+    return off
+
+
+def balance(kind: str) -> dict[str, Any]:
+    """How far the auxiliary loss of the experts, and its gradients, are from those of padded rows; and how far the loss
+    would be, were prompts counted once."""
+    import sys
+
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    from sdpo_plugin.host.forward.attention import packed_attention
+    from sdpo_plugin.host.forward.experts import BALANCE, balancing_packed_rows
+    from sdpo_plugin.host.forward.log_probs import taking
+    from sdpo_plugin.host.forward.packing import PackingCollator
+
+    model = build(kind, "eager")
+    module: Any = sys.modules[type(model).__module__]
+    before = vars(module)[BALANCE]
+
+    def loss(collator: Any) -> torch.Tensor:
+        batch = collator(rows())
+        given = {key: value for key, value in batch.items() if key != "completion_mask"}
+        found: torch.Tensor = taking(model, batch)(**given, use_cache=False, output_router_logits=True).aux_loss
+        return found
+
+    packing = PackingCollator(MAX_LENGTH)
+    with packed_attention(model):
+        once = loss(packing)
+        with balancing_packed_rows(model):
+            found = [loss(collator) for collator in (DataCollatorForPreference(0, MAX_LENGTH), packing)]
+            padded, packed = (gradients(model, one[None]) for one in found)
+    return {
+        "loss": float((found[0] - found[1]).detach().abs()),
+        "gradients": max(float((one - other).abs().max()) for one, other in zip(padded, packed, strict=True)),
+        "were prompts counted once": float((found[0] - once).detach().abs()),
+        "restored": vars(module)[BALANCE] is before,
+    }
+
+
+def in_half_precision(kind: str) -> dict[str, float]:
+    """How far log-probs of a model that gives its logits in bfloat16, as under DeepSpeed, are from their exact sums, by
+    both forward passes; a nat or two were they summed in bfloat16."""
+    from trl.trainer import dpo_trainer
+
+    from sdpo_plugin.host.forward.attention import packed_attention
+    from sdpo_plugin.host.forward.log_probs import taking
+    from sdpo_plugin.host.forward.packing import PackingCollator
+    from sdpo_plugin.host.patches import reading_answer_logits
+
+    model, off = build(kind, "sdpa").to(torch.bfloat16), {}
+    batches = {"padded": dpo_trainer.DataCollatorForPreference(0, MAX_LENGTH)(rows()), "packed": None}
+    batches["packed"] = PackingCollator(MAX_LENGTH)(rows())
+    with torch.no_grad(), packed_attention(model), reading_answer_logits():
+        for how, batch in batches.items():
+            labels, mask = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
+            given = {key: value for key, value in batch.items() if key != "completion_mask"}
+            logits = taking(model, batch)(**given, use_cache=False).logits[..., :-1, :]
+            found = (dpo_trainer.selective_log_softmax(logits, labels) * mask).sum(1)
+            if how == "padded":
+                exact = torch.gather(logits.double().log_softmax(-1), -1, labels.unsqueeze(-1)).squeeze(-1)
+                of_exact = (exact * mask).sum(1)
+            off[how] = float((found - of_exact).abs().max())
+    return off
 
 
 def on_gpu(kind: str) -> dict[str, float]:
@@ -270,8 +362,6 @@ def log_probs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     labels, mask = inputs["input_ids"][:, 1:], inputs["completion_mask"][:, 1:]
     given = {key: value for key, value in inputs.items() if key != "completion_mask"}
     logits = taking(model, inputs)(**given, use_cache=False).logits[..., :-1, :]
-    if isinstance(logits, torch.Tensor):
-        logits = logits.float()  # as accelerate does under autocast
     with reading_answer_logits():
         found = dpo_trainer.selective_log_softmax(logits, labels)
     return (found * mask).sum(1).reshape(2, -1)
@@ -344,12 +434,12 @@ def leaks(model: Any, packing: Any) -> float:
         before = log_probs(model, packing(rows()))
         worst = 0.0
         for number in range(len(LENGTHS)):
-            for side, index in (("chosen_ids", 0), ("rejected_ids", 1)):
+            for side, own in (("prompt_ids", [0, 1]), ("chosen_ids", [0]), ("rejected_ids", [1])):
                 changed = rows()
                 changed[number][side] = [3 + (token - 2) % 61 for token in changed[number][side]]
                 moved = (log_probs(model, packing(changed)) - before).abs()
-                assert float(moved[index, number]) > 0.0, "the change is seen by its own text"
-                moved[index, number] = 0.0
+                assert float(moved[own, number].min()) > 0.0, "the change is seen by its own text"
+                moved[own, number] = 0.0
                 worst = max(worst, float(moved.max()))
     return worst
 

@@ -16,7 +16,7 @@ import sdpo_plugin
 from sdpo_plugin import digests
 from sdpo_plugin.errors import OutputError, ReferenceTableError
 from sdpo_plugin.host.engines import ranks
-from sdpo_plugin.host.engines.weights import owned, trainable
+from sdpo_plugin.host.engines.weights import owned, trainable, whole_size
 from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.identity import model_files, plain
 from sdpo_plugin.host.setup import RunSetup
@@ -151,7 +151,7 @@ class CachedTables:
 def _has_embeddings_of_base(trainer: "DPOTrainer", setup: RunSetup) -> bool:
     """Whether M_0 has the embeddings that stand on disk: for tokens that are added the host draws some at random."""
     there = load_model_config(setup.cfg).get_text_config().vocab_size
-    here = trainer.model.get_input_embeddings().num_embeddings
+    here = whole_size(trainer.model.get_input_embeddings().weight)[0]  # an adapter may stand in the embeddings' place
     if here != there and trainer.accelerator.is_main_process:
         LOG.warning(
             "sdpo.reference_cache is not used: the model has %d embeddings and base_model %d; the others are drawn at "

@@ -13,12 +13,13 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 
 from sdpo_plugin.host.engines import ranks
+from sdpo_plugin.host.engines.shares import written_by_all
 from sdpo_plugin.host.engines.weights import load_adapter
 from sdpo_plugin.host.forward.finite import require_finite_weights
 from sdpo_plugin.host.step_under_way import EvaluationLeft, StepUnderWay
 from sdpo_plugin.host.stopping import Stopped
 from sdpo_plugin.host.write_errors import explaining_host_errors
-from sdpo_plugin.run_dir.sealed import Files, names_in, seal, written
+from sdpo_plugin.run_dir.sealed import seal
 
 if TYPE_CHECKING:
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer
@@ -51,7 +52,7 @@ def save_sealed(trainer: "StepwiseDPOTrainer", step: StepUnderWay, save: Callabl
             if step.moving is not None:
                 step.moving.save(directory)
             facts = step.facts(is_over=bool(trainer.control.should_training_stop))
-            known = _written_by_all(directory)
+            known = written_by_all(directory)
             ranks.on_rank_0(lambda: seal(directory, step.training.about, facts, known=known))
     trainer.args.save_total_limit, trainer.args.save_only_model = limit, only_model
     if trainer.args.should_save:
@@ -59,29 +60,6 @@ def save_sealed(trainer: "StepwiseDPOTrainer", step: StepUnderWay, save: Callabl
     if step.stopped_by:
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # loggers write their last
         raise Stopped(step.stopped_by, f"update {trainer.state.global_step:,} of this step is in {directory}")
-
-
-def _written_by_all(directory: Path) -> Files:
-    """The files of a checkpoint on disk, with their digests: every rank reads its share of them, at the same time.
-
-    A rank that sees another file than rank 0 does, or none, leaves it: they share no file system, or not yet what was
-    written. The seal reads what is left.
-    """
-    seen = ranks.on_rank_0(lambda: [(name, _state(directory / name)) for name in names_in(directory)])
-    largest_first = sorted(seen, key=lambda file: file[1], reverse=True)
-    rank, num_ranks = ranks.place()
-    share = [name for name, state in largest_first[rank::num_ranks] if _state(directory / name) == state]
-    parts = ranks.on_every_rank(lambda: written(directory, share))
-    return {name: facts for part in parts for name, facts in part.items()}
-
-
-def _state(path: Path) -> tuple[int, int]:
-    """Bytes, and the time of the last change; (-1, -1) where there is no file."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
 
 
 def restore_callbacks(trainer: "StepwiseDPOTrainer") -> None:

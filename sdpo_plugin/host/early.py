@@ -89,7 +89,7 @@ def early_tables(
     name = steps[0].reference
     model = load_reference(setup.cfg, reference, trainer)
     check_positions(trainer, setup.sources, model, f"sdpo.reference: {reference!r}")
-    pack_second_model(trainer, model, setup.rows)
+    pack_second_model(trainer, model, setup.rows, setup.cfg)
     tables += [(step, passes.step_table(step, layout.data(step), name, model)) for step in steps]
     own = passes.heldout_tables(layout, heldout, name, model)
     del model

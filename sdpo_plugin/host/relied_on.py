@@ -111,7 +111,7 @@ AT_REGISTRATION = IN_AXOLOTL + IN_LIBRARIES + IN_TRANSFORMERS_TRAINER
 OF_THE_TRAINER = {
     "": (
         *("_metrics", "_total_train_tokens", "beta", "label_smoothing", "loss_types", "loss_weights", "use_weighting"),
-        *("ld_alpha", "_train_batch_size", "compute_metrics"),
+        *("ld_alpha", "_train_batch_size", "compute_metrics", "optimizer_cls_and_kwargs", "is_model_parallel"),
         *("aux_loss_enabled", "ref_model", "dataset_tags", "data_collator", "processing_class", "train_dataset"),
         *("eval_dataset", "model", "model_wrapped", "optimizer", "lr_scheduler", "is_deepspeed_enabled"),
         *("is_fsdp_enabled", "args", "state", "control", "accelerator", "callback_handler", "add_callback"),

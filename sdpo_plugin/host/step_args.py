@@ -11,6 +11,9 @@ from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 from axolotl.utils.dict import DictDefault
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
+# An optimizer of the host's own, with what it is made with.
+Optimizer = tuple[type, dict[str, Any]]
+
 # A dataclass would turn these strings into enums in __post_init__, which must not run again in a live process:
 # it resets the state of accelerate.
 ENUMS = {"eval_strategy": IntervalStrategy, "save_strategy": SaveStrategy, "lr_scheduler_type": SchedulerType}
@@ -55,3 +58,26 @@ def step_args(
     for key, value in values.items():
         setattr(args, key, ENUMS[key](value) if key in ENUMS else value)
     return args
+
+
+def step_optimizer(made: Optimizer | None, base: AxolotlDPOConfig, args: AxolotlDPOConfig) -> Optimizer | None:
+    """What a step makes the host's own optimizer with: these read nothing of the arguments, but what the host has taken
+    from them when it built the trainer.
+
+    Args:
+        made: by the host, for the run; None: one of transformers', which reads the arguments.
+        base: the arguments that the host built.
+        args: those of the step.
+
+    Returns:
+        The same, with the step's learning rate and weight decay, but for what `optim_args` says otherwise. A copy: the
+        host takes some of it out as it makes an optimizer, which notes its own numbers in groups of parameters.
+    """
+    if made is None:
+        return None
+    kind, settings = made
+    own = (("lr", base.learning_rate, args.learning_rate), ("weight_decay", base.weight_decay, args.weight_decay))
+    settings = settings | {key: mine for key, of_run, mine in own if settings.get(key) == of_run}
+    if "params" in settings:
+        settings["params"] = [dict(group) for group in settings["params"]]
+    return kind, settings

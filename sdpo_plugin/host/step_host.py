@@ -1,17 +1,17 @@
 """The ``StepHost`` of a run under Axolotl: what the runner asks, carried out by trainer, policy and passes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 from transformers.trainer_utils import TrainOutput
 
 from sdpo_plugin.host.data.layout import Layout
 from sdpo_plugin.host.early import early_tables
-from sdpo_plugin.host.engines import ranks
+from sdpo_plugin.host.engines.shares import AllRanks
 from sdpo_plugin.host.forward.passes import Passes
 from sdpo_plugin.host.identity import settings_of
 from sdpo_plugin.host.picking import pick_rows
@@ -27,10 +27,8 @@ from sdpo_plugin.tables import LogProbTable
 if TYPE_CHECKING:
     from sdpo_plugin.host.trainer import StepwiseDPOTrainer
 
-T = TypeVar("T")
 
-
-class AxolotlStepHost:
+class AxolotlStepHost(AllRanks):
     """Does the work of ``runner.run_steps``, which says what each method is for.
 
     Args:
@@ -130,7 +128,3 @@ class AxolotlStepHost:
     def report(self) -> None:
         """Written anew; what a step did is said when its model has been looked at."""
         self._trainer.loggers.log_report(self.on_rank_0(lambda: tell(self._setup.run)))
-
-    def on_rank_0(self, action: Callable[[], T]) -> T:
-        """By the group of all ranks."""
-        return ranks.on_rank_0(action)

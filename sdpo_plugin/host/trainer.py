@@ -69,7 +69,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         """Hand over the chain that ``train()`` runs, and the config for model cards, also as the user wrote it.
 
         Raises:
-            ConfigError: a config of DeepSpeed or FSDP under which M_t could not be written.
+            ConfigError: a chain cannot be run under this DeepSpeed or FSDP, or with a model on several GPUs.
         """
         require_usable_engine(self)
         self._cards = ModelCards.of(cfg, written)

@@ -223,7 +223,9 @@ class Journal(Records):
         self._set(finished=True)
 
     def _publish(self, model: str, target: Path) -> None:
-        digest = self._ranks.on_rank_0(lambda: publish_model(self._run, self.ledger, model, target))
+        with explaining_write_errors(target):
+            known = self._ranks.written_by_all(self._run.staging)
+        digest = self._ranks.on_rank_0(lambda: publish_model(self._run, self.ledger, model, target, known))
         self.ledger = replace(self.ledger, exports={**self.ledger.exports, model: digest})
 
     def _drop_superseded(self) -> None:

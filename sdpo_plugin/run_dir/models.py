@@ -7,7 +7,7 @@ from sdpo_plugin.plan import M_0
 from sdpo_plugin.run_dir.files import explaining_write_errors
 from sdpo_plugin.run_dir.ledger import Ledger
 from sdpo_plugin.run_dir.paths import RunDir
-from sdpo_plugin.run_dir.sealed import MARKERS, flaw, publish, seal
+from sdpo_plugin.run_dir.sealed import MARKERS, Files, flaw, publish, seal
 
 # Everything that is loaded with a final model; a model of another run is known by fewer, in fresh.py.
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
@@ -52,14 +52,21 @@ def final_model_files(root: Path) -> list[Path]:
     return weights + [root / name for name in MARKERS if (root / name).exists()]
 
 
-def publish_model(run: RunDir, ledger: Ledger, model: str, target: Path) -> str:
+def publish_model(run: RunDir, ledger: Ledger, model: str, target: Path, known: Files) -> str:
     """Seal the model that was written to the staging directory, and put it in its place; return its digest.
+
+    Args:
+        run: where it goes.
+        ledger: of the run.
+        model: its name.
+        target: its place.
+        known: files that are on disk already, with their digests.
 
     Raises:
         OutputError: a file cannot be written.
     """
     with explaining_write_errors(target):
-        digest = seal(run.staging, about_model(ledger, model))
+        digest = seal(run.staging, about_model(ledger, model), known=known)
         publish(run.staging, target)
     return digest
 

@@ -11,6 +11,7 @@ from sdpo_plugin.plan import Plan, StepPlan, model_name
 from sdpo_plugin.run_dir.ledger import Hook, Ledger
 from sdpo_plugin.run_dir.models import model_dir
 from sdpo_plugin.run_dir.paths import RunDir
+from sdpo_plugin.run_dir.sealed import Files
 from sdpo_plugin.run_dir.table_files import read_table
 from sdpo_plugin.tables import LogProbTable
 
@@ -30,6 +31,9 @@ class Ranks(Protocol):
 
     def on_rank_0(self, action: Callable[[], T]) -> T:
         """Run ``action`` on rank 0; its result, or the error that it raised, is every rank's."""
+
+    def written_by_all(self, directory: Path) -> Files:
+        """Put files on disk, each rank its share of them; the digests of those that were, on every rank."""
 
 
 @dataclass(frozen=True)

@@ -15,44 +15,31 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 
+from sdpo_plugin.deepspeed_conflicts import check_deepspeed
 from sdpo_plugin.errors import ConfigError, UnsupportedHostError
 from sdpo_plugin.host.engines.fsdp import require_usable_fsdp, reshard, shard
 
 PREPARED = "_is_accelerate_prepared"
 SHARING = (DistributedDataParallel, FSDPModule)
-# DeepSpeed reads both; the host's own ZeRO-3 configs use the second.
-GATHER_KEYS = ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save")
 
 
 def require_usable_engine(trainer: Trainer) -> None:
-    """Refuse a config of DeepSpeed or FSDP that a chain cannot be run under, before hours are spent.
+    """Refuse a way to share out the model that a chain cannot be run under, before hours are spent.
 
     Raises:
-        ConfigError: an optimizer or scheduler of its own; ZeRO-3 without gathering the weights for a save; FSDP1, or
-            FSDP with torch_compile.
+        ConfigError: the model is spread over several GPUs of one process; as `check_deepspeed` has it, also where
+            accelerate brings the config; FSDP1, or FSDP with torch_compile.
     """
+    if trainer.is_model_parallel:
+        raise ConfigError(
+            f"{type(trainer.model).__name__} is spread over several GPUs of one process, which a chain has not been "
+            "run under; start a process for each GPU (the default launcher, with deepspeed or fsdp_config for a model "
+            "that is larger than one of them), or let it see one (CUDA_VISIBLE_DEVICES=0)."
+        )
     if trainer.is_deepspeed_enabled:
-        _require_usable_deepspeed(trainer)
+        check_deepspeed(trainer.accelerator.state.deepspeed_plugin.deepspeed_config)
     if trainer.is_fsdp_enabled:
         require_usable_fsdp(trainer)
-
-
-def _require_usable_deepspeed(trainer: Trainer) -> None:
-    plugin = trainer.accelerator.state.deepspeed_plugin
-    for section, keys in (("optimizer", "optimizer:, learning_rate:"), ("scheduler", "lr_scheduler:, warmup_steps:")):
-        if section in plugin.deepspeed_config:
-            kind = plugin.deepspeed_config[section].get("type")
-            raise ConfigError(
-                f"deepspeed: the config has a section {section!r} (type {kind!r}), which is filled in once, for the "
-                "first step's length and learning rate, and would be wrong for every later step; remove it: Axolotl's "
-                f"own keys ({keys} …) hold for each step."
-            )
-    zero = plugin.deepspeed_config["zero_optimization"]
-    if plugin.zero_stage == 3 and not any(zero.get(key) for key in GATHER_KEYS):
-        raise ConfigError(
-            f"deepspeed: zero_optimization has {GATHER_KEYS[0]}: {zero.get(GATHER_KEYS[0])!r}, so M_t could not be "
-            f"written after a step; set {GATHER_KEYS[0]}: true in the DeepSpeed config."
-        )
 
 
 def set_engine_batch(trainer: Trainer, args: TrainingArguments) -> None:
@@ -153,7 +140,8 @@ def ready_model(trainer: Trainer, other: torch.nn.Module | None = None) -> Itera
 def training_model(trainer: Trainer) -> Iterator[torch.nn.Module]:
     """The policy between two updates of its training, in evaluation mode, on every rank.
 
-    As the host's evaluations have it: engine, optimizer and schedule stay as they are.
+    As the host's evaluations have it: engine, optimizer and schedule stay as they are. But for an optimizer that keeps
+    other weights for evaluations: the pass is of those that train, which the loss after it is compared with.
     """
     model = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
     model.eval()

@@ -66,7 +66,7 @@ def _broadcast(parameter: nn.Parameter, whole: torch.Tensor | None) -> None:
 
 def _scatter(parameter: nn.Parameter, whole: torch.Tensor | None) -> None:
     """An adapter is made whole on every rank, and sharded only when the first engine is built."""
-    import deepspeed  # imported late, as in distributed.py
+    import deepspeed  # imported late, as in engine.py
 
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
         if whole is not None:
@@ -156,7 +156,7 @@ def gathered(model: nn.Module, *, changes: bool = False) -> Iterator[None]:
     if not sharded:
         yield
         return
-    import deepspeed  # imported late, as in distributed.py
+    import deepspeed  # imported late, as in engine.py
 
     with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if changes else None):
         yield

@@ -77,7 +77,7 @@ def evaluate(
     try:
         model = trainer.model if other is None else other
         with unchanged(model), ready_model(trainer, other) as ready, generating(model):
-            lm, error = _model_for(trainer, ready, args, check)
+            lm, error = _model_for(trainer, ready, setup, check)
             for entry in left:
                 record = _recorded(setup.run, record, args, entry, partial(_run, lm, args, entry, error))
     finally:
@@ -103,16 +103,19 @@ def _settings(args: LMEvalArgs, entry: TaskArgs) -> dict[str, Any]:
 
 
 def _model_for(
-    trainer: "DPOTrainer", ready: Any, args: LMEvalArgs, check: Callable[[], None]
+    trainer: "DPOTrainer", ready: Any, setup: RunSetup, check: Callable[[], None]
 ) -> tuple["SharedLM | None", str | None]:
     """The model as lm-eval takes it, on every rank, or why a rank cannot make one of it."""
+    args = setup.block.lm_eval
+    assert args is not None
+    needs_all = is_sharded(trainer) or bool(setup.cfg.tiled_mlp)  # whose ranks agree on a number of tiles in each layer
 
     def make() -> "SharedLM":
         from sdpo_plugin.host.evaluation.shared import SharedLM  # lm-eval takes seconds to import
 
         model = ready.module if trainer.is_deepspeed_enabled else ready
         device: torch.device = trainer.accelerator.device
-        return SharedLM(model, trainer.processing_class, args.batch_size, device, is_sharded(trainer), check)
+        return SharedLM(model, trainer.processing_class, args.batch_size, device, needs_all, check)
 
     lm, error = attempt(make)
     errors = [text for text in ranks.gather([error]) if text is not None]

@@ -25,7 +25,7 @@ from sdpo_plugin.host.forward.packing import PACKED, PackedLayout, Pair
 PREFIX = "sdpo_packed_"
 # Attentions that take a mask; in place of others, such as flash attention, the first one is called.
 SDPA, EAGER = "sdpa", "eager"
-_is_packed: ContextVar[bool] = ContextVar("a packed row is on its way through a model", default=False)
+_row: ContextVar[PackedLayout | None] = ContextVar("the packed row on its way through a model", default=None)
 Attention = Callable[..., tuple[torch.Tensor, Any]]
 _originals: dict[str, str] = {}  # by our name
 
@@ -47,12 +47,15 @@ def packed_attention(model: PreTrainedModel) -> Iterator[bool]:
 
 def set_packed_attention(model: PreTrainedModel) -> bool:
     """From now on ``model`` takes packed rows; False, and nothing is changed, where it takes no attention by name."""
-    # FSDP2 puts a class of its own before the model's, whose source transformers would look into.
-    kind: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
-    if not kind._can_set_attn_implementation():
+    if not class_of(model)._can_set_attn_implementation():
         return False
     _set_names([(config, _registered(name)) for config, name in _names(model)])
     return True
+
+
+def class_of(model: PreTrainedModel) -> Any:
+    """The model's own; FSDP2 puts one before it, whose source transformers would look into."""
+    return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
 
 
 def takes_packed_rows(model: PreTrainedModel) -> bool:
@@ -88,13 +91,18 @@ def _set_names(names: Names) -> None:
 
 
 @contextmanager
-def packed_row() -> Iterator[None]:
+def packed_row(layout: PackedLayout) -> Iterator[None]:
     """Within this context a forward pass is given a packed row, which needs no mask."""
-    token = _is_packed.set(True)
+    token = _row.set(layout)
     try:
         yield
     finally:
-        _is_packed.reset(token)
+        _row.reset(token)
+
+
+def row_under_way() -> PackedLayout | None:
+    """The packed row that a forward pass is given; None: it is given padded ones."""
+    return _row.get()
 
 
 def _registered(original: str) -> str:
@@ -112,7 +120,7 @@ def _registered(original: str) -> str:
 
 def _mask_by(original: str) -> Callable[..., Any]:
     def mask(*args: Any, **kwargs: Any) -> Any:
-        return None if _is_packed.get() else ALL_MASK_ATTENTION_FUNCTIONS[original](*args, **kwargs)
+        return None if row_under_way() else ALL_MASK_ATTENTION_FUNCTIONS[original](*args, **kwargs)
 
     return mask
 
@@ -186,8 +194,9 @@ def _texts(
 
 
 def forget_masks() -> None:
-    """Those of the last batches, which are held on the device."""
+    """Those of the last batches, and their places, which are held on the device."""
     _texts.cache_clear()
+    varlen.forget_calls()
 
 
 def _of_pair(

@@ -30,13 +30,21 @@ SECONDS_WITHOUT_BAR = 5.0  # of a pass in the middle of training
 
 
 def taking(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """The model as TRL calls it for this batch: packed batches go through it as one row.
+    """The model as TRL calls it for this batch: packed batches go through it as one row; logits in half precision, as
+    under DeepSpeed and FSDP2, are summed in float32.
 
     Args:
         model: ready for a forward pass; its attention is that of ``attention.packed_attention`` for packed batches.
         inputs: as a collator makes them.
     """
-    return _PackedModel(model) if PACKED in inputs else model
+    return _PackedModel(model) if PACKED in inputs else partial(_in_float32, model)
+
+
+def _in_float32(model: torch.nn.Module, **inputs: Any) -> Any:
+    """What accelerate does under autocast. A log-prob of hundreds of nats in bfloat16 has no digit behind the point."""
+    outputs = model(**inputs)
+    outputs.logits = outputs.logits.float()
+    return outputs
 
 
 class _PackedModel:
@@ -56,7 +64,7 @@ class _PackedModel:
         packed_cells: torch.Tensor,
         **kwargs: Any,
     ) -> Any:
-        with packed_row(), reading(packed_labels) as read:
+        with packed_row(kwargs[PACKED]), reading(packed_labels) as read:
             outputs = self._model(
                 input_ids=packed_ids, position_ids=packed_positions, logits_to_keep=packed_places, **kwargs
             )
@@ -132,7 +140,8 @@ def log_prob_table(
     """One pass without gradients over ``dataset``; the whole table on every rank.
 
     Batches are those of ``batches.batches``, packed ones by their tokens, dealt to the ranks one by one. The table goes
-    over the wire, not over a shared file system.
+    over the wire, not over a shared file system. Gradients are off by TRL's ``no_grad``, not by ``inference_mode``:
+    masks and scaled positions that a pass leaves behind may meet the backward pass of a training.
 
     Args:
         trainer: holds the policy, the collator and the ranks.
@@ -169,7 +178,7 @@ def _of_this_rank(
 ) -> list[Computed]:
     """The batches that are dealt to this rank, in rounds of one for each rank.
 
-    A batch is read while a GPU computes the one before it, whose numbers are waited for only then.
+    A GPU has the next batch before the numbers of the one before are waited for.
     """
     rank, num_ranks = ranks.place()
     mine: list[Computed] = []
@@ -178,10 +187,10 @@ def _of_this_rank(
         check()
         rows = dealt.rows(first + rank)
         # Under ZeRO-3 a forward pass is a collective: a rank without rows computes those of rank 0 with it.
-        inputs = read(rows if len(rows) else dealt.rows(first))
+        begun = rows, compute(read(rows if len(rows) else dealt.rows(first)))
         if under_way is not None:
             mine.append(_fetched(*under_way))
-        under_way = rows, compute(inputs)
+        under_way = begun
     if under_way is not None and len(under_way[0]):  # only in the last round a rank has no rows
         mine.append(_fetched(*under_way))
     return mine

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -19,8 +20,9 @@ from sdpo_plugin.host.data.columns import IDS
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.engine import ready_model
 from sdpo_plugin.host.forward.attention import forget_masks, own_attention, packed_attention, set_packed_attention
+from sdpo_plugin.host.forward.experts import balances_packed_rows, balancing_packed_rows
 from sdpo_plugin.host.forward.head import read_at_once, read_in_parts, watching
-from sdpo_plugin.host.forward.log_probs import policy_log_probs
+from sdpo_plugin.host.forward.log_probs import compute_as_in, policy_log_probs
 from sdpo_plugin.host.forward.packing import PackingCollator, longest_row
 from sdpo_plugin.host.forward.precision import is_half_precision
 from sdpo_plugin.host.patches import reading_answer_logits
@@ -59,6 +61,7 @@ def forward_pass(trainer: "DPOTrainer", packed: bool | str, rows: Rows) -> Itera
     with ExitStack() as stack:
         takes_attention = stack.enter_context(packed_attention(model))
         stack.enter_context(reading_answer_logits())
+        stack.enter_context(balancing_packed_rows(model))
         stack.callback(read_at_once, model)
         reason = _obstacle(trainer, model, takes_attention) or _disagreement(trainer, rows, model)
         if reason and packed is True:
@@ -76,16 +79,18 @@ def forward_pass(trainer: "DPOTrainer", packed: bool | str, rows: Rows) -> Itera
             forget_masks()
 
 
-def pack_second_model(trainer: "DPOTrainer", model: PreTrainedModel, rows: Rows) -> None:
+def pack_second_model(trainer: "DPOTrainer", model: PreTrainedModel, rows: Rows, cfg: DictDefault) -> None:
     """Let a model that is loaded for its log-probs alone take packed rows, where the policy does and they are exact.
 
     Args:
         trainer: of the policy.
         model: is released with the attention that it is given here.
         rows: as in ``forward_pass``.
+        cfg: of the run; the step that computed last may have shorter rows.
     """
     if trainer.data_collator is trainer.padded_collator:
         return
+    compute_as_in(trainer, cfg)
     with packed_attention(model) as takes_attention:
         reason = no_way_in(model, takes_attention) or _disagreement(trainer, rows, model, beside=True)
     if reason is None:
@@ -105,7 +110,9 @@ def _obstacle(trainer: "DPOTrainer", model: torch.nn.Module, takes_attention: bo
         f"truncation_mode is {args.truncation_mode!r}, which gives the two answers different prompts": (
             args.truncation_mode != "keep_start"
         ),
-        "the auxiliary loss of the experts counts each prompt twice": trainer.aux_loss_enabled,
+        f"the auxiliary loss of the experts of {type(model).__name__} is not transformers' own": (
+            trainer.aux_loss_enabled and not balances_packed_rows(model)
+        ),
         "the adapter puts tokens of its own before each row": any(config.is_prompt_learning for config in adapters),
         "torch_compile would compile anew for every batch": args.torch_compile,
         "several GPUs in one process would each be given a piece of the row": args.n_gpu > 1,
@@ -129,7 +136,7 @@ def no_way_in(model: PreTrainedModel, takes_attention: bool) -> str | None:
         return f"{name} takes no positions, or gives logits for all tokens"
     if model._is_stateful or layers - ATTENTIONS:
         kinds = ", ".join(sorted(layers - ATTENTIONS)) or "a state"
-        return f"{name} has layers that run on from text to text ({kinds})"
+        return f"{name} has layers other than full and sliding attention ({kinds})"
     return None
 
 
@@ -145,7 +152,7 @@ def _disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, 
         beside: which of the two.
     """
     pairs = _longest_rows(rows)
-    packing = PackingCollator(trainer.padded_collator.max_length)  # of the step that computed last
+    packing = PackingCollator(trainer.padded_collator.max_length)
     packed_inputs = packing(pairs)
     with ready_model(trainer, model if beside else None) as ready:
         log_probs_of = partial(_log_probs, trainer, ready)
@@ -155,7 +162,7 @@ def _disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, 
             if not watch.is_last:
                 read_at_once(model)
         with own_attention(model):  # one at a time: a step may train with as little
-            each = [_log_probs(trainer, _in_float32(ready), trainer.padded_collator([pair])) for pair in pairs]
+            each = [log_probs_of(trainer.padded_collator([pair])) for pair in pairs]
             padded = torch.cat(each, dim=1)
         packed = log_probs_of(packed_inputs)
     allowed = gate.tolerance_nats(is_half_precision(trainer), longest_row(packed_inputs))
@@ -172,17 +179,6 @@ def _disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, 
 
 def _log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     return policy_log_probs(trainer, model, trainer._prepare_inputs(inputs)).float()
-
-
-def _in_float32(model: torch.nn.Module) -> Any:
-    """A model as TRL calls it, with logits that are not summed in half precision, as under DeepSpeed and FSDP2."""
-
-    def forward(**inputs: Any) -> Any:
-        outputs = model(**inputs)
-        outputs.logits = outputs.logits.float()
-        return outputs
-
-    return forward
 
 
 def _longest_rows(rows: Rows) -> list[Mapping[str, Any]]:

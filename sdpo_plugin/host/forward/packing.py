@@ -59,6 +59,15 @@ class PackedLayout:
         ]
         return torch.cat(parts)[None]
 
+    def texts(self) -> torch.Tensor:
+        """Place of each token of TRL's rows, shape (tokens,): that of a prompt's twice."""
+        parts = []
+        for pair in self.pairs:
+            places = torch.arange(pair.start, pair.start + len(pair))
+            first, second = places.split([pair.prompt + pair.chosen, pair.rejected])
+            parts += [first, places[: pair.prompt], second]
+        return torch.cat(parts)
+
     def places(self) -> torch.Tensor:
         """Place in the packed row of each token whose next one is of an answer, shape (n,): all chosen ones, then all
         rejected ones. The first of an answer is the last one of its prompt."""

@@ -142,6 +142,11 @@ class Call:
     keys: Texts
 
 
+def forget_calls() -> None:
+    """Those of the last batches."""
+    _calls.cache_clear()
+
+
 @lru_cache(maxsize=2)  # every layer of a batch asks
 def _calls(layout: PackedLayout, device: torch.device) -> tuple[list[Call], torch.Tensor]:
     """The calls for a packed row, and which of their rows, end to end, each of its tokens has."""

@@ -294,7 +294,7 @@ def test_auto_pads_where_a_metric_reads_logits(host: Host, model: Path, two_sets
 
 def test_auto_pads_by_name_under_fsdp2(host: Host, two_sets: list[Config], tmp_path: Path) -> None:
     """FSDP2 puts a class of its own before Falcon's; the model behind it is asked."""
-    falcon = Path(make_model(host, tmp_path / "falcon", "falcon"))
+    falcon = Path(make_model(host, tmp_path / "model", "falcon"))
     sharded = fsdp2(transformer_layer_cls_to_wrap="FalconDecoderLayer")
     made = config(falcon, two_sets, tmp_path / "auto", "auto", max_steps=1, micro_batch_size=2, **sharded)
     log = host.train(write_config(tmp_path / "auto.yaml", made), ranks=2).check().log_text

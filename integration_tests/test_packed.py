@@ -78,7 +78,7 @@ def test_scaled_positions(host: Host, positions: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gpt2"])
 def test_with_a_kernel_that_takes_all_pairs_at_once(host: Host, kind: str) -> None:
-    """A GPU's, in whose place one in plain PyTorch stands: two calls a layer, grouped heads, windows."""
+    """A GPU's, in whose place one in plain PyTorch stands: a call for each layer, grouped heads, windows."""
     found = host.python(COMPARE, kind, "sdpa", "kernel")
     assert found["log-probs"] <= 1e-5 * found["largest"]
     assert found["gradients"] <= 1e-4

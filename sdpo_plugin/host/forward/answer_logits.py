@@ -108,7 +108,8 @@ class ReadLogits(TokenLogits):
     """What is kept of logits.
 
     Attributes:
-        columns: of shape (n, 4), float32: `LOG_PROB`, with gradients; `ENTROPY`, `MEAN`, `LARGEST`, without.
+        columns: of shape (n, 4), float32: `LOG_PROB`, with gradients; `ENTROPY`, `MEAN`, `LARGEST`, without. Of shape
+            (n, 1) where nothing else is read.
     """
 
     columns: torch.Tensor

@@ -196,7 +196,7 @@ def _texts(
 def forget_masks() -> None:
     """Those of the last batches, and their places, which are held on the device."""
     _texts.cache_clear()
-    varlen.forget_calls()
+    varlen.forget_texts()
 
 
 def _of_pair(

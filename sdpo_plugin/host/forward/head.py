@@ -30,11 +30,14 @@ class Reading:
 
     Attributes:
         labels: the next tokens, shape (n,).
-        columns: what is kept of logits that were read in parts, shape (n, 4); the head gave the log-probs in their
-            place, shape (1, n, 1), through which gradients go. FSDP2 rounds what a model gives to its half precision.
+        log_probs_alone: nothing else is read.
+        columns: what is kept of logits that were read in parts, shape (n, 4), or (n, 1) where log-probs are read alone;
+            the head gave the log-probs in their place, shape (1, n, 1), through which gradients go. FSDP2 rounds what a
+            model gives to its half precision.
     """
 
     labels: torch.Tensor
+    log_probs_alone: bool = False
     columns: torch.Tensor | None = None
     _capped: tuple[Any, float] | None = None
 
@@ -72,9 +75,9 @@ _watch: ContextVar[Watch | None] = ContextVar("what is found out about the head"
 
 
 @contextmanager
-def reading(labels: torch.Tensor) -> Iterator[Reading]:
+def reading(labels: torch.Tensor, log_probs_alone: bool = False) -> Iterator[Reading]:
     """Within this context a head that ``read_in_parts`` has seen may read its logits itself."""
-    under_way = Reading(labels)
+    under_way = Reading(labels, log_probs_alone)
     token = _reading.set(under_way)
     try:
         yield under_way
@@ -136,7 +139,8 @@ def _forward_by(tokens: int) -> Callable[[torch.nn.Module, torch.Tensor], torch.
         cap = under_way.take_cap(head.config_of_model)
         if watch is None and len(under_way.labels) > tokens:
             parts = zip(states.flatten(0, -2).split(tokens), under_way.labels.split(tokens), strict=True)
-            columns = torch.cat([_kept(project, cap, part, labels) for part, labels in parts])
+            alone = under_way.log_probs_alone
+            columns = torch.cat([_kept(project, cap, part, labels, alone) for part, labels in parts])
             under_way.columns = columns.detach()
             return columns[None, :, LOG_PROB : LOG_PROB + 1].clone()
         logits = _capped(project(states).float(), cap)
@@ -154,18 +158,22 @@ def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
 Project = Callable[[torch.Tensor], torch.Tensor]
 
 
-def _kept(project: Project, cap: float | None, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _kept(project: Project, cap: float | None, states: torch.Tensor, labels: torch.Tensor, alone: bool) -> torch.Tensor:
     if not torch.is_grad_enabled():
-        return _read(project, cap, states, labels)
-    found: torch.Tensor = checkpoint(_read, project, cap, states, labels, use_reentrant=False, preserve_rng_state=False)
+        return _read(project, cap, states, labels, alone)
+    found: torch.Tensor = checkpoint(
+        _read, project, cap, states, labels, alone, use_reentrant=False, preserve_rng_state=False
+    )
     return found
 
 
-def _read(project: Project, cap: float | None, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """What is kept of the logits of n tokens, shape (n, 4)."""
+def _read(project: Project, cap: float | None, states: torch.Tensor, labels: torch.Tensor, alone: bool) -> torch.Tensor:
+    """What is kept of the logits of n tokens, shape (n, 4); of log-probs alone (n, 1)."""
     logits = _capped(project(states).float(), cap)
     log_probs = functional.log_softmax(logits, -1)
     columns = {LOG_PROB: log_probs.gather(-1, labels[:, None])[:, 0]}
+    if alone:
+        return columns[LOG_PROB][:, None]
     with torch.no_grad():
         columns[ENTROPY] = -(log_probs.exp() * log_probs).sum(-1)
         columns[MEAN], columns[LARGEST] = logits.mean(-1), logits.argmax(-1).float()

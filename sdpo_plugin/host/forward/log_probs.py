@@ -29,15 +29,16 @@ if TYPE_CHECKING:
 SECONDS_WITHOUT_BAR = 5.0  # of a pass in the middle of training
 
 
-def taking(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Any:
+def taking(model: torch.nn.Module, inputs: Mapping[str, Any], *, log_probs_alone: bool = False) -> Any:
     """The model as TRL calls it for this batch: packed batches go through it as one row; logits in half precision, as
     under DeepSpeed and FSDP2, are summed in float32.
 
     Args:
         model: ready for a forward pass; its attention is that of ``attention.packed_attention`` for packed batches.
         inputs: as a collator makes them.
+        log_probs_alone: nothing else is read of the logits.
     """
-    return _PackedModel(model) if PACKED in inputs else partial(_in_float32, model)
+    return _PackedModel(model, log_probs_alone) if PACKED in inputs else partial(_in_float32, model)
 
 
 def _in_float32(model: torch.nn.Module, **inputs: Any) -> Any:
@@ -50,8 +51,8 @@ def _in_float32(model: torch.nn.Module, **inputs: Any) -> Any:
 class _PackedModel:
     """Takes the place of a model in TRL's code: it is given a packed batch, and shows the logits that TRL reads."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: torch.nn.Module, log_probs_alone: bool) -> None:
+        self._model, self._log_probs_alone = model, log_probs_alone
 
     def __call__(
         self,
@@ -64,7 +65,7 @@ class _PackedModel:
         packed_cells: torch.Tensor,
         **kwargs: Any,
     ) -> Any:
-        with packed_row(kwargs[PACKED]), reading(packed_labels) as read:
+        with packed_row(kwargs[PACKED]), reading(packed_labels, self._log_probs_alone) as read:
             outputs = self._model(
                 input_ids=packed_ids, position_ids=packed_positions, logits_to_keep=packed_places, **kwargs
             )
@@ -112,7 +113,7 @@ def policy_log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: Mapp
     """
     trainer.ref_model = trainer.model
     try:
-        return torch.stack(trainer.compute_ref_log_probs(taking(model, inputs), inputs))
+        return torch.stack(trainer.compute_ref_log_probs(taking(model, inputs, log_probs_alone=True), inputs))
     finally:
         trainer.ref_model = None
 
@@ -178,7 +179,7 @@ def _of_this_rank(
 ) -> list[Computed]:
     """The batches that are dealt to this rank, in rounds of one for each rank.
 
-    A GPU has the next batch before the numbers of the one before are waited for.
+    A batch is read while a GPU computes the one before it, whose numbers are waited for only then.
     """
     rank, num_ranks = ranks.place()
     mine: list[Computed] = []
@@ -187,10 +188,10 @@ def _of_this_rank(
         check()
         rows = dealt.rows(first + rank)
         # Under ZeRO-3 a forward pass is a collective: a rank without rows computes those of rank 0 with it.
-        begun = rows, compute(read(rows if len(rows) else dealt.rows(first)))
+        inputs = read(rows if len(rows) else dealt.rows(first))
         if under_way is not None:
             mine.append(_fetched(*under_way))
-        under_way = begun
+        under_way = rows, compute(inputs)
     if under_way is not None and len(under_way[0]):  # only in the last round a rank has no rows
         mine.append(_fetched(*under_way))
     return mine

@@ -1,7 +1,7 @@
-"""Attention of a packed row in two calls of PyTorch's own kernel for texts of different lengths, on a GPU that has it.
+"""Attention of a packed row in one call of PyTorch's own kernel for texts of different lengths, on a GPU that has it.
 
-The first call is of every [prompt | chosen] among themselves, the second of every rejected answer against its
-[prompt | rejected]: a causal kernel aligns the last query with the last key.
+The queries of a text stand in the row as they are, [prompt | chosen] or rejected. The keys of a rejected answer are
+those of [prompt | rejected]: a causal kernel aligns the last query with the last key.
 """
 
 import inspect
@@ -90,76 +90,64 @@ def attend(
         Of shape (1, N, heads, size).
     """
     queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
-    calls, back = _calls(layout, query.device)
-    parts = [
-        kernel(
-            queries.index_select(0, call.queries.tokens),
-            keys.index_select(0, call.keys.tokens),
-            values.index_select(0, call.keys.tokens),
-            call.queries.ends,
-            call.keys.ends,
-            call.queries.longest,
-            call.keys.longest,
-            scale=scaling,
-            window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=queries.shape[1] != keys.shape[1],
-        )
-        for call in calls
-    ]
-    return torch.cat(parts).index_select(0, back)[None]
+    texts = _texts(layout, query.device)
+    found = kernel(
+        queries.contiguous(),
+        keys.index_select(0, texts.keys),
+        values.index_select(0, texts.keys),
+        texts.query_ends,
+        texts.key_ends,
+        texts.longest_query,
+        texts.longest_key,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=queries.shape[1] != keys.shape[1],
+    )
+    return found[None]
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of different lengths, end to end.
+    """The texts of a packed row, as the kernel takes them.
 
     Attributes:
-        tokens: place of each token in the packed row.
-        ends: where each text ends, after a 0; int32.
-        longest: tokens of the longest.
+        keys: place of the keys of each text in the row, text by text.
+        query_ends, key_ends: where those of each text end, after a 0; int32.
+        longest_query, longest_key: the most of one text.
     """
 
-    tokens: torch.Tensor
-    ends: torch.Tensor
-    longest: int
-
-    @classmethod
-    def of(cls, texts: Sequence[Sequence[int]], device: torch.device) -> "Texts":
-        """Texts by the places of their tokens."""
-        ends = accumulate(map(len, texts), initial=0)
-        return cls(
-            torch.tensor(list(chain.from_iterable(texts)), device=device),
-            torch.tensor(list(ends), dtype=torch.int32, device=device),
-            max(map(len, texts)),
-        )
+    keys: torch.Tensor
+    query_ends: torch.Tensor
+    key_ends: torch.Tensor
+    longest_query: int
+    longest_key: int
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of the kernel: queries, and the keys that they see the beginnings of."""
-
-    queries: Texts
-    keys: Texts
-
-
-def forget_calls() -> None:
+def forget_texts() -> None:
     """Those of the last batches."""
-    _calls.cache_clear()
+    _texts.cache_clear()
 
 
 @lru_cache(maxsize=2)  # every layer of a batch asks
-def _calls(layout: PackedLayout, device: torch.device) -> tuple[list[Call], torch.Tensor]:
-    """The calls for a packed row, and which of their rows, end to end, each of its tokens has."""
-    firsts, rejecteds, seen = [], [], []
+def _texts(layout: PackedLayout, device: torch.device) -> Texts:
+    """Of each pair its prompt with the chosen answer, and the rejected one, which sees its prompt too."""
+    queries: list[int] = []
+    keys: list[range | list[int]] = []
     for pair in layout.pairs:
-        middle = pair.start + pair.prompt + pair.chosen
-        firsts.append(range(pair.start, middle))
+        middle, end = pair.start + pair.prompt + pair.chosen, pair.start + len(pair)
+        queries.append(middle - pair.start)
+        keys.append(range(pair.start, middle))
         if pair.rejected:
-            rejecteds.append(range(middle, pair.start + len(pair)))
-            seen.append([*range(pair.start, pair.start + pair.prompt), *rejecteds[-1]])
-    first = Texts.of(firsts, device)
-    calls = [Call(first, first)]
-    if rejecteds:
-        calls.append(Call(Texts.of(rejecteds, device), Texts.of(seen, device)))
-    back = torch.argsort(torch.cat([call.queries.tokens for call in calls]))
-    return calls, back
+            queries.append(pair.rejected)
+            keys.append([*range(pair.start, pair.start + pair.prompt), *range(middle, end)])
+    return Texts(
+        torch.tensor(list(chain.from_iterable(keys)), device=device),
+        _ends(queries, device),
+        _ends([len(places) for places in keys], device),
+        max(queries),
+        max(map(len, keys)),
+    )
+
+
+def _ends(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32, device=device)

@@ -292,6 +292,23 @@ def test_auto_pads_where_a_metric_reads_logits(host: Host, model: Path, two_sets
     refused(results[True], tmp_path / "True" / "out", f"sdpo.packed: true, but {said}", "set packed: auto")
 
 
+def test_a_compiled_model_has_padded_rows(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
+    """`torch_compile`, step after step: `auto` says why it pads, and ends with the weights of a model that is not
+    compiled; `true` refuses."""
+    compiled, said = {"torch_compile": True, "torch_compile_backend": "eager"}, "torch_compile would compile anew"
+    outs = []
+    for packed, settings in (("auto", compiled), (False, {})):
+        made = config(model, two_sets, tmp_path / str(packed), packed, **settings)
+        log = host.train(write_config(tmp_path / f"{packed}.yaml", made)).check().log_text
+        assert (f"forward pass: padded rows, because {said}" in log) is (packed == "auto")
+        outs.append(Path(made["output_dir"]))
+    for step in ("step-1", "step-2", ""):
+        assert apart(outs[0] / step, outs[1] / step) <= 1e-6
+    made = config(model, two_sets, tmp_path / "true", True, **compiled)
+    result = host.train(write_config(tmp_path / "true.yaml", made))
+    refused(result, Path(made["output_dir"]), f"sdpo.packed: true, but {said}", "set packed: auto")
+
+
 def test_auto_pads_by_name_under_fsdp2(host: Host, two_sets: list[Config], tmp_path: Path) -> None:
     """FSDP2 puts a class of its own before Falcon's; the model behind it is asked."""
     falcon = Path(make_model(host, tmp_path / "model", "falcon"))

@@ -39,7 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(host: Host, bos_model: Path, sets: list[Config], folder: Path) -> Result:
     """A run of two steps with rows held out."""
     config = sdpo_config(base_config(bos_model, sets, folder, val_set_size=0.25, eval_strategy="epoch"))
-    return host.train(write_config(folder / "config.yaml", config)).check()
+    config["plugins"].append("integration_tests.harness.faults.FaultPlugin")
+    env = {"SDPO_TEST_FAULT": f"reads:{folder / 'reads'}"}
+    return host.train(write_config(folder / "config.yaml", config), env=env).check()
 
 
 def expected(model: str, prepared: str, rows: list[int]) -> list[str]:
@@ -95,6 +97,11 @@ def test_each_set_is_tokenized_once(result: Result) -> None:
     assert sorted(set(names)) == ["held-out step-1", "held-out step-2", "source 1", "source 2"]
     assert "Tokenizing train dataset" not in result.log_text
     assert "Tokenizing eval dataset" not in result.log_text
+
+
+def test_facts_of_rows_are_worked_out_once(folder: Path, result: Result) -> None:
+    """Of training and held-out rows of each step: layout, positions, and three models evaluated ask for them."""
+    assert sorted(map(int, (folder / "reads").read_text(encoding="utf-8").split())) == [2, 3, 6, 9]
 
 
 def test_report_counts_dropped_rows(folder: Path, result: Result) -> None:

@@ -25,6 +25,7 @@ The environment says which fault, so that the config stays that of the run that 
 - `signal-pass:NUMBER`: SIGTERM to itself in that forward pass without gradients since training began, counted from 1.
 - `gate:FOLDER`: nothing, but each rank notes in a file of its own what its start gate is given.
 - `seals:FOLDER`: nothing, but each rank notes in a file of its own which files it puts on disk for a seal.
+- `reads:FILE`: nothing but a line in FILE, of its number of rows, for every set whose tokens are read as a whole.
 - `full`: the disk says that it has a megabyte left.
 - `cross-entropy:`: every load of a model puts another cross entropy in the place of PyTorch's, as Liger's does.
 - `metrics:`: a metric of the user's own, as a plugin sets one.
@@ -81,6 +82,8 @@ class FaultPlugin(BasePlugin):
             limit_files(int(self._value))
         if self._kind == "parts":
             head.LOGITS_AT_ONCE = int(self._value)
+        if self._kind == "reads":
+            note_reads(Path(self._value))
         if self._kind == "cross-entropy":
             torch.nn.functional.cross_entropy = of_tensors_alone
 
@@ -133,6 +136,20 @@ def note_gate(file: Path) -> None:
         judge(**arguments)
 
     gate.check_start = noted
+
+
+def note_reads(file: Path) -> None:
+    """Write a line for every set that is read to work out the facts of its rows, and let it be read as usual."""
+    from sdpo_plugin.host.data import columns
+
+    read = columns.token_columns
+
+    def noted(dataset: Any) -> Any:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(f"{len(dataset)}\n")
+        return read(dataset)
+
+    columns.token_columns = noted
 
 
 def note_shares(file: Path) -> None:

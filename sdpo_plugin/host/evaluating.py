@@ -78,12 +78,12 @@ def _tables(
         cfgs: the config of the step that evaluates on each.
         model: its name.
     """
-    facts, tables = {name: row_facts(rows) for name, rows in heldout.items()}, {}
-    with forward_pass(trainer, packed, [(rows, facts[name]) for name, rows in heldout.items()]):
+    tables = {}
+    with forward_pass(trainer, packed, [(rows, row_facts(rows)) for rows in heldout.values()]):
         for name, rows in heldout.items():
             compute_as_in(trainer, cfgs[name])
             size = cfgs[name].eval_batch_size
-            tables[name] = log_prob_table(trainer, rows, size, model, f"held-out {name}", facts=facts[name])
+            tables[name] = log_prob_table(trainer, rows, size, model, f"held-out {name}")
     return tables
 
 

@@ -1,6 +1,7 @@
 """Columns of tokenized rows: the token ids, what is known of them, the reference that TRL's loss reads."""
 
 from collections.abc import Iterator, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +15,16 @@ from sdpo_plugin.tables import LogProbTable
 
 IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
-
-
 _NOTHING = np.zeros(0, dtype=np.int64)
+_known: WeakKeyDictionary[Dataset, RowFacts] = WeakKeyDictionary()  # held-out rows are asked about again and again
 
 
 def row_facts(dataset: Dataset) -> RowFacts:
-    """Keys and lengths of all rows, in one pass over the memory-mapped columns."""
-    parts = [facts_of(columns) for columns in token_columns(dataset)]
-    return rows.concatenate(parts or [facts_of([(_NOTHING, _NOTHING)] * len(IDS))])
+    """Keys and lengths of all rows, in one pass over the memory-mapped columns, as long as the data set is there."""
+    if dataset not in _known:
+        parts = [facts_of(columns) for columns in token_columns(dataset)]
+        _known[dataset] = rows.concatenate(parts or [facts_of([(_NOTHING, _NOTHING)] * len(IDS))])
+    return _known[dataset]
 
 
 def token_columns(dataset: Dataset) -> Iterator[list[tuple[Int, Int]]]:

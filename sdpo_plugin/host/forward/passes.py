@@ -43,7 +43,6 @@ class Passes:
 
     def __init__(self, trainer: "DPOTrainer", stop: StopRequest, cached: Cached) -> None:
         self._trainer, self.stop, self._cached = trainer, stop, cached
-        self._heldout_facts: dict[str, RowFacts] = {}  # every model of the run is evaluated on the same rows
 
     def step_table(
         self, step: StepPlan, data: StepData, model: str, other: PreTrainedModel | None = None
@@ -120,13 +119,10 @@ class Passes:
         Raises:
             ReferenceTableError, Stopped: as in ``step_table``.
         """
-        known, tables, cfgs = self._heldout_facts, {}, heldout_cfgs(layout.steps)
+        tables, cfgs = {}, heldout_cfgs(layout.steps)
         for name in names:
-            rows = layout.heldout[name]
-            if name not in known:
-                known[name] = row_facts(rows)
-            what, size = f"held-out {name}", cfgs[name].eval_batch_size
-            tables[name] = self._made(cfgs[name], rows, size, model, what, other, known[name])
+            rows, what, size = layout.heldout[name], f"held-out {name}", cfgs[name].eval_batch_size
+            tables[name] = self._made(cfgs[name], rows, size, model, what, other, row_facts(rows))
         return tables
 
     def sampled_tables(

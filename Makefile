@@ -30,8 +30,8 @@ stage = @printf '\n==> %s: about %s\n\n' '$(1)' '$(2)'; mkdir -p $(dir $(TIMES))
 .PHONY: demo test test-core test-gpu lint matrix matrix-newest clean environment-of-others begin-demo
 
 $(VENV)/installed-%:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo '$(PYTHON) is older than Python 3.11; name another: make $(MAKECMDGOALS) PYTHON=python3.11'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
+		echo '$(PYTHON) is not Python 3.11 or 3.12, which Axolotl installs on; name another: make $(MAKECMDGOALS) PYTHON=python3.11'; exit 1; }
 	$(call stage,environment in $(VENV) (Axolotl and PyTorch),4 minutes (more on a slow line: gigabytes),$(PYTHON) -m venv $(VENV) && \
 		$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]')
 	@touch $@

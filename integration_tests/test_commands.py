@@ -20,7 +20,7 @@ from integration_tests.harness.zero3 import write_zero3
 PROBES = "integration_tests.harness.probes"
 # The host's Triton kernels for LoRA, which `axolotl inference` turns on by itself, need a GPU.
 ON_CPU = {"lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False}
-COLUMNS = ["step", "sources", "rows", "dropped", "held out", "optimizer steps", "reference", "starts from"]
+COLUMNS = ["step", "sources", "rows", "dropped", "held out", "updates", "reference", "starts from"]
 
 
 @dataclass(frozen=True)

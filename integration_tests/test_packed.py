@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from integration_tests.harness.compare import apart
 from integration_tests.harness.data import Config, base_config, even_set, write_config
@@ -27,6 +28,7 @@ from integration_tests.harness.zero3 import write_zero3
 COMPARE = "integration_tests.harness.packed:compare"
 PADDED = {"bloom", "falcon", "gpt_neo", "lfm2", "mamba", "mpt"}  # they do not take packed rows
 EXPERTS = ("gpt_oss", "mixtral", "qwen3_moe")
+PLUGINS = ["sdpo_plugin.SDPOPlugin", "integration_tests.harness.faults.FaultPlugin"]
 EAGER = {"gpt_oss"}  # has no scaled dot-product attention
 SGD = {"optimizer": "sgd", "learning_rate": 1.0e-2, "num_epochs": 2}
 
@@ -282,9 +284,9 @@ def test_a_reference_that_takes_no_packed_rows_has_padded_ones(
 
 def test_auto_pads_where_a_metric_reads_logits(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
     """A plugin's `compute_metrics` is given them as padded rows have them: `auto` says so, `true` refuses."""
-    plugins, results = ["sdpo_plugin.SDPOPlugin", "integration_tests.harness.faults.FaultPlugin"], {}
+    results = {}
     for packed in ("auto", True):
-        made = config(model, two_sets, tmp_path / str(packed), packed, max_steps=1) | {"plugins": plugins}
+        made = config(model, two_sets, tmp_path / str(packed), packed, max_steps=1) | {"plugins": PLUGINS}
         path = write_config(tmp_path / f"{packed}.yaml", made)
         results[packed] = host.train(path, env={"SDPO_TEST_FAULT": "metrics:"})
     said = "compute_metrics is given logits as padded rows have them"
@@ -321,15 +323,48 @@ def test_auto_pads_by_name_under_fsdp2(host: Host, two_sets: list[Config], tmp_p
 def test_auto_pads_where_the_log_probs_differ(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
     """A model that computes a single row otherwise than several: `auto` says by how much, `true` refuses."""
     said = r"the log-probs of packed and padded rows of LlamaForCausalLM differ by up to [\d.]+ nats, which is more"
-    plugins = ["sdpo_plugin.SDPOPlugin", "integration_tests.harness.faults.FaultPlugin"]
     results = {}
     for packed in ("auto", True):
-        made = config(model, two_sets, tmp_path / str(packed), packed, max_steps=1) | {"plugins": plugins}
+        made = config(model, two_sets, tmp_path / str(packed), packed, max_steps=1) | {"plugins": PLUGINS}
         path = write_config(tmp_path / f"{packed}.yaml", made)
         results[packed] = host.train(path, env={"SDPO_TEST_FAULT": "single:"})
     assert re.search(f"forward pass: padded rows, because {said}", results["auto"].check().log_text)
     assert re.search(f"sdpo.packed: true, but {said}", "\n".join(messages(results[True])))
     assert results[True].returncode == 1
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_batches_of_a_reference_leave_no_hooks(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path, packed: bool
+) -> None:
+    """Under gradient checkpointing, in passes and beside training: the host's `train()` adds one a step, no batch."""
+    modes = MODES["checkpointing"] | MODES["lora"]
+    made = config(model, two_sets, tmp_path, packed, **modes) | {"plugins": PLUGINS}
+    made["sdpo"]["reference_refresh"] = {"kl_above": 1000.0}
+    notes = tmp_path / "hooks"
+    host.train(write_config(tmp_path / "config.yaml", made), env={"SDPO_TEST_FAULT": f"hooks:{notes}"}).check()
+    counts = list(map(int, notes.read_text(encoding="utf-8").split()))
+    assert len(counts) > 10
+    assert max(counts) == min(counts) + 1
+
+
+def test_tokens_are_counted_as_they_are_computed(host: Host, model: Path, tmp_path: Path) -> None:
+    """12 rows of one length, two epochs: padded, twice a prompt of p tokens and an answer of n; packed, p + 2n."""
+    sets = [even_set(tmp_path / f"{seed}.jsonl", seed=seed) for seed in (1, 2)]
+    seen, flos = {}, {}
+    for packed in (True, False):
+        made = config(model, sets, tmp_path / str(packed), packed, include_tokens_per_second=True, logging_steps=1)
+        host.train(write_config(tmp_path / f"{packed}.yaml", made)).check()
+        out = Path(made["output_dir"])
+        log = json.loads((out / "sdpo" / "history" / "step-1.json").read_text(encoding="utf-8"))["entries"]
+        (flos[packed],) = [point["total_flos"] for point in log if "total_flos" in point]
+        seen[packed] = max(point["num_input_tokens_seen"] for point in log if "num_input_tokens_seen" in point)
+    answers = load_file(out / "sdpo" / "reference" / "step-1.safetensors")
+    (answer,) = set(answers["chosen_tokens"].tolist() + answers["rejected_tokens"].tolist())
+    prompt = seen[False] / (24 * 2) - answer
+    assert prompt > 0
+    assert seen[True] == 24 * (prompt + 2 * answer)
+    assert flos[True] / flos[False] == pytest.approx(seen[True] / seen[False])
 
 
 def test_a_half_trained_step_is_resumed_with_the_same_forward_pass(

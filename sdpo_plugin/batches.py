@@ -39,21 +39,18 @@ def batches(facts: RowFacts, rows: int, *, by_tokens: bool) -> Batches:
     Args:
         facts: of N rows.
         rows: pairs in a batch of the training: what fits here also trains.
-        by_tokens: beyond ``rows``, a batch has more pairs as long as neither its tokens (prompt and longer answer) nor
-            the places that logits are needed for become more than those of the first batch; else ``rows`` each.
+        by_tokens: rows are packed: beyond ``rows``, a batch has more pairs as long as neither its tokens nor those of
+            its answers, which logits are needed for, become more than those of the first batch; else ``rows`` each.
     """
-    order = np.argsort(-facts.lengths, kind="stable")
+    order = np.argsort(-(facts.tokens if by_tokens else facts.lengths), kind="stable")
     if not by_tokens:
         return Batches(order, np.append(np.arange(0, len(order), rows), len(order)))
-    sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(facts.lengths[order])])
-    answers = facts.answers[order]
-    tokens, places = sums[min(rows, len(order))], rows * (1 + int(answers[:rows].max(initial=0)))
+    sums = [np.concatenate([np.zeros(1, np.int64), np.cumsum(each[order])]) for each in (facts.tokens, facts.answers)]
     bounds = [0]
     while bounds[-1] < len(order):
         start = bounds[-1]
-        fit = int(np.searchsorted(sums, sums[start] + tokens, side="right")) - 1 - start
-        widest = 1 + int(answers[start : start + fit].max(initial=0))
-        bounds.append(min(start + max(rows, min(fit, places // widest)), len(order)))
+        ends = (np.searchsorted(each, each[start] + each[min(rows, len(order))], side="right") - 1 for each in sums)
+        bounds.append(min(max(int(min(ends)), start + rows), len(order)))
     return Batches(order, np.array(bounds, dtype=np.int64))
 
 

@@ -1,4 +1,4 @@
-"""The plan of a run, fixed before it starts: steps, sources, rows, optimizer steps, reference, start."""
+"""The plan of a run, fixed before it starts: steps, sources, rows, updates, reference, start."""
 
 import math
 from dataclasses import dataclass, field
@@ -180,7 +180,7 @@ class Plan:
 
     def table(self) -> str:
         """The plan as a table of text, one row a step; what `axolotl preprocess` prints."""
-        rows = [("step", "sources", "rows", "dropped", "held out", "optimizer steps", "reference", "starts from")]
+        rows = [("step", "sources", "rows", "dropped", "held out", "updates", "reference", "starts from")]
         for step in self.steps:
             dropped = "–" if step.num_dropped is None else f"{step.num_dropped:,}"
             updates = "–" if step.is_awaited and not step.num_optimizer_steps else f"{step.num_optimizer_steps:,}"

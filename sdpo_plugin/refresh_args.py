@@ -11,7 +11,7 @@ class RefreshArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     every: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Optimizer steps from one refresh to the next (hard update of TR-DPO, arXiv 2404.09656)."
+        None, description="Updates from one refresh to the next (hard update of TR-DPO, arXiv 2404.09656)."
     )
     kl_above: Annotated[float, Field(gt=0)] | None = Field(
         None,
@@ -24,5 +24,5 @@ class RefreshArgs(BaseModel):
         if (self.every is None) == (self.kl_above is None):
             both = f"every: {self.every} and kl_above: {self.kl_above} are both set"
             seen = "neither every nor kl_above is set" if self.every is None else both
-            raise ValueError(f"{seen}; set exactly one: every: N (optimizer steps) or kl_above: x (nats)")
+            raise ValueError(f"{seen}; set exactly one: every: N (updates) or kl_above: x (nats)")
         return self

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,14 @@ class RowFacts:
         keys: 64-bit hash of prompt, chosen and rejected token ids, shape (N,).
         prompts: 64-bit hash of the prompt alone, shape (N,).
         lengths: tokens of the prompt with the longer of the two answers, shape (N,).
-        answers: tokens of the longer of the two answers, shape (N,).
+        tokens: tokens of the prompt with both answers, shape (N,).
+        answers: tokens of both answers, shape (N,).
     """
 
     keys: Keys
     prompts: Keys
     lengths: Int
+    tokens: Int
     answers: Int
 
     def __len__(self) -> int:
@@ -34,7 +36,7 @@ class RowFacts:
 
     def take(self, rows: Int) -> "RowFacts":
         """The facts of some rows, in the order of ``rows``."""
-        return RowFacts(self.keys[rows], self.prompts[rows], self.lengths[rows], self.answers[rows])
+        return RowFacts(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def digest(self) -> str:
         """SHA-256 over the keys of all rows in order."""
@@ -43,12 +45,7 @@ class RowFacts:
 
 def concatenate(parts: Sequence[RowFacts]) -> RowFacts:
     """The facts of several data sets, one after the other."""
-    return RowFacts(
-        np.concatenate([part.keys for part in parts]),
-        np.concatenate([part.prompts for part in parts]),
-        np.concatenate([part.lengths for part in parts]),
-        np.concatenate([part.answers for part in parts]),
-    )
+    return RowFacts(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(RowFacts)))
 
 
 def facts_of(columns: Sequence[tuple[Int, Int]]) -> RowFacts:
@@ -59,8 +56,9 @@ def facts_of(columns: Sequence[tuple[Int, Int]]) -> RowFacts:
             tokens of each row, shape (N,).
     """
     prompts, chosen, rejected = (sequence_keys(ids, lengths) for ids, lengths in columns)
-    longer = np.maximum(columns[1][1], columns[2][1])
-    return RowFacts(pair_keys(prompts, chosen, rejected), prompts, columns[0][1] + longer, longer)
+    prompt, *answers = (lengths for _, lengths in columns)
+    longer, both = np.maximum(*answers), np.add(*answers)
+    return RowFacts(pair_keys(prompts, chosen, rejected), prompts, prompt + longer, prompt + both, both)
 
 
 def pair_keys(prompts: Keys, chosen: Keys, rejected: Keys) -> Keys:

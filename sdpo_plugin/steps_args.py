@@ -65,7 +65,7 @@ class StepArgs(BaseModel):
         None, description="Passes over D_t. Default: the config's."
     )
     max_steps: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="Optimizer steps of this step; wins over num_epochs. Default: the config's."
+        None, description="Updates of this step; wins over num_epochs. Default: the config's."
     )
     rl_beta: Annotated[float, Field(gt=0)] | None = Field(
         None, description="β of the DPO loss (arXiv 2305.18290, Eq. 7). Default: the config's, else the host's 0.1."
@@ -95,10 +95,10 @@ class StepArgs(BaseModel):
     )
     lr_scheduler: str | None = Field(None, description="Name of the host's schedule. Default: the config's.")
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="Share of this step's optimizer steps that warm up. Default: the config's."
+        None, description="Share of this step's updates that warm up. Default: the config's."
     )
     warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Optimizer steps that warm up; wins over warmup_ratio. Default: the config's."
+        None, description="Updates that warm up; wins over warmup_ratio. Default: the config's."
     )
     weight_decay: Annotated[float, Field(ge=0)] | None = Field(
         None, description="Weight decay of the optimizer. Default: the config's."

@@ -941,7 +941,7 @@ def test_start_of_the_policy(policy_init: str) -> None:
 @pytest.mark.parametrize(
     ("refresh", "message"),
     [
-        ({}, "sdpo.reference_refresh: neither every nor kl_above is set; set exactly one: every: N (optimizer steps)"),
+        ({}, "sdpo.reference_refresh: neither every nor kl_above is set; set exactly one: every: N (updates)"),
         ({"every": 5, "kl_above": 0.5}, "sdpo.reference_refresh: every: 5 and kl_above: 0.5 are both set; set exactly"),
         ({"every": 0}, "sdpo.reference_refresh.every: 0 is not valid: Input should be greater than or equal to 1."),
         ({"every": 1.5}, "sdpo.reference_refresh.every: 1.5 is not valid: "),

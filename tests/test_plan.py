@@ -42,10 +42,10 @@ def test_table_of_the_plan() -> None:
         ),
     )
     assert plan.table().splitlines() == [
-        "step      sources          rows  dropped  held out  optimizer steps  reference  starts from",
-        "--------  -------------  ------  -------  --------  ---------------  ---------  -----------",
-        "1 orca    pairs-1.jsonl  12,859        –         0            1,608  M_0        M_0",
-        "2 step-2  a (1), b (3)        4        0     1,000                4  M_1        M_1",
+        "step      sources          rows  dropped  held out  updates  reference  starts from",
+        "--------  -------------  ------  -------  --------  -------  ---------  -----------",
+        "1 orca    pairs-1.jsonl  12,859        –         0    1,608  M_0        M_0",
+        "2 step-2  a (1), b (3)        4        0     1,000        4  M_1        M_1",
     ]
 
 

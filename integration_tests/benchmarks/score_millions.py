@@ -29,9 +29,10 @@ def main() -> None:
     """Cut, then collect batch by batch, as a rank does from all ranks' arrays."""
     count = int(sys.argv[1] if len(sys.argv) > 1 else 10_000_000)
     draw = np.random.default_rng(0)
-    answers = draw.integers(1, 200, count)
+    prompts, chosen, rejected = (draw.integers(1, most, count) for most in (300, 200, 200))
     keys = np.arange(count, dtype=np.uint64)
-    facts = RowFacts(keys, keys, answers + draw.integers(1, 300, count), answers)
+    both = chosen + rejected
+    facts = RowFacts(keys, keys, prompts + np.maximum(chosen, rejected), prompts + both, both)
     before, began = megabytes(), time.perf_counter()
     dealt = batches(facts, MICRO_BATCH, by_tokens=True)
     print(f"{count:,} rows in {len(dealt):,} batches: {time.perf_counter() - began:.1f} s")

@@ -29,6 +29,7 @@ The environment says which fault, so that the config stays that of the run that 
 - `full`: the disk says that it has a megabyte left.
 - `cross-entropy:`: every load of a model puts another cross entropy in the place of PyTorch's, as Liger's does.
 - `metrics:`: a metric of the user's own, as a plugin sets one.
+- `hooks:FILE`: nothing but a line in FILE after every update, of the number of hooks on the model's embeddings.
 - `parts:BYTES`: nothing, but no more logits than these may be there at once, and the log says how often they were read
   in parts.
 """
@@ -119,6 +120,8 @@ class FaultPlugin(BasePlugin):
             trainer.compute_metrics = lambda predictions: {}
         if self._kind == "parts":
             return [Parts(trainer.accelerator.unwrap_model(trainer.model).get_output_embeddings())]
+        if self._kind == "hooks":
+            return [Hooks(Path(self._value))]
         if self._kind in ("evaluate", "signal"):
             return [InEvaluation(self._kind, *map(int, self._value.split(":")))]
         return [Fault(self._kind, self._value)] if self._kind in FAULTS else []
@@ -174,6 +177,17 @@ def of_tensors_alone(logits: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     """PyTorch's cross entropy, which takes nothing that is like a tensor."""
     assert type(logits) is torch.Tensor
     return cross_entropy(logits, *args, **kwargs)
+
+
+class Hooks(TrainerCallback):  # type: ignore[misc]
+    """Notes how many there are."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def on_step_end(self, *args: Any, model: Any, **kwargs: Any) -> None:
+        with self._file.open("a", encoding="utf-8") as lines:
+            lines.write(f"{len(model.get_input_embeddings()._forward_hooks)}\n")
 
 
 class Parts(TrainerCallback):  # type: ignore[misc]

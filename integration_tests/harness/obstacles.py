@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from accelerate.utils import DynamoBackend
 from peft import PromptTuningConfig, get_peft_model
 
 from integration_tests.harness.packed import build
@@ -12,7 +13,6 @@ from integration_tests.harness.packed import build
 SETTINGS: dict[str, dict[str, Any]] = {
     "dropout": {"disable_dropout": False},
     "truncation": {"truncation_mode": "keep_end"},
-    "compile": {"torch_compile": True},
     "several GPUs": {"n_gpu": 2},
 }
 
@@ -23,10 +23,12 @@ def obstacle(what: str) -> str | None:
     from sdpo_plugin.host.forward.packed import _obstacle
 
     model = build("llama", "sdpa")
-    usual = {"disable_dropout": True, "truncation_mode": "keep_start", "torch_compile": False, "n_gpu": 1}
+    usual = {"disable_dropout": True, "truncation_mode": "keep_start", "n_gpu": 1}
+    backend = DynamoBackend.EAGER if what == "compile" else DynamoBackend.NO  # as accelerate was launched, or set
     trainer: Any = SimpleNamespace(
         args=SimpleNamespace(**usual | SETTINGS.get(what, {})),
         model=model,
+        accelerator=SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=backend))),
         aux_loss_enabled=what == "experts",
         compute_metrics=print if what == "metrics" else None,
     )

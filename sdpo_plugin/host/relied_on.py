@@ -190,6 +190,8 @@ def of_the_trainers_classes() -> tuple[Contract, ...]:
         Takes(DPOTrainer, "compute_loss", ("self", "model", "inputs", "return_outputs", "num_items_in_batch")),
         Takes(DPOTrainer, "log", ("self", "logs", "start_time")),
         Takes(DPOTrainer, "_prepare_inputs", ("self", "inputs")),
+        Takes(DPOTrainer, "floating_point_ops", ("self", "inputs")),
+        Takes(DPOTrainer, "_track_num_input_tokens", ("self", "inputs")),
         Takes(DPOTrainer, "_precompute_ref_logps", ("self", "dataset", "name", "batch_size")),
         Takes(DPOTrainer, "_prepare_dataset", ("self", "dataset", "processing_class", "args", "dataset_name")),
         Takes(DPOTrainer, "compute_ref_log_probs", ("self", "model", "inputs")),
@@ -228,6 +230,7 @@ def of_the_trainer(trainer: Any) -> tuple[Contract, ...]:
     """Contracts with the trainer that the host has built, and with the engine that it will train under."""
     owners = {"": trainer} | {name: getattr(trainer, name) for name in OF_THE_TRAINER if name}
     contracts: list[Contract] = [Has(owner, name) for path, owner in owners.items() for name in OF_THE_TRAINER[path]]
+    contracts.append(Has(trainer.accelerator.state, "dynamo_plugin"))
     if trainer.is_deepspeed_enabled:
         contracts += _of_deepspeed(trainer)
     if trainer.is_fsdp_enabled:

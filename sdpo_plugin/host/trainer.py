@@ -27,7 +27,7 @@ from sdpo_plugin.host.data.columns import IDS, REFERENCE, with_reference
 from sdpo_plugin.host.data.small_sets import workers
 from sdpo_plugin.host.engines.dropout import disable_functional_dropout
 from sdpo_plugin.host.engines.engine import require_usable_engine, set_engine_batch
-from sdpo_plugin.host.forward.log_probs import compute_as, log_prob_table, taking
+from sdpo_plugin.host.forward.log_probs import compute_as, log_prob_table, taking, with_all_tokens
 from sdpo_plugin.host.initial_state import InitialState
 from sdpo_plugin.host.model_card import ModelCards
 from sdpo_plugin.host.progress import StepProgress
@@ -185,6 +185,14 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         model's update; `gc_steps` and `torch_empty_cache_steps` do the same as often as the user wants."""
         loss: torch.Tensor = super(AxolotlDPOTrainer, self).training_step(model, inputs, num_items_in_batch)
         return loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """The host's count, over all tokens of a packed batch."""
+        return int(super().floating_point_ops(with_all_tokens(inputs)))
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Likewise."""
+        super()._track_num_input_tokens(with_all_tokens(inputs))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Every logged point says its step, and counts updates over the whole chain: `global_step` restarts."""

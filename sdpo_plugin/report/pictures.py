@@ -39,4 +39,4 @@ def pictures(report: Mapping[str, Any]) -> dict[str, bytes]:
 @cache
 def _say_what_to_install(why: str) -> None:
     """Once in a process."""
-    LOG.warning("the report has no PNGs (%s): pip install 'axolotl-sdpo[figures]'", why)
+    LOG.warning("the report has no PNGs (%s): pip install 'matplotlib>=3.9'", why)

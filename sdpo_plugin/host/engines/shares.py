@@ -34,8 +34,10 @@ def written_by_all(directory: Path) -> Files:
     seen = ranks.on_rank_0(lambda: [(name, _state(directory / name)) for name in names_in(directory)])
     largest_first = sorted(seen, key=lambda file: file[1], reverse=True)
     rank, num_ranks = ranks.place()
-    share = [name for name, state in largest_first[rank::num_ranks] if _state(directory / name) == state]
-    parts = ranks.on_every_rank(lambda: written(directory, share))
+    share = largest_first[rank::num_ranks]
+    parts = ranks.on_every_rank(
+        lambda: written(directory, [name for name, state in share if _state(directory / name) == state])
+    )
     return {name: facts for part in parts for name, facts in part.items()}
 
 

@@ -1,6 +1,7 @@
 """Log-probs of a batch, and of every row of a data set, under the policy as it stands or another model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,11 @@ class _PackedModel:
         return outputs
 
 
+def with_all_tokens(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A batch for whoever counts what goes through the model: TRL sees the tokens of answers alone."""
+    return {**inputs, "input_ids": inputs["packed_ids"]} if PACKED in inputs else inputs
+
+
 def compute_as(trainer: "DPOTrainer", max_length: int, ld_alpha: float | None) -> None:
     """Let the trainer compute batches, from here on, as a step with these settings does.
 
@@ -113,9 +119,28 @@ def policy_log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: Mapp
     """
     trainer.ref_model = trainer.model
     try:
-        return torch.stack(trainer.compute_ref_log_probs(taking(model, inputs, log_probs_alone=True), inputs))
+        with without_checkpointing(trainer.model):
+            return torch.stack(trainer.compute_ref_log_probs(taking(model, inputs, log_probs_alone=True), inputs))
     finally:
         trainer.ref_model = None
+
+
+@contextmanager
+def without_checkpointing(model: torch.nn.Module) -> Iterator[None]:
+    """Within this context no layer of ``model`` would be computed again in a backward pass.
+
+    TRL switches gradient checkpointing off and on again around every batch of a reference, and each time transformers
+    puts one more hook on the embeddings, and the host's own settings for it are lost. It leaves alone what is off.
+    """
+    # Of its own: an adapter's model hands on the attributes of the one within.
+    layers = [layer for layer in model.modules() if vars(layer).get("gradient_checkpointing")]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True
 
 
 Rows = NDArray[np.int64]

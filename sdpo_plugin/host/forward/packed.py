@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import DynamoBackend
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from peft import PeftModel
@@ -62,6 +63,7 @@ def forward_pass(trainer: "DPOTrainer", packed: bool | str, rows: Rows) -> Itera
         takes_attention = stack.enter_context(packed_attention(model))
         stack.enter_context(reading_answer_logits())
         stack.enter_context(balancing_packed_rows(model))
+        stack.callback(forget_masks)
         stack.callback(read_at_once, model)
         reason = _obstacle(trainer, model, takes_attention) or _disagreement(trainer, rows, model)
         if reason and packed is True:
@@ -76,7 +78,6 @@ def forward_pass(trainer: "DPOTrainer", packed: bool | str, rows: Rows) -> Itera
             yield
         finally:
             trainer.data_collator = trainer.padded_collator
-            forget_masks()
 
 
 def pack_second_model(trainer: "DPOTrainer", model: PreTrainedModel, rows: Rows, cfg: DictDefault) -> None:
@@ -114,7 +115,9 @@ def _obstacle(trainer: "DPOTrainer", model: torch.nn.Module, takes_attention: bo
             trainer.aux_loss_enabled and not balances_packed_rows(model)
         ),
         "the adapter puts tokens of its own before each row": any(config.is_prompt_learning for config in adapters),
-        "torch_compile would compile anew for every batch": args.torch_compile,
+        "torch_compile would compile anew for every batch": (
+            trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+        ),
         "several GPUs in one process would each be given a piece of the row": args.n_gpu > 1,
         "compute_metrics is given logits as padded rows have them": trainer.compute_metrics is not None,
     }

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from integration_tests.harness.data import Config, base_config, write_config
+from integration_tests.harness.deaths import live
 from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import refused
 from integration_tests.harness.sdpo import read_report, sdpo_config
@@ -60,6 +62,25 @@ def test_each_step_stops_early_and_keeps_its_best(
             assert weights_digest(folder) == weights_digest(best)
     assert weights_digest(out) == weights_digest(out / "step-2")
     assert weights_digest(out) != weights_digest(out / "step-1")
+
+
+def test_a_run_that_is_moved_keeps_its_best(
+    host: Host, model: Path, two_sets: list[Config], cache: dict[str, str], tmp_path: Path
+) -> None:
+    """Killed when its last checkpoint is there and M_1 is not, and moved as a whole: Axolotl 0.21 looks for the best
+    checkpoint where it was."""
+    life = live(host, base_config(model, two_sets, tmp_path / "whole", **STOPPING | cache))
+    last = read_report(life.out)["steps"][0]["num_optimizer_steps"]
+    assert weights_digest(life.out / "step-1") != weights_digest(life.out / "step-1" / f"checkpoint-{last}")
+    saved = max(number for number, event in enumerate(life.events) if f"step-1/checkpoint-{last}" in event)
+    exporting = next(number for number, event in enumerate(life.events) if number > saved and "sdpo/staging" in event)
+    dead = life.die(tmp_path / "dead", exporting + 1)  # events are counted from 1
+    assert (dead.parent / "out" / "step-1" / f"checkpoint-{last}").is_dir()
+    moved = tmp_path / "moved"
+    dead.parent.rename(moved)
+    made = {**yaml.safe_load((moved / "config.yaml").read_text(encoding="utf-8")), "output_dir": str(moved / "out")}
+    assert weights_digest(life.resume(write_config(moved / "config.yaml", made))) == weights_digest(life.out)
+    assert weights_digest(moved / "out" / "step-1") == weights_digest(life.out / "step-1")
 
 
 @pytest.mark.parametrize(

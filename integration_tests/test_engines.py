@@ -94,6 +94,21 @@ def test_equals_one_process(
     assert [step["first_loss"] for step in read_report(out)["steps"]] == pytest.approx([0.6931, 0.6931], abs=noise)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_engine_leaves_nothing_to_the_step_after_it(
+    host: Host, wide: Path, two_sets: list[Config], tmp_path: Path, stage: int
+) -> None:
+    """Neither itself nor its optimizer, whose float32 weights and moments would add up over the steps; nor hooks."""
+    made = settings(f"zero-{stage}", tmp_path) if stage < 3 else {"deepspeed": str(write_zero3(tmp_path / "3.json"))}
+    config = base_config(wide, two_sets, tmp_path, **made, micro_batch_size=2, max_steps=2)
+    path = write_config(tmp_path / "config.yaml", sdpo_config(config, plugins=PLUGINS))
+    host.train(path, ranks=2, env={"SDPO_TEST_FAULT": f"engines:{tmp_path}"}).check()
+    for rank in (0, 1):
+        first, second = (line.split() for line in (tmp_path / f"rank-{rank}").read_text(encoding="utf-8").splitlines())
+        assert (first[0], second[0]) == ("0", "0")
+        assert first[1] == second[1]
+
+
 def test_a_chain_that_starts_from_an_adapter_of_a_4_bit_model(
     host: Host, wide: Path, two_sets: list[Config], alone: dict[str, Path], tmp_path: Path
 ) -> None:

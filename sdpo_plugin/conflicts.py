@@ -35,6 +35,14 @@ def _cuts_batches(config: Any) -> bool:
     return bool(config.get("dispatch_batches") or config.get("split_batches"))
 
 
+def _is_in_hooks(optimizer: Any) -> bool:
+    return str(optimizer).lower().endswith(("layerwise", "lomo"))
+
+
+def _changes_on_its_way(qat: Any) -> bool:
+    return isinstance(qat, Mapping) and bool(qat.get("fake_quant_after_n_steps"))
+
+
 def _is_fsdp1(value: Any) -> bool:
     return bool(value) and str(value) != "2"
 
@@ -136,6 +144,18 @@ CONFLICTS = (
         "pad_to_multiple_of",
         "the host's collator for it does not make what TRL's trainer reads",
         "remove pad_to_multiple_of",
+    ),
+    Conflict(
+        "optimizer",
+        "it updates weights from hooks on them, where those of the steps before would go on training",
+        "choose an optimizer that updates all weights together, such as adamw_torch",
+        _is_in_hooks,
+    ),
+    Conflict(
+        "qat",
+        "the reference of a step is computed before the update at which weights begin to be rounded",
+        "remove qat.fake_quant_after_n_steps",
+        _changes_on_its_way,
     ),
 )
 

@@ -40,6 +40,11 @@ CLASHES: dict[str, tuple[Any, str]] = {
     "tensor_parallel_size": (4, "set tensor_parallel_size: 1"),
     "expert_parallel_size": (2, "set expert_parallel_size: 1"),
     "pad_to_multiple_of": (8, "remove pad_to_multiple_of"),
+    "optimizer": (
+        "galore_adamw_layerwise",
+        "choose an optimizer that updates all weights together, such as adamw_torch",
+    ),
+    "qat": ({"fake_quant_after_n_steps": 10}, "remove qat.fake_quant_after_n_steps"),
     "dpo_padding_free": (True, "remove dpo_padding_free"),
     "padding_free": (True, "remove padding_free"),
     "sample_packing": (True, "remove sample_packing"),
@@ -202,6 +207,27 @@ def test_ranks_have_batches_of_their_own(config: Any, clashes: bool) -> None:
         assert "parts chosen from rejected rows" in refusal({"accelerator_config": config})
     else:
         check_conflicts({"accelerator_config": config})
+
+
+@pytest.mark.parametrize(
+    ("name", "clashes"),
+    [
+        ("adamw_torch", False),
+        ("galore_adamw", False),
+        ("apollo_adamw_layerwise", True),
+        ("lomo", True),
+        ("adalomo", True),
+    ],
+)
+def test_optimizers_in_hooks(name: str, clashes: bool) -> None:
+    if clashes:
+        assert f"optimizer: {name!r}: it updates weights from hooks" in refusal({"optimizer": name})
+    else:
+        check_conflicts({"optimizer": name})
+
+
+def test_rounding_from_the_first_update_on_is_no_conflict() -> None:
+    check_conflicts({"qat": {"weight_dtype": "int8"}})
 
 
 @pytest.mark.parametrize("nothing", ["", [], {}, 0], ids=repr)

@@ -29,6 +29,7 @@ The environment says which fault, so that the config stays that of the run that 
 - `full`: the disk says that it has a megabyte left.
 - `cross-entropy:`: every load of a model puts another cross entropy in the place of PyTorch's, as Liger's does.
 - `metrics:`: a metric of the user's own, as a plugin sets one.
+- `engines:FOLDER`: nothing, but each rank notes in a file of its own what is left of DeepSpeed's engines.
 - `hooks:FILE`: nothing but a line in FILE after every update, of the number of hooks on the model's embeddings.
 - `parts:BYTES`: nothing, but no more logits than these may be there at once, and the log says how often they were read
   in parts.
@@ -36,6 +37,7 @@ The environment says which fault, so that the config stays that of the run that 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -43,6 +45,7 @@ import shutil
 import signal
 import sys
 import time
+import weakref
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +123,8 @@ class FaultPlugin(BasePlugin):
             trainer.compute_metrics = lambda predictions: {}
         if self._kind == "parts":
             return [Parts(trainer.accelerator.unwrap_model(trainer.model).get_output_embeddings())]
+        if self._kind == "engines":
+            return [Engines(trainer, Path(self._value) / f"rank-{_rank()}")]
         if self._kind == "hooks":
             return [Hooks(Path(self._value))]
         if self._kind in ("evaluate", "signal"):
@@ -177,6 +182,22 @@ def of_tensors_alone(logits: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     """PyTorch's cross entropy, which takes nothing that is like a tensor."""
     assert type(logits) is torch.Tensor
     return cross_entropy(logits, *args, **kwargs)
+
+
+class Engines(TrainerCallback):  # type: ignore[misc]
+    """Notes, as each step begins, how many engines and optimizers of steps before it are still there, and the hooks of
+    the model."""
+
+    def __init__(self, trainer: Any, file: Path) -> None:
+        self._trainer, self._file, self._seen = trainer, file, []
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        gc.collect()
+        engine, model = self._trainer.model_wrapped, self._trainer.model
+        num_hooks = len(model._forward_hooks) + len(model._forward_pre_hooks)
+        with self._file.open("a", encoding="utf-8") as lines:
+            lines.write(f"{sum(one() is not None for one in self._seen)} {num_hooks}\n")
+        self._seen += [weakref.ref(engine), weakref.ref(engine.optimizer)]
 
 
 class Hooks(TrainerCallback):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rotate_checkpoints
 
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.shares import written_by_all
@@ -70,8 +70,9 @@ def restore_callbacks(trainer: "StepwiseDPOTrainer") -> None:
             for name, value in kept["attributes"].items():
                 setattr(callback, name, value)
     trainer.state.compute_steps(trainer.args, trainer.state.max_steps)  # save_steps, logging_steps may have changed
-    if trainer.state.best_model_checkpoint:  # the output directory may have been moved
-        best = Path(trainer.args.output_dir) / Path(trainer.state.best_model_checkpoint).name
+    # The output directory may have been moved; the host forgets a best checkpoint that is not where it was.
+    best = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.best_global_step}"
+    if best.is_dir():
         trainer.state.best_model_checkpoint = str(best)
 
 

@@ -84,7 +84,8 @@ class MovingReference:
             outputs: of the model.
             inputs: the batch, filled.
         """
-        log_probs = policy_log_probs(trainer, lambda **_: outputs, inputs)  # type: ignore[arg-type]  # it is called
+        with torch.no_grad():  # TRL 1.9 takes gradients of what it makes of the outputs
+            log_probs = policy_log_probs(trainer, lambda **_: outputs, inputs)  # type: ignore[arg-type]  # it is called
         reference = torch.stack([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
         squares = (log_probs.double() - reference.double()) ** 2
         self._squares += float(squares.sum())

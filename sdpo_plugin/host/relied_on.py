@@ -135,7 +135,15 @@ OF_THE_TRAINER = {
     ),
     "control": ("should_save", "should_training_stop"),
     "state": (
-        *("best_model_checkpoint", "compute_steps", "global_step", "log_history", "max_steps", "stateful_callbacks"),
+        *(
+            "best_model_checkpoint",
+            "best_global_step",
+            "compute_steps",
+            "global_step",
+            "log_history",
+            "max_steps",
+            "stateful_callbacks",
+        ),
         "is_world_process_zero",
     ),
     "data_collator": ("max_length",),
@@ -242,11 +250,13 @@ def of_the_trainer(trainer: Any) -> tuple[Contract, ...]:
 
 def _of_deepspeed(trainer: Any) -> list[Contract]:
     """What DeepSpeed adds to a parameter that it shards, and where accelerate keeps its config."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
     from deepspeed.runtime.zero.partition_parameters import Init
 
     state = trainer.accelerator.state
     return [
         Names(Init, "_convert_to_deepspeed_param", ("ds_tensor", "ds_shape", "ds_numel", "partition")),
+        Names(DeepSpeedEngine, "__init__", ("module_forward_pre_hook", "module_forward_post_hook")),
         Has(state, "deepspeed_plugin"),
         Has(state.deepspeed_plugin, "deepspeed_config"),
         Has(state.deepspeed_plugin, "hf_ds_config"),

@@ -21,6 +21,8 @@ from sdpo_plugin.host.engines.fsdp import require_usable_fsdp, reshard, shard
 
 PREPARED = "_is_accelerate_prepared"
 SHARING = (DistributedDataParallel, FSDPModule)
+# By these a parameter holds DeepSpeed's optimizer, or its share of what that keeps; each engine sets them anew.
+HOLDS_OPTIMIZER = ("_z3_optimizer", "_zero_optimizer", "_hp_mapping")
 
 
 def require_usable_engine(trainer: Trainer) -> None:
@@ -72,7 +74,9 @@ def release(trainer: Trainer) -> None:
     FSDP2 has sharded stays so.
     """
     wrapped = trainer.model_wrapped
-    trainer.accelerator.free_memory()
+    trainer.accelerator.free_memory()  # which destroys the engine that has trained
+    if trainer.is_deepspeed_enabled and wrapped is not trainer.model:
+        _take_off(wrapped)
     trainer.model = trainer.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
     trainer.model_wrapped = trainer.model
     reshard(trainer.model)
@@ -132,6 +136,7 @@ def ready_model(trainer: Trainer, other: torch.nn.Module | None = None) -> Itera
             pass
         elif trainer.is_deepspeed_enabled:
             model.destroy()
+            _take_off(model)
         else:
             release(trainer)
 
@@ -149,6 +154,19 @@ def training_model(trainer: Trainer) -> Iterator[torch.nn.Module]:
         yield model
     finally:
         model.train()
+
+
+def _take_off(engine: Any) -> None:
+    """Let a DeepSpeed engine go that is destroyed.
+
+    Its own ``destroy`` leaves two hooks on the model, which hold it, and its optimizer on the parameters: weights in
+    float32 and moments of every step would stay beside those of the next one.
+    """
+    for hook in (engine.module_forward_pre_hook, engine.module_forward_post_hook):
+        hook.remove()
+    for parameter in engine.module.parameters():
+        for name in HOLDS_OPTIMIZER:
+            vars(parameter).pop(name, None)
 
 
 def _inference_engine(trainer: Trainer, model: torch.nn.Module) -> Any:

@@ -46,9 +46,9 @@ def test_trainer_uses_what_the_host_says(seen: dict[str, Any]) -> None:
     assert replaced == (release() < (0, 21))  # Axolotl 0.21 leaves TRL's functions as they are
     assert "selective_log_softmax" in seen["bound"]  # TRL 1.14 takes the entropies from another module
     assert set(seen["bound"].values()) == {KERNELS if replaced else "__main__"}
-    # Four batches to try packed rows with (a few tokens, two padded pairs, both packed), two reference passes of 5 and
-    # 7, 2 updates a step, and for the report D_2 under M_0, D_1 under M_1, both under M_2.
-    assert seen["calls"] == 4 + 5 + 7 + 2 * 2 + 7 + 5 + 5 + 7
+    # Five batches to try packed rows with (a few tokens, packed and padded; two padded pairs, both packed), two
+    # reference passes of 5 and 7, 2 updates a step, and for the report D_2 under M_0, D_1 under M_1, both under M_2.
+    assert seen["calls"] == 5 + 5 + 7 + 2 * 2 + 7 + 5 + 5 + 7
 
 
 def test_nothing_is_imported_for_an_answer_that_is_known(seen: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from integration_tests.harness.compare import apart
-from integration_tests.harness.data import Config, base_config, even_set, write_config
+from integration_tests.harness.data import Config, base_config, even_set, read_rows, write_config, write_rows
 from integration_tests.harness.deaths import live
 from integration_tests.harness.env import ROOT
 from integration_tests.harness.expected_log_probs import off, read_table
@@ -151,6 +151,7 @@ OBSTACLES = {
     "compile": "torch_compile would compile anew for every batch",
     "several GPUs": "several GPUs in one process would each be given a piece of the row",
     "metrics": "compute_metrics is given logits as padded rows have them",
+    "collator": "DefaultDataCollator, a collator that is not TRL's, makes the batches",
     "nothing": None,
 }
 
@@ -331,6 +332,26 @@ def test_auto_pads_where_the_log_probs_differ(host: Host, model: Path, two_sets:
     assert re.search(f"forward pass: padded rows, because {said}", results["auto"].check().log_text)
     assert re.search(f"sdpo.packed: true, but {said}", "\n".join(messages(results[True])))
     assert results[True].returncode == 1
+
+
+WINDOW = 72  # tokens; rows of `even_set` are shorter, with a question twice as long they are not
+IN_THE_MASK = {"use_sliding_window": True, "sliding_window": WINDOW, "num_experts": 4, "num_experts_per_tok": 2}
+
+
+def test_held_out_rows_are_tried_too(host: Host, tmp_path: Path) -> None:
+    """Qwen2-MoE has its window in the mask alone, where packed rows do not see it. No row of a step is as long."""
+    moe = make_model(host, tmp_path / "moe", "qwen2_moe", **IN_THE_MASK, moe_intermediate_size=32)
+    sets = [even_set(tmp_path / f"{seed}.jsonl", seed=seed) for seed in (1, 2)]
+    rows = read_rows(Path(sets[0]["path"]))
+    for row in rows:
+        row["messages"][0]["content"] += " " + row["messages"][0]["content"]
+    longer = {**sets[0], "path": str(write_rows(tmp_path / "longer.jsonl", rows))}
+    said = {}
+    for name, more in (("alone", {}), ("held out", {"test_datasets": [longer]})):
+        made = config(moe, sets, tmp_path / name, "auto", max_steps=1, **more)
+        said[name] = host.train(write_config(tmp_path / f"{name}.yaml", made)).check().log_text
+    assert "forward pass: packed rows" in said["alone"]
+    assert "the log-probs of packed and padded rows of Qwen2MoeForCausalLM differ by up to" in said["held out"]
 
 
 @pytest.mark.parametrize("packed", [True, False])

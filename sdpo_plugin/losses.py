@@ -31,6 +31,11 @@ def check_losses(step: str, cfg: Mapping[str, Any]) -> None:
             f"{step}: dpo_loss_type: {losses} has {len(losses)} losses and dpo_loss_weights: {weights} has "
             f"{len(weights)} weights; give each loss one weight."
         )
+    if "sft" in losses and cfg.get("dpo_use_weighting"):
+        raise ConfigError(
+            f"{step}: dpo_loss_type: {losses} and dpo_use_weighting: True exclude each other: TRL weighs pairs, and "
+            "its sft is one number of the whole batch; remove one of them."
+        )
     sorting = [name for name in losses if name in SORTING]
     if sorting and cfg.get("dpo_use_weighting"):
         raise ConfigError(

@@ -38,6 +38,16 @@ class RowFacts:
         """The facts of some rows, in the order of ``rows``."""
         return RowFacts(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    def cut(self, length: int | None) -> "RowFacts":
+        """The same rows, their answers cut where a prompt with one of them has more tokens than ``length``."""
+        if length is None:
+            return self
+        prompt = self.tokens - self.answers
+        longer = self.lengths - prompt
+        answers = [np.minimum(each, length - prompt) for each in (longer, self.answers - longer)]
+        both = np.add(*answers)
+        return RowFacts(self.keys, self.prompts, prompt + answers[0], prompt + both, both)
+
     def digest(self) -> str:
         """SHA-256 over the keys of all rows in order."""
         return hashlib.sha256(self.keys.astype("<u8").tobytes()).hexdigest()

@@ -20,12 +20,17 @@ from sdpo_plugin.losses import check_losses
             "the pairs, and weights would go to others; remove one of them.",
         ),
         (
+            {"dpo_loss_type": ["sigmoid", "sft"], "dpo_use_weighting": True},
+            "step orca: dpo_loss_type: ['sigmoid', 'sft'] and dpo_use_weighting: True exclude each other: TRL weighs "
+            "pairs, and its sft is one number of the whole batch; remove one of them.",
+        ),
+        (
             {"dpo_loss_type": ["exo_pair"]},
             "step orca: dpo_loss_type: ['exo_pair'] needs dpo_label_smoothing above 0, and it is None; "
             "set e.g. 1.0e-3.",
         ),
     ],
-    ids=["weights", "sorted", "exo_pair"],
+    ids=["weights", "sorted", "sft", "exo_pair"],
 )
 def test_losses_that_cannot_be_computed_are_refused(cfg: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:

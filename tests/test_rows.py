@@ -84,6 +84,16 @@ def test_lengths_are_the_prompt_with_the_longer_answer() -> None:
     assert found.lengths.tolist() == [5, 2, 1]
 
 
+def test_rows_are_cut_at_a_length() -> None:
+    """Prompts of 3, 2 and 1 tokens with answers of 9 and 1, 2 and 5, 1 and 1; a prompt and an answer have 6 at most."""
+    rows = [([1] * 3, [1] * 9, [1]), ([1] * 2, [1] * 2, [1] * 5), ([1], [1], [1])]
+    whole = facts(rows)
+    cut = whole.cut(6)
+    assert (cut.lengths.tolist(), cut.tokens.tolist(), cut.answers.tolist()) == ([6, 6, 2], [7, 8, 3], [4, 6, 2])
+    assert cut.digest() == whole.digest()
+    assert whole.cut(None) is whole
+
+
 def test_taken_rows_stand_in_the_order_asked_for() -> None:
     whole = facts([([1], [2], [3]), ([4], [5], [6, 7]), ([8], [9], [10])])
     some = whole.take(np.array([2, 0]))

@@ -31,6 +31,8 @@ The environment says which fault, so that the config stays that of the run that 
 - `metrics:`: a metric of the user's own, as a plugin sets one.
 - `engines:FOLDER`: nothing, but each rank notes in a file of its own what is left of DeepSpeed's engines.
 - `hooks:FILE`: nothing but a line in FILE after every update, of the number of hooks on the model's embeddings.
+- `profile:`: nothing, but a callback writes a file into the arguments' output directory as profilers do, after the
+  first update.
 - `parts:BYTES`: nothing, but no more logits than these may be there at once, and the log says how often they were read
   in parts.
 """
@@ -127,6 +129,8 @@ class FaultPlugin(BasePlugin):
             return [Engines(trainer, Path(self._value) / f"rank-{_rank()}")]
         if self._kind == "hooks":
             return [Hooks(Path(self._value))]
+        if self._kind == "profile":
+            return [Profile()]
         if self._kind in ("evaluate", "signal"):
             return [InEvaluation(self._kind, *map(int, self._value.split(":")))]
         return [Fault(self._kind, self._value)] if self._kind in FAULTS else []
@@ -211,16 +215,27 @@ class Hooks(TrainerCallback):  # type: ignore[misc]
             lines.write(f"{len(model.get_input_embeddings()._forward_hooks)}\n")
 
 
+class Profile(TrainerCallback):  # type: ignore[misc]
+    """The host's `profiler_steps` works on GPUs alone, and makes no directory for what it writes."""
+
+    def on_step_end(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            Path(args.output_dir, "profile").touch()
+
+
 class Parts(TrainerCallback):  # type: ignore[misc]
-    """Counts how often a head gave the log-probs of tokens in the place of logits."""
+    """Counts how often a head gave the log-probs of tokens in the place of logits, and else how many tokens' logits."""
 
     def __init__(self, module: torch.nn.Module) -> None:
-        self._calls: list[bool] = []
-        module.register_forward_hook(lambda module, given, logits: self._calls.append(logits.shape[-1] == 1))
+        self._calls: list[int] = []
+        module.register_forward_hook(
+            lambda module, given, logits: self._calls.append(logits[..., 0].numel() if logits.shape[-1] > 1 else 0)
+        )
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Of a step."""
-        print(f"logits read in parts: {sum(self._calls)} of {len(self._calls)} times", flush=True)
+        told = f"logits read in parts: {self._calls.count(0)} of {len(self._calls)} times"
+        print(f"{told}, else of {max(self._calls)} tokens at most", flush=True)
 
 
 def _rank() -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate.utils import DynamoBackend
 from peft import PromptTuningConfig, get_peft_model
+from transformers import DefaultDataCollator
 
 from integration_tests.harness.packed import build
 
@@ -23,6 +24,7 @@ def obstacle(what: str) -> str | None:
     from sdpo_plugin.host.forward.packed import _obstacle
 
     model = build("llama", "sdpa")
+    padded = object()
     usual = {"disable_dropout": True, "truncation_mode": "keep_start", "n_gpu": 1}
     backend = DynamoBackend.EAGER if what == "compile" else DynamoBackend.NO  # as accelerate was launched, or set
     trainer: Any = SimpleNamespace(
@@ -31,6 +33,8 @@ def obstacle(what: str) -> str | None:
         accelerator=SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=backend))),
         aux_loss_enabled=what == "experts",
         compute_metrics=print if what == "metrics" else None,
+        padded_collator=padded,
+        data_collator=padded if what != "collator" else DefaultDataCollator(),
     )
     if what == "prompt learning":
         trainer.model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.host.also_needed import complete, require_what_else_is_needed
-from sdpo_plugin.host.data.columns import concatenate
+from sdpo_plugin.host.data.columns import concatenate, row_facts
 from sdpo_plugin.host.data.loading import LoadedSource, load_made_rows, load_sources
 from sdpo_plugin.host.data.planning import preview
 from sdpo_plugin.host.data.tokenized import TokenizedSource, tokenize
@@ -118,8 +118,10 @@ class RunSetup:
 
     @property
     def rows(self) -> list[tuple[Dataset, RowFacts]]:
-        """The rows of all sources, with what is known of them."""
-        return [(source.train, source.facts) for source in self.sources]
+        """The rows of all sources, and those that they hold out, with what is known of them."""
+        heldout = {name: rows for source in self.sources for name, rows in source.heldout.items()}
+        train = [(source.train, source.facts) for source in self.sources]
+        return train + [(rows, row_facts(rows)) for rows in heldout.values()]
 
     @property
     def run(self) -> RunDir:

@@ -100,9 +100,8 @@ class AxolotlStepHost(AllRanks):
 
     def settings(self, step: StepPlan) -> dict[str, Any]:
         """As the config of the step has them."""
-        packed = self._trainer.data_collator is not self._trainer.padded_collator
         cfg, refresh = self.layout.data(step).cfg, self._setup.block.refresh_of(step.index)
-        return {**settings_of(cfg, self._host_args.world_size, refresh), "packed": packed}
+        return {**settings_of(cfg, self._host_args.world_size, refresh), "packed": self._passes.are_packed}
 
     def train_step(self, step: StepPlan, training: Training) -> TrainOutcome:
         """By the host's own training loop."""

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 SECONDS_WITHOUT_BAR = 5.0  # of a pass in the middle of training
 
 
+def packs(trainer: "DPOTrainer") -> bool:
+    """Whether the trainer computes packed rows."""
+    return isinstance(trainer.data_collator, PackingCollator)
+
+
 def taking(model: torch.nn.Module, inputs: Mapping[str, Any], *, log_probs_alone: bool = False) -> Any:
     """The model as TRL calls it for this batch: packed batches go through it as one row; logits in half precision, as
     under DeepSpeed and FSDP2, are summed in float32.
@@ -117,10 +122,15 @@ def policy_log_probs(trainer: "DPOTrainer", model: torch.nn.Module, inputs: Mapp
         model: the policy as it stands, or another model, ready for a forward pass.
         inputs: a batch as the collator makes it.
     """
+    return log_probs_by(trainer, taking(model, inputs, log_probs_alone=True), inputs)
+
+
+def log_probs_by(trainer: "DPOTrainer", called: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """The same, by what TRL's code is to call in the place of the model."""
     trainer.ref_model = trainer.model
     try:
         with without_checkpointing(trainer.model):
-            return torch.stack(trainer.compute_ref_log_probs(taking(model, inputs, log_probs_alone=True), inputs))
+            return torch.stack(trainer.compute_ref_log_probs(called, inputs))
     finally:
         trainer.ref_model = None
 
@@ -186,7 +196,7 @@ def log_prob_table(
     """
     facts = facts or row_facts(dataset)
     collate = trainer.data_collator if other is None or takes_packed_rows(other) else trainer.padded_collator
-    dealt = batches(facts, batch_size, by_tokens=isinstance(collate, PackingCollator))
+    dealt = batches(facts.cut(collate.max_length), batch_size, by_tokens=isinstance(collate, PackingCollator))
     delay = SECONDS_WITHOUT_BAR if trains else 0
     bar = partial(tqdm, desc=f"log-probs of {what} by {model}", dynamic_ncols=True, delay=delay)
     with training_model(trainer) if trains else ready_model(trainer, other) as ready:

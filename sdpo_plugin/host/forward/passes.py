@@ -16,7 +16,7 @@ from sdpo_plugin.host.data.heldout import heldout_cfgs
 from sdpo_plugin.host.data.layout import Layout, StepData, describe_row
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.host.forward.attention import takes_packed_rows
-from sdpo_plugin.host.forward.log_probs import compute_as_in, log_prob_table
+from sdpo_plugin.host.forward.log_probs import compute_as_in, log_prob_table, packs
 from sdpo_plugin.host.stopping import Stopped, StopRequest
 from sdpo_plugin.order import Int
 from sdpo_plugin.plan import StepPlan
@@ -43,6 +43,11 @@ class Passes:
 
     def __init__(self, trainer: "DPOTrainer", stop: StopRequest, cached: Cached) -> None:
         self._trainer, self.stop, self._cached = trainer, stop, cached
+
+    @property
+    def are_packed(self) -> bool:
+        """Whether they compute packed rows, as training does."""
+        return packs(self._trainer)
 
     def step_table(
         self, step: StepPlan, data: StepData, model: str, other: PreTrainedModel | None = None
@@ -105,8 +110,7 @@ class Passes:
         """As ``log_prob_table`` makes it under the config of a step, or an earlier run has."""
         compute_as_in(self._trainer, cfg)
         make = partial(log_prob_table, self._trainer, rows, size, model, what, other, facts, name_row)
-        packs = other is None or takes_packed_rows(other)
-        is_packed = packs and self._trainer.data_collator is not self._trainer.padded_collator
+        is_packed = self.are_packed and (other is None or takes_packed_rows(other))
         of_step = {"sequence_len": cfg.sequence_len, "dpo_ld_alpha": cfg.dpo_ld_alpha}
         settings = {"batch size": size, "packed": is_packed, **of_step}
         return self._cached(model, facts, what, settings, lambda: make(self.end_if_asked))

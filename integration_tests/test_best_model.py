@@ -29,6 +29,11 @@ STOPPING = {
     "save_strategy": None,
     "learning_rate": 2.0e-2,
 }
+SAVED_LESS_OFTEN = {"save_steps": 3}
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def test_each_step_stops_early_and_keeps_its_best(
         state = json.loads((folder / f"checkpoint-{updates}" / "trainer_state.json").read_text())
         best = Path(state["best_model_checkpoint"])
         assert best.parent == folder
-        assert updates == int(best.name.removeprefix("checkpoint-")) + PATIENCE
+        assert updates == _number(best) + PATIENCE
         assert updates < state["max_steps"]
         assert best.name != f"checkpoint-{updates}"
         assert step["first_loss"] == pytest.approx(0.6931, abs=1e-3)
@@ -64,13 +69,21 @@ def test_each_step_stops_early_and_keeps_its_best(
     assert weights_digest(out) != weights_digest(out / "step-1")
 
 
+@pytest.mark.parametrize("overrides", [{}, SAVED_LESS_OFTEN], ids=["each", "every third"])
 def test_a_run_that_is_moved_keeps_its_best(
-    host: Host, model: Path, two_sets: list[Config], cache: dict[str, str], tmp_path: Path
+    host: Host,
+    model: Path,
+    two_sets: list[Config],
+    cache: dict[str, str],
+    tmp_path: Path,
+    overrides: dict[str, Any],
 ) -> None:
     """Killed when its last checkpoint is there and M_1 is not, and moved as a whole: Axolotl 0.21 looks for the best
-    checkpoint where it was."""
-    life = live(host, base_config(model, two_sets, tmp_path / "whole", **STOPPING | cache))
-    last = read_report(life.out)["steps"][0]["num_optimizer_steps"]
+    checkpoint where it was. With fewer checkpoints than evaluations the best one is not that of the best evaluation."""
+    life = live(host, base_config(model, two_sets, tmp_path / "whole", **STOPPING | overrides | cache))
+    last = max(_number(path) for path in (life.out / "step-1").glob("checkpoint-*"))
+    state = json.loads((life.out / "step-1" / f"checkpoint-{last}" / "trainer_state.json").read_text())
+    assert (_number(Path(state["best_model_checkpoint"])) == state["best_global_step"]) == (not overrides)
     assert weights_digest(life.out / "step-1") != weights_digest(life.out / "step-1" / f"checkpoint-{last}")
     saved = max(number for number, event in enumerate(life.events) if f"step-1/checkpoint-{last}" in event)
     exporting = next(number for number, event in enumerate(life.events) if number > saved and "sdpo/staging" in event)

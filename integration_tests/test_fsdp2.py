@@ -198,17 +198,28 @@ def test_the_best_model_is_exported(host: Host, model: Path, two_sets: list[Conf
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "env", "said"),
     [
-        ({**fsdp2(), "torch_compile": True}, "torch_compile: true is not supported with rl: sdpo and fsdp_config"),
-        (fsdp2(state_dict_type="SHARDED_STATE_DICT"), "set fsdp_config.final_state_dict_type: FULL_STATE_DICT"),
+        ({"torch_compile": True}, {}, "torch_compile: true is not supported with rl: sdpo and fsdp_config"),
+        (
+            {},
+            {"ACCELERATE_DYNAMO_BACKEND": "inductor"},
+            "accelerate would compile the model (dynamo_backend: INDUCTOR)",
+        ),
+        (fsdp2(state_dict_type="SHARDED_STATE_DICT"), {}, "set fsdp_config.final_state_dict_type: FULL_STATE_DICT"),
     ],
 )
 def test_refused(
-    host: Host, model: Path, two_sets: list[Config], tmp_path: Path, overrides: dict[str, Any], said: str
+    host: Host,
+    model: Path,
+    two_sets: list[Config],
+    tmp_path: Path,
+    overrides: dict[str, Any],
+    env: dict[str, str],
+    said: str,
 ) -> None:
     """Before anything is trained."""
-    config = sdpo_config(base_config(model, two_sets, tmp_path, **overrides, micro_batch_size=2))
-    result = host.train(write_config(tmp_path / "config.yaml", config), ranks=2)
+    config = sdpo_config(base_config(model, two_sets, tmp_path, **fsdp2() | overrides, micro_batch_size=2))
+    result = host.train(write_config(tmp_path / "config.yaml", config), ranks=2, env=env)
     assert result.returncode == 1
     assert said in result.log_text

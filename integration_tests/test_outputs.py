@@ -13,6 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from integration_tests.harness.data import Config, base_config, write_config
+from integration_tests.harness.deaths import PLUGINS
 from integration_tests.harness.launch import Host
 from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
 from integration_tests.harness.stored_weights import weights_digest
@@ -178,6 +179,30 @@ def test_export_last_keeps_the_final_model_only(
     assert [step["model_dir"] for step in read_report(made["last"])["steps"]] == [None, None]
     digests = [weights_digest(out) for out in made.values()]
     assert digests[0] == digests[1]
+
+
+def test_where_callbacks_of_the_host_look_and_write(
+    host: Host, model: Path, two_sets: list[Config], rich: Trained, tmp_path: Path
+) -> None:
+    """`dynamic_checkpoint` takes its file where the host says, in output_dir; a profiler, which writes into the
+    directory of its step, finds it there before the step has saved anything."""
+    trigger = tmp_path / "out" / "axolotl_checkpoint.save"
+    trigger.parent.mkdir()
+    trigger.touch()
+    config = base_config(
+        model,
+        two_sets,
+        tmp_path,
+        dataset_prepared_path=str(rich.out.parent / "prepared"),
+        save_strategy="no",
+        dynamic_checkpoint={"enabled": True, "check_interval": 2},
+    )
+    made = sdpo_config(config, plugins=PLUGINS, sdpo={"export_steps": "last"})
+    log = host.train(write_config(tmp_path / "config.yaml", made), env={"SDPO_TEST_FAULT": "profile:"}).check().log_text
+    assert f"touch {trigger}" in log
+    assert not trigger.exists()
+    found = {str(path.relative_to(trigger.parent)) for path in trigger.parent.glob("step-*/*")}
+    assert found == {"step-1/profile", "step-1/checkpoint-2", "step-2/profile"}
 
 
 def test_curve_that_cannot_be_kept_costs_itself(

@@ -2,15 +2,18 @@
 everything that decides how the step ends."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from axolotl.utils.callbacks.dynamic_checkpoint import DynamicCheckpointCallback
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from transformers import TrainerCallback, TrainerControl
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.shares import written_by_all
@@ -19,6 +22,7 @@ from sdpo_plugin.host.forward.finite import require_finite_weights
 from sdpo_plugin.host.step_under_way import EvaluationLeft, StepUnderWay
 from sdpo_plugin.host.stopping import Stopped
 from sdpo_plugin.host.write_errors import explaining_host_errors
+from sdpo_plugin.run_dir.files import explaining_write_errors
 from sdpo_plugin.run_dir.sealed import seal
 
 if TYPE_CHECKING:
@@ -62,18 +66,22 @@ def save_sealed(trainer: "StepwiseDPOTrainer", step: StepUnderWay, save: Callabl
         raise Stopped(step.stopped_by, f"update {trainer.state.global_step:,} of this step is in {directory}")
 
 
-def restore_callbacks(trainer: "StepwiseDPOTrainer") -> None:
-    """Give callbacks their state in a checkpoint, which the host does only on request, and the step its place."""
+def restore_callbacks(trainer: "StepwiseDPOTrainer", step: StepUnderWay) -> None:
+    """Give callbacks their state in the checkpoint that ``step`` is resumed from, which the host does only on request,
+    and the step its place."""
     for callback in trainer.callback_handler.callbacks:
         kept = trainer.state.stateful_callbacks.get(type(callback).__name__)
         if isinstance(callback, ExportableState) and isinstance(kept, dict):
             for name, value in kept["attributes"].items():
                 setattr(callback, name, value)
     trainer.state.compute_steps(trainer.args, trainer.state.max_steps)  # save_steps, logging_steps may have changed
-    # The output directory may have been moved; the host forgets a best checkpoint that is not where it was.
-    best = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.best_global_step}"
-    if best.is_dir():
-        trainer.state.best_model_checkpoint = str(best)
+    # The output directory may have been moved; a host may forget a best checkpoint that is not where it was.
+    assert step.training.checkpoint is not None, "the host loads the state of callbacks of a checkpoint"
+    kept = TrainerState.load_from_json(str(step.training.checkpoint / TRAINER_STATE_NAME))
+    if kept.best_model_checkpoint is not None:
+        best = Path(trainer.args.output_dir) / Path(kept.best_model_checkpoint).name
+        if best.is_dir():
+            trainer.state.best_model_checkpoint = str(best)
 
 
 def load_whole_adapter(trainer: "StepwiseDPOTrainer", directory: Path) -> None:
@@ -109,6 +117,28 @@ def make_owed_evaluation(trainer: "StepwiseDPOTrainer", step: StepUnderWay, mode
     if is_best if trainer.args.save_strategy == SaveStrategy.BEST else saves:
         trainer._save_checkpoint(model, trial)
         trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+
+
+@contextmanager
+def directory_of_step(directory: Path) -> Iterator[None]:
+    """It stands while the step is trained: profilers and other callbacks write there, and a separate run has made it
+    when its trainer is built. One that stays empty goes again.
+
+    Raises:
+        OutputError: on every rank, where rank 0 cannot make it.
+    """
+    with explaining_write_errors(directory):
+        ranks.on_rank_0(lambda: directory.mkdir(parents=True, exist_ok=True))
+    yield
+    ranks.on_rank_0(lambda: directory.rmdir() if directory.is_dir() and not any(directory.iterdir()) else None)
+
+
+def look_in_run_directory(trainer: "StepwiseDPOTrainer") -> None:
+    """Let `dynamic_checkpoint` look for its file in output_dir, where the host tells the user to put it: the arguments
+    of a step name that step's directory."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, DynamicCheckpointCallback) and callback.enabled:
+            callback.trigger_filename = str(Path(trainer.args.output_dir, callback.trigger_filename).absolute())
 
 
 class StopAtUpdate(TrainerCallback):

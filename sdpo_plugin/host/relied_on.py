@@ -10,6 +10,7 @@ from typing import Any
 import axolotl.evaluate
 import axolotl.train
 from accelerate.data_loader import DataLoaderAdapter
+from axolotl.utils.callbacks.dynamic_checkpoint import DynamicCheckpointCallback
 from axolotl.utils.data import rl, shared
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedModel, ProgressCallback, Trainer, TrainerState, modeling_utils
@@ -68,6 +69,8 @@ IN_LIBRARIES: tuple[Contract, ...] = (
     Names(TrackioCallback, "__init__", ("_trackio",)),
     Names(TrackioCallback, "setup", ("_trackio", "project", "run_name", "trackio_space_id", "allow")),
     Names(CometCallback, "setup", ("_experiment", "start")),
+    Names(DynamicCheckpointCallback, "__init__", ("enabled", "trigger_filename")),
+    Names(DynamicCheckpointCallback, "on_step_end", ("output_dir", "trigger_filename")),
     Takes(TrainerState, "compute_steps", ("self", "args", "max_steps")),
     Takes(Trainer, "_get_output_dir", ("self", "trial")),
     Takes(Trainer, "_load_rng_state", ("self", "checkpoint")),
@@ -252,11 +255,18 @@ def _of_deepspeed(trainer: Any) -> list[Contract]:
     """What DeepSpeed adds to a parameter that it shards, and where accelerate keeps its config."""
     from deepspeed.runtime.engine import DeepSpeedEngine
     from deepspeed.runtime.zero.partition_parameters import Init
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+    from deepspeed.utils import mixed_precision_linkage
 
     state = trainer.accelerator.state
     return [
         Names(Init, "_convert_to_deepspeed_param", ("ds_tensor", "ds_shape", "ds_numel", "partition")),
         Names(DeepSpeedEngine, "__init__", ("module_forward_pre_hook", "module_forward_post_hook")),
+        # What engines/engine.py takes off parameters.
+        Names(DeepSpeedZeroOptimizer_Stage3, "_link_all_hp_params", ("_z3_optimizer",)),
+        Names(DeepSpeedZeroOptimizer, "_create_optimizer_mapping", ("_zero_optimizer",)),
+        Names(mixed_precision_linkage, "link_hp_params", ("_hp_mapping",)),
         Has(state, "deepspeed_plugin"),
         Has(state.deepspeed_plugin, "deepspeed_config"),
         Has(state.deepspeed_plugin, "hf_ds_config"),

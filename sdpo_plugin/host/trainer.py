@@ -16,8 +16,10 @@ from transformers.trainer_utils import TrainOutput
 
 from sdpo_plugin.host.checkpoints import (
     StopAtUpdate,
+    directory_of_step,
     leave_evaluation,
     load_whole_adapter,
+    look_in_run_directory,
     make_owed_evaluation,
     restore_callbacks,
     save_sealed,
@@ -72,6 +74,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
             ConfigError: a chain cannot be run under this DeepSpeed or FSDP, or with a model on several GPUs.
         """
         require_usable_engine(self)
+        look_in_run_directory(self)
         self._cards = ModelCards.of(cfg, written)
         self.add_callback(StepProgress(self, self._cards.run))
         self._initial_state = InitialState(self)
@@ -121,7 +124,8 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         args.eval_on_start = args.eval_on_start and checkpoint is None
         self.step = step
         try:
-            return super().train(None if checkpoint is None else str(checkpoint))
+            with directory_of_step(Path(args.output_dir)):
+                return super().train(None if checkpoint is None else str(checkpoint))
         finally:
             self.step = None
 
@@ -243,7 +247,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         """The host's, and the state of callbacks, which it restores only on request."""
         super()._load_callback_state()
         if self.step is not None:
-            restore_callbacks(self)
+            restore_callbacks(self, self.step)
 
     def _run_epoch(self, model: Any, *args: Any, trial: Any = None, **kwargs: Any) -> None:
         """The host would make one more update before it noticed that early stopping had ended the step."""

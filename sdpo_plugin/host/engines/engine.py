@@ -163,7 +163,8 @@ def _take_off(engine: Any) -> None:
     float32 and moments of every step would stay beside those of the next one.
     """
     for hook in (engine.module_forward_pre_hook, engine.module_forward_post_hook):
-        hook.remove()
+        if hook is not None:  # DeepCompile has taken them off
+            hook.remove()
     for parameter in engine.module.parameters():
         for name in HOLDS_OPTIMIZER:
             vars(parameter).pop(name, None)

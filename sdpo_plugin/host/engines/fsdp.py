@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import DynamoBackend
 from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import Trainer
@@ -17,13 +18,19 @@ def require_usable_fsdp(trainer: Trainer) -> None:
     """Refuse a config of FSDP that a chain cannot be run under.
 
     Raises:
-        ConfigError: FSDP1, or FSDP with torch_compile.
+        ConfigError: FSDP1, or FSDP with torch_compile, also by accelerate's own settings.
     """
     version = trainer.accelerator.state.fsdp_plugin.fsdp_version
     if version != 2:
         raise ConfigError(f"fsdp_version: {version!r} is not supported with rl: sdpo; set fsdp_version: 2.")
     if trainer.args.torch_compile:
         raise ConfigError("torch_compile: true is not supported with rl: sdpo and fsdp_config; remove one of them.")
+    backend = trainer.accelerator.state.dynamo_plugin.backend
+    if backend != DynamoBackend.NO:
+        raise ConfigError(
+            f"accelerate would compile the model (dynamo_backend: {backend.value}), which is not supported with "
+            "rl: sdpo and fsdp_config; set --dynamo_backend no, and leave ACCELERATE_DYNAMO_BACKEND unset."
+        )
 
 
 def shard(trainer: Trainer, model: torch.nn.Module) -> None:

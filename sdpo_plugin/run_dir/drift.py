@@ -29,13 +29,13 @@ FREE_PREFIXES = (
 STEP_KEYS = frozenset(
     "learning_rate num_epochs max_steps rl_beta weight_decay optimizer optim_args max_grad_norm batch_size "
     "early_stopping_patience load_best_model_at_end metric_for_best_model greater_is_better group_by_length seed "
-    "embedding_lr embedding_lr_scale lr_groups lr_div_factor evals_per_epoch gradient_checkpointing "
-    "gradient_checkpointing_kwargs trl".split()
+    "embedding_lr embedding_lr_scale lr_groups lr_div_factor evals_per_epoch trl".split()
 )
 STEP_PREFIXES = ("dpo_", "lr_scheduler", "cosine_", "warmup_", "adam_", "eval_", "loraplus_", "optim_")
-# How a batch is shared out: a half-trained step cannot be resumed with another way, every other step can.
+# How a batch is shared out and computed: a half-trained step cannot be resumed with another way, every other step can.
 PARALLEL_KEYS = frozenset(
-    "micro_batch_size gradient_accumulation_steps world_size deepspeed fsdp_config fsdp_version packed".split()
+    "micro_batch_size gradient_accumulation_steps world_size deepspeed fsdp_config fsdp_version packed "
+    "gradient_checkpointing gradient_checkpointing_kwargs".split()
 )
 # A tokenizer's bos_token, … are none.
 NO_SECRET = "".join(f"(?<!{name}_)" for name in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"))
@@ -111,7 +111,7 @@ def require_same_step(name: str, before: Facts, now: Facts, from_checkpoint: boo
     Args:
         name: of the step.
         before, now: as ``step_settings`` gives them.
-        from_checkpoint: the step is half trained; how its batches are shared out has to be the same too.
+        from_checkpoint: the step is half trained; how its batches are shared out and computed has to be the same too.
 
     Raises:
         ConfigError: one line for each thing that has changed.

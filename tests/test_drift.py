@@ -223,7 +223,8 @@ def test_step_with_other_hyper_parameters_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["micro_batch_size", "gradient_accumulation_steps", "world_size", "deepspeed", "packed", "gradient_checkpointing"],
+    "micro_batch_size gradient_accumulation_steps world_size deepspeed packed gradient_checkpointing "
+    "activation_offloading".split(),
 )
 def test_how_batches_are_shared_out_and_computed_binds_only_a_half_trained_step(key: str) -> None:
     require_same_step("orca", {key: 1, "seed": 7}, {key: 2, "seed": 7}, from_checkpoint=False)

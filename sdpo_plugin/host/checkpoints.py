@@ -3,7 +3,7 @@ everything that decides how the step ends."""
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +130,8 @@ def directory_of_step(directory: Path) -> Iterator[None]:
     with explaining_write_errors(directory):
         ranks.on_rank_0(lambda: directory.mkdir(parents=True, exist_ok=True))
     yield
-    ranks.on_rank_0(lambda: directory.rmdir() if directory.is_dir() and not any(directory.iterdir()) else None)
+    with suppress(OSError):  # something is in it
+        ranks.on_rank_0(directory.rmdir)
 
 
 def look_in_run_directory(trainer: "StepwiseDPOTrainer") -> None:

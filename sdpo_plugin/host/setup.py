@@ -118,9 +118,11 @@ class RunSetup:
 
     @property
     def rows(self) -> list[tuple[Dataset, RowFacts]]:
-        """The rows of all sources, and those that they hold out, with what is known of them."""
+        """The rows of all sources, and those that they hold out, with what is known of them: as the run began with
+        them, also when it is resumed, and so without those that a hook makes."""
+        made = {number for number, step in enumerate(self.block.steps or []) if step.from_hook is not None}
         heldout = {name: rows for source in self.sources for name, rows in source.heldout.items()}
-        train = [(source.train, source.facts) for source in self.sources]
+        train = [(source.train, source.facts) for number, source in enumerate(self.sources) if number not in made]
         return train + [(rows, row_facts(rows)) for rows in heldout.values()]
 
     @property

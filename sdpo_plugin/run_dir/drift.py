@@ -35,7 +35,7 @@ STEP_PREFIXES = ("dpo_", "lr_scheduler", "cosine_", "warmup_", "adam_", "eval_",
 # How a batch is shared out and computed: a half-trained step cannot be resumed with another way, every other step can.
 PARALLEL_KEYS = frozenset(
     "micro_batch_size gradient_accumulation_steps world_size deepspeed fsdp_config fsdp_version packed "
-    "gradient_checkpointing gradient_checkpointing_kwargs".split()
+    "gradient_checkpointing gradient_checkpointing_kwargs activation_offloading".split()
 )
 # A tokenizer's bos_token, … are none.
 NO_SECRET = "".join(f"(?<!{name}_)" for name in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"))

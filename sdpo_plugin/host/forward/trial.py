@@ -92,8 +92,10 @@ class _PaddedModel:
     def __call__(self, packed_cells: torch.Tensor, use_cache: bool, **packed: Any) -> Any:
         (pair,) = packed[PACKED].pairs
         ids, completion = self._padded["input_ids"], self._padded["completion_mask"]
-        places = torch.arange(pair.prompt - 1, ids.shape[1] - 1, device=ids.device)
-        labels, is_answer = ids[:, pair.prompt :].flatten(), completion[:, pair.prompt :].flatten().bool()
+        width = max(pair.chosen, pair.rejected)
+        answers = slice(pair.prompt, pair.prompt + width)
+        places = torch.arange(pair.prompt - 1, pair.prompt - 1 + width, device=ids.device)
+        labels, is_answer = ids[:, answers].flatten(), completion[:, answers].flatten().bool()
         with reading(labels, log_probs_alone=True) as read:
             outputs = self._model(
                 input_ids=ids,
@@ -106,7 +108,7 @@ class _PaddedModel:
             tokens: TokenLogits = ReadLogits(read.columns[is_answer])
         else:
             tokens = WholeLogits(found[is_answer].float(), labels[is_answer])
-        outputs.logits = AnswerLogits(tokens, packed_cells, (2, ids.shape[1] - pair.prompt), pair.chosen)
+        outputs.logits = AnswerLogits(tokens, packed_cells, (2, width), pair.chosen)
         return outputs
 
 

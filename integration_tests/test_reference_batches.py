@@ -36,6 +36,18 @@ def test_reference_pass_equals_trl(host: Host, model: Path, two_sets: list[Confi
     assert max(found["file order"].values()) <= 1e-4
 
 
+def test_rows_that_are_cut_make_no_batch_larger(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path
+) -> None:
+    """With `skip_prepare_dataset` the host drops no row: the longest are cut, and count as long as they are then."""
+    made = sdpo_config(base_config(model, two_sets, tmp_path, skip_prepare_dataset=True))
+    path = write_config(tmp_path / "config.yaml", made | {"sdpo": {"packed": True, "diagnostics": {"matrix": False}}})
+    found = host.python("integration_tests.harness.reference_batches:packed_tokens", path)
+    assert found["longest"] > 2 * made["sequence_len"]
+    assert max(found["batches"]) == found["batches"][0] > 0
+    assert len(found["batches"]) > 2
+
+
 def test_reference_is_not_rounded_under_deepspeed(
     host: Host, model: Path, two_sets: list[Config], tmp_path: Path
 ) -> None:

@@ -288,6 +288,16 @@ def test_a_step_that_has_not_begun_may_be_given_other_settings(copy: Copy) -> No
     assert plan["steps"][2]["settings"] == ledger.plan.steps[2].settings == {"learning_rate": 5.0e-3}
 
 
+def test_the_first_remedy_for_a_step_that_ran_out_of_memory(copy: Copy) -> None:
+    """Gradient checkpointing, as the docs say: refused by name where the step has a checkpoint, else it ends as it
+    would have."""
+    refused(copy.resume(gradient_checkpointing=True), "gradient_checkpointing is True, and it was False")
+    for checkpoint in (copy.out / "middle").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    assert "resuming step 2 from M_1, next: train" in copy.resume(gradient_checkpointing=True).check().log_text
+    assert apart(copy.out, copy.life.out) <= 1e-6
+
+
 def test_data_and_base_model_may_be_moved(copy: Copy) -> None:
     """Their content counts, and not their path."""
     entry = dict(copy.life.config["sdpo"]["steps"][2]["datasets"][0])

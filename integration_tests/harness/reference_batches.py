@@ -63,6 +63,29 @@ def table_of_first_step(trainer: Any) -> tuple[Any, list[list[dict[str, Any]]]]:
     raise AssertionError("the run ended before its first step")
 
 
+def packed_tokens(config: str) -> dict[str, Any]:
+    """Tokens of each batch of the pass over D_1, packed, and of the longest row before it is cut; runs in the child."""
+    from sdpo_plugin.host.forward.packing import PackingCollator
+
+    trainer, tokens, collate = build_trainer(config), [], PackingCollator.__call__
+
+    def noted(collator: Any, rows: Any) -> Any:
+        batch = collate(collator, rows)
+        if collator is trainer.data_collator:  # not that of the trial
+            tokens.append(batch["packed_ids"].shape[1])
+        return batch
+
+    def stop(step: Any, *args: Any) -> None:
+        raise TableMade
+
+    PackingCollator.__call__, trainer.run_host_training = noted, stop
+    try:
+        trainer.train()
+    except TableMade:
+        return {"batches": tokens, "longest": int(trainer.chain.args[1].sources[0].facts.lengths.max())}
+    raise AssertionError("the run ended before its first step")
+
+
 def compare_with_trl(config: str, batch_sizes: list[int]) -> dict[str, Any]:
     """How far the reference pass is from TRL's functions: in its own batches, and in file order in other batches.
 

@@ -77,9 +77,9 @@ def restore_callbacks(trainer: "StepwiseDPOTrainer", step: StepUnderWay) -> None
     trainer.state.compute_steps(trainer.args, trainer.state.max_steps)  # save_steps, logging_steps may have changed
     # The output directory may have been moved; a host may forget a best checkpoint that is not where it was.
     assert step.training.checkpoint is not None, "the host loads the state of callbacks of a checkpoint"
-    kept = TrainerState.load_from_json(str(step.training.checkpoint / TRAINER_STATE_NAME))
-    if kept.best_model_checkpoint is not None:
-        best = Path(trainer.args.output_dir) / Path(kept.best_model_checkpoint).name
+    saved = TrainerState.load_from_json(str(step.training.checkpoint / TRAINER_STATE_NAME))
+    if saved.best_model_checkpoint is not None:
+        best = Path(trainer.args.output_dir) / Path(saved.best_model_checkpoint).name
         if best.is_dir():
             trainer.state.best_model_checkpoint = str(best)
 

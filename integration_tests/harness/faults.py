@@ -21,6 +21,7 @@ The environment says which fault, so that the config stays that of the run that 
 - `alone:`: accelerate gives every model back as it is, without the wrapper by which ranks share their gradients.
 - `often:`: a run without bars, which tells its progress after every update, not every few seconds; so does `raise`.
 - `slow:SECONDS`: every forward pass takes that much longer.
+- `lag:RANK:SECONDS`: whatever that rank reads, lists, writes or removes in the output directory takes that much longer.
 - `scale:STEP:UPDATE:PERCENT`: the embeddings become so much larger as that update begins.
 - `signal-pass:NUMBER`: SIGTERM to itself in that forward pass without gradients since training began, counted from 1.
 - `gate:FOLDER`: nothing, but each rank notes in a file of its own what its start gate is given.
@@ -61,6 +62,7 @@ from sdpo_plugin.host import progress
 from sdpo_plugin.host.forward import head
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"}
+LOOKS = FILE_EVENTS | {"os.scandir", "os.listdir", "os.rmdir"}
 FAULTS = ("raise", "hang", "memory", "poison", "scale")
 Usage = namedtuple("Usage", "total used free")
 
@@ -82,6 +84,10 @@ class FaultPlugin(BasePlugin):
         notes = self._kind in ("break", "wait") or (self._kind in ("note", "die") and _rank() == 0)
         if notes and self._life is None:
             self._life = Life(Path(cfg.output_dir), self._kind, self._value)
+        if self._kind == "lag":
+            rank, _, seconds = self._value.partition(":")
+            if int(rank) == _rank():
+                lag(Path(cfg.output_dir), float(seconds))
         if self._kind == "full":
             shutil.disk_usage = lambda path: Usage(2**30, 2**30 - 2**20, 2**20)
         if self._kind == "limit":
@@ -134,6 +140,20 @@ class FaultPlugin(BasePlugin):
         if self._kind in ("evaluate", "signal"):
             return [InEvaluation(self._kind, *map(int, self._value.split(":")))]
         return [Fault(self._kind, self._value)] if self._kind in FAULTS else []
+
+
+def lag(output_dir: Path, seconds: float) -> None:
+    """Let this rank come late to every file of the run, as where the file system is far away."""
+    root = str(output_dir.resolve()) + os.sep
+
+    def late(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in LOOKS or not isinstance(arguments[0], (str, os.PathLike)):
+            return
+        path = os.path.abspath(os.fspath(arguments[0]))  # noqa: PTH100 - resolve() reads the disk
+        if path.startswith(root) and path != f"{root}debug.log":
+            time.sleep(seconds)
+
+    sys.addaudithook(late)
 
 
 def note_gate(file: Path) -> None:

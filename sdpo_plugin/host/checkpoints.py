@@ -130,6 +130,7 @@ def directory_of_step(directory: Path) -> Iterator[None]:
     with explaining_write_errors(directory):
         ranks.on_rank_0(lambda: directory.mkdir(parents=True, exist_ok=True))
     yield
+    ranks.wait_for_all()  # the host looks for checkpoints in it on every rank, as the last thing of a training
     with suppress(OSError):  # something is in it
         ranks.on_rank_0(directory.rmdir)
 

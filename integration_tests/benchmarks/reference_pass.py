@@ -38,7 +38,7 @@ def by_trl(trainer: Any, rows: Any, number: int, batch: int) -> np.ndarray:
 
 def by_us(trainer: Any, rows: Any, batch: int) -> np.ndarray:
     """The pass of a step."""
-    from sdpo_plugin.host.forward.log_probs import log_prob_table
+    from sdpo_plugin.host.forward.table import log_prob_table
 
     table = log_prob_table(trainer, rows, batch, "M_0", "benchmark")
     return np.array([table.chosen, table.rejected])

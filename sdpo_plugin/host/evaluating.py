@@ -5,23 +5,19 @@ policy, and the policy for its own reference, so that every loss is ln 2.
 """
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.distributed import is_main_process
-from datasets import Dataset
 
 from sdpo_plugin.block import parse_block
 from sdpo_plugin.errors import ConfigError
-from sdpo_plugin.host.data.columns import row_facts
 from sdpo_plugin.host.data.loading import load_sources
 from sdpo_plugin.host.data.tokenized import tokenize_heldout
 from sdpo_plugin.host.engines.ranks import on_rank_0
 from sdpo_plugin.host.evaluated_model import Evaluated, choose
-from sdpo_plugin.host.forward.log_probs import compute_as_in, log_prob_table
-from sdpo_plugin.host.forward.packed import forward_pass
+from sdpo_plugin.host.forward.table import tables_by_name
 from sdpo_plugin.measures import gamma_stats, implicit_reward_accuracy, reference_free_accuracy
 from sdpo_plugin.plan import M_0
 from sdpo_plugin.run_dir.paths import RunDir
@@ -45,7 +41,7 @@ def evaluate(cfg: DictDefault, trainer: Any) -> dict[str, float]:
         raise ConfigError(
             "axolotl evaluate has nothing to evaluate on: no step has held-out rows; set val_set_size or test_datasets."
         )
-    tables = _tables(trainer, block.packed, heldout, cfgs, chosen.name)
+    tables = tables_by_name(trainer, block.packed, heldout, cfgs, chosen.name)
     rows: list[tuple[str, ...]] = [
         ("held-out set", "rows", "mean γ", "reference-free accuracy", "implicit reward accuracy")
     ]
@@ -60,31 +56,6 @@ def evaluate(cfg: DictDefault, trainer: Any) -> dict[str, float]:
     if is_main_process():
         LOG.info("%s on held-out rows\n%s", chosen.name, text_table(rows))
     return metrics
-
-
-def _tables(
-    trainer: Any,
-    packed: bool | str,
-    heldout: Mapping[str, Dataset],
-    cfgs: Mapping[str, DictDefault],
-    model: str,
-) -> dict[str, LogProbTable]:
-    """Log-probs of the held-out sets by name, packed where the run would pack them.
-
-    Args:
-        trainer: holds the model.
-        packed: `sdpo.packed`.
-        heldout: the sets, tokenized.
-        cfgs: the config of the step that evaluates on each.
-        model: its name.
-    """
-    tables = {}
-    with forward_pass(trainer, packed, [(rows, row_facts(rows)) for rows in heldout.values()]):
-        for name, rows in heldout.items():
-            compute_as_in(trainer, cfgs[name])
-            size = cfgs[name].eval_batch_size
-            tables[name] = log_prob_table(trainer, rows, size, model, f"held-out {name}")
-    return tables
 
 
 def _of_base(cfg: DictDefault, chosen: Evaluated, column: int, table: LogProbTable) -> LogProbTable | None:

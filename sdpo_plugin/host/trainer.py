@@ -1,6 +1,5 @@
 """The host's DPO trainer with what a chain of steps overrides; ``step_host.py`` runs the steps."""
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,12 @@ from sdpo_plugin.host.checkpoints import (
     restore_callbacks,
     save_sealed,
 )
-from sdpo_plugin.host.data.bos import with_one_bos
-from sdpo_plugin.host.data.columns import IDS, REFERENCE, with_reference
-from sdpo_plugin.host.data.small_sets import workers
+from sdpo_plugin.host.data.columns import REFERENCE, with_reference
+from sdpo_plugin.host.data.tokenized import token_ids
 from sdpo_plugin.host.engines.dropout import disable_functional_dropout
 from sdpo_plugin.host.engines.engine import require_usable_engine, set_engine_batch
-from sdpo_plugin.host.forward.log_probs import compute_as, log_prob_table, taking, with_all_tokens
+from sdpo_plugin.host.forward.log_probs import compute_as, taking, with_all_tokens
+from sdpo_plugin.host.forward.table import log_prob_table
 from sdpo_plugin.host.initial_state import InitialState
 from sdpo_plugin.host.model_card import ModelCards
 from sdpo_plugin.host.progress import StepProgress
@@ -136,12 +135,9 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
 
         The constructor sees one step's data; all of them are tokenized by name when it is done.
         """
-        if not self._is_built or set(IDS) <= set(dataset.column_names):
+        if not self._is_built:
             return dataset
-        args = copy.copy(args)
-        args.dataset_num_proc = workers(args.dataset_num_proc, len(dataset))
-        tokenized = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        return with_one_bos(tokenized, processing_class, dataset_name, args.dataset_num_proc)
+        return token_ids(super()._prepare_dataset, dataset, processing_class, args, dataset_name)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """In the constructor nothing is computed yet; `axolotl evaluate` has the policy as its own reference."""

@@ -1,17 +1,20 @@
 """Sources as token ids: tokenized once, by TRL's own code, before the first step trains."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from sdpo_plugin.errors import DataError
+from sdpo_plugin.host.data.bos import with_one_bos
 from sdpo_plugin.host.data.columns import IDS, row_facts
 from sdpo_plugin.host.data.heldout import heldout_cfgs, merged
 from sdpo_plugin.host.data.loading import LoadedSource
+from sdpo_plugin.host.data.small_sets import workers
 from sdpo_plugin.rows import RowFacts
 
 if TYPE_CHECKING:
@@ -39,6 +42,25 @@ class TokenizedSource:
     settings: Mapping[str, Any]
     is_awaited: bool = False
     num_left_out: int = 0
+
+
+def token_ids(
+    prepare: Callable[..., Dataset], dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: Any, name: str
+) -> Dataset:
+    """Rows of texts or messages as token ids; rows that are so already as they are.
+
+    Args:
+        prepare: TRL's own code for it.
+        dataset: the rows.
+        tokenizer: of the policy.
+        args: the trainer's; of these the number of worker processes.
+        name: of the set, for the log.
+    """
+    if set(IDS) <= set(dataset.column_names):
+        return dataset
+    args = copy.copy(args)
+    args.dataset_num_proc = workers(args.dataset_num_proc, len(dataset))
+    return with_one_bos(prepare(dataset, tokenizer, args, name), tokenizer, name, args.dataset_num_proc)
 
 
 def tokenize(trainer: "DPOTrainer", sources: Sequence[LoadedSource]) -> list[TokenizedSource]:

@@ -16,7 +16,8 @@ from sdpo_plugin.host.data.heldout import heldout_cfgs
 from sdpo_plugin.host.data.layout import Layout, StepData, describe_row
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.host.forward.attention import takes_packed_rows
-from sdpo_plugin.host.forward.log_probs import compute_as_in, log_prob_table, packs
+from sdpo_plugin.host.forward.log_probs import compute_as_in, packs
+from sdpo_plugin.host.forward.table import log_prob_table
 from sdpo_plugin.host.stopping import Stopped, StopRequest
 from sdpo_plugin.order import Int
 from sdpo_plugin.plan import StepPlan

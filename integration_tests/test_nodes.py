@@ -108,3 +108,17 @@ def test_a_directory_each_trains_and_is_not_resumed(host: Host, config: Config, 
     (said,) = messages(first)
     assert said.startswith("rank 1 does not see out/step-2/checkpoint-4/")
     assert "the machines do not share output_dir: 'out'" in said
+
+
+def test_a_directory_each_has_no_best_model(host: Host, config: Config, tmp_path: Path) -> None:
+    """Every rank would load it, and the second machine has none: refused before a step trains, and not at its end."""
+    folders = (tmp_path / "0", tmp_path / "1")
+    best = {"val_set_size": 0.25, "save_steps": 2, "eval_steps": 2, "early_stopping_patience": 2}
+    for folder in folders:
+        write_config(folder / "config.yaml", config | best)
+    results = Nodes(folders, host).train()
+    assert [(result.returncode, result.timed_out) for result in results] == [(1, False)] * 2
+    (said,) = messages(results[0])
+    assert said.startswith("rank 1 does not see out/step-1, of whose checkpoints every rank loads the best one: ")
+    assert "or remove load_best_model_at_end and early_stopping_patience" in said
+    assert not list(folders[0].glob("out/step-1/*"))

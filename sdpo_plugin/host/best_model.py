@@ -1,13 +1,15 @@
 """`load_best_model_at_end` and `early_stopping_patience`, in every step: under `rl: dpo` the host ignores both."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from axolotl.utils.dict import DictDefault
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from sdpo_plugin.errors import ConfigError
+from sdpo_plugin.errors import ConfigError, OutputError
 from sdpo_plugin.host.data.loading import LoadedSource
+from sdpo_plugin.host.engines.ranks import gather
 
 KEYS = ("early_stopping_patience", "load_best_model_at_end")
 
@@ -45,6 +47,27 @@ def keep_best_model(cfg: DictDefault, trainer: Trainer, sources: Sequence[Loaded
     args.greater_is_better = not lower if cfg.greater_is_better is None else bool(cfg.greater_is_better)
     if cfg.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(cfg.early_stopping_patience))
+
+
+def require_best_seen_by_all(args: TrainingArguments) -> None:
+    """Refuse machines with an output directory each: every rank loads the best checkpoint of a step.
+
+    Args:
+        args: of a step, whose directory rank 0 has made.
+
+    Raises:
+        OutputError: on every rank, where one of them does not see that directory.
+    """
+    if not args.load_best_model_at_end:
+        return
+    directory = Path(args.output_dir)
+    seen = gather([directory.is_dir()])
+    if not all(seen):
+        raise OutputError(
+            f"rank {seen.index(False)} does not see {directory}, of whose checkpoints every rank loads the best one: "
+            f"the machines do not share output_dir: {str(directory.parent)!r}. Put it on a file system that all of "
+            "them see, or remove load_best_model_at_end and early_stopping_patience, which implies it."
+        )
 
 
 def _divides(small: float | None, large: float) -> bool:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from axolotl.utils.callbacks.dynamic_checkpoint import DynamicCheckpointCallback
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 
+from sdpo_plugin.host.best_model import require_best_seen_by_all
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.shares import written_by_all
 from sdpo_plugin.host.engines.weights import load_adapter
@@ -59,16 +60,28 @@ def save_sealed(trainer: "StepwiseDPOTrainer", step: StepUnderWay, save: Callabl
             known = written_by_all(directory)
             ranks.on_rank_0(lambda: seal(directory, step.training.about, facts, known=known))
     trainer.args.save_total_limit, trainer.args.save_only_model = limit, only_model
-    if trainer.args.should_save:
-        rotate_checkpoints(str(directory.parent), limit, trainer.state.best_model_checkpoint, use_mtime=True)
+    best = trainer.state.best_model_checkpoint
+    if limit is not None:
+        ranks.on_rank_0(lambda: rotate_checkpoints(str(directory.parent), limit, best, use_mtime=True))
     if step.stopped_by:
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # loggers write their last
         raise Stopped(step.stopped_by, f"update {trainer.state.global_step:,} of this step is in {directory}")
 
 
+def wait_for_weights(trainer: "StepwiseDPOTrainer") -> None:
+    """Of a checkpoint, which rank 0 writes: in the group in which ranks may wait for long. The host goes on to a wait
+    that ends a rank after `ddp_timeout`."""
+    if trainer.step is not None:
+        ranks.wait_for_all()
+
+
 def restore_callbacks(trainer: "StepwiseDPOTrainer", step: StepUnderWay) -> None:
     """Give callbacks their state in the checkpoint that ``step`` is resumed from, which the host does only on request,
-    and the step its place."""
+    and the step its place.
+
+    Raises:
+        OutputError: a rank does not see the best checkpoint that it is to load.
+    """
     for callback in trainer.callback_handler.callbacks:
         kept = trainer.state.stateful_callbacks.get(type(callback).__name__)
         if isinstance(callback, ExportableState) and isinstance(kept, dict):
@@ -80,7 +93,9 @@ def restore_callbacks(trainer: "StepwiseDPOTrainer", step: StepUnderWay) -> None
     saved = TrainerState.load_from_json(str(step.training.checkpoint / TRAINER_STATE_NAME))
     if saved.best_model_checkpoint is not None:
         best = Path(trainer.args.output_dir) / Path(saved.best_model_checkpoint).name
-        if best.is_dir():
+        if ranks.on_rank_0(best.is_dir):
+            if trainer.args.load_best_model_at_end:
+                ranks.require_seen_by_all(best, "holds the best model of the step so far", best.parent.parent)
             trainer.state.best_model_checkpoint = str(best)
 
 
@@ -106,7 +121,7 @@ def leave_evaluation(
     trainer._save_checkpoint(model, trial)
 
 
-def make_owed_evaluation(trainer: "StepwiseDPOTrainer", step: StepUnderWay, model: Any, trial: Any) -> None:
+def make_owed_evaluation(trainer: "StepwiseDPOTrainer", step: StepUnderWay, trial: Any) -> None:
     """The evaluation that the checkpoint was to be followed by, had the run not been asked to stop, and its save."""
     if step.owed is None:
         return
@@ -115,20 +130,25 @@ def make_owed_evaluation(trainer: "StepwiseDPOTrainer", step: StepUnderWay, mode
     step.owed = None
     trainer._load_rng_state(str(step.training.checkpoint))
     if is_best if trainer.args.save_strategy == SaveStrategy.BEST else saves:
-        trainer._save_checkpoint(model, trial)
+        # It stands: that which the step is resumed from. Were it written anew, a death would leave the step without it.
+        if is_best:
+            trainer.state.best_model_checkpoint = str(step.training.checkpoint)
         trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
 
 @contextmanager
-def directory_of_step(directory: Path) -> Iterator[None]:
+def directory_of_step(args: TrainingArguments) -> Iterator[None]:
     """It stands while the step is trained: profilers and other callbacks write there, and a separate run has made it
     when its trainer is built. One that stays empty goes again.
 
     Raises:
-        OutputError: on every rank, where rank 0 cannot make it.
+        OutputError: on every rank, where rank 0 cannot make it, or a rank does not see it that is to load the best
+            checkpoint from it.
     """
+    directory = Path(args.output_dir)
     with explaining_write_errors(directory):
         ranks.on_rank_0(lambda: directory.mkdir(parents=True, exist_ok=True))
+    require_best_seen_by_all(args)
     yield
     ranks.wait_for_all()  # the host looks for checkpoints in it on every rank, as the last thing of a training
     with suppress(OSError):  # something is in it

@@ -1,7 +1,6 @@
 """The rest of a run, checked before it begins: settings of begun steps, disk space."""
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING
 
 from sdpo_plugin.host.disk_space import disk_need
@@ -36,8 +35,9 @@ def check_what_is_left(
             require_same_step(step.name, record.settings, host.settings(step), from_checkpoint=half)
         if record.state != "exported":
             left.append((step, host.args_of(step)))
-    need = disk_need(trainer, left, plan.export_steps, has_begun=M_0 in ledger.exports)
-    free = on_rank_0(partial(free_bytes, setup.run.root))
+    has_begun = M_0 in ledger.exports
+    need = on_rank_0(lambda: disk_need(trainer, left, plan.export_steps, has_begun=has_begun))
+    free = on_rank_0(lambda: free_bytes(setup.run.root))
     if trainer.accelerator.is_main_process:
         LOG.info("disk space that is still to be written\n%s", need.table(free))
     require_space(need, free, str(setup.run.root))

@@ -20,6 +20,7 @@ from sdpo_plugin.host.compat import require_all
 from sdpo_plugin.host.data.rated import rating
 from sdpo_plugin.host.data.small_sets import written_here
 from sdpo_plugin.host.engines.fsdp import saving_whole
+from sdpo_plugin.host.engines.ranks import wait_for_all
 from sdpo_plugin.host.forward.answer_logits import AnswerLogits, TokenLogits
 from sdpo_plugin.host.relied_on import EVALUATED_MODEL, EVALUATED_ROWS, FINAL_SAVE, REFERENCE_MODEL
 from sdpo_plugin.recognition import TRAINER_CLS, is_sdpo
@@ -127,10 +128,13 @@ def _without_reference_model(original: Callable[..., Any]) -> Callable[..., Any]
     return setup_reference_model
 
 
-def _adapter_only(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Of a LoRA run the adapter, as every step's directory holds it.
+def _final_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Every rank waits until the final model is written; of a LoRA run it is the adapter, as every step's directory
+    holds it.
 
-    Reason: under `rl: dpo` with an adapter ``axolotl.train.save_trained_model`` saves the adapter, and then the model
+    Reason: ranks leave ``axolotl.train.save_trained_model`` when they have written their own, and rank 0 seals the
+    model: on several machines that share an output directory the first rank of each writes the same files.
+    Under `rl: dpo` with an adapter ``axolotl.train.save_trained_model`` saves the adapter, and then the model
     that TRL has put the adapter into: a `model.safetensors` of the base model's size, whose layers have names of their
     own (`….base_layer.weight`). With the base's `config.json`, which the host writes before it trains, transformers
     takes the directory for a whole model, draws those layers at random and says so in a warning. The host passes the
@@ -141,14 +145,15 @@ def _adapter_only(original: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def save_trained_model(cfg: DictDefault, trainer: Any, model: Any) -> Any:
-        if not (is_sdpo(cfg) and cfg.adapter):
+        if not is_sdpo(cfg):
             return original(cfg, trainer, model)
-        if trainer.is_fsdp_enabled:
+        if cfg.adapter and trainer.is_fsdp_enabled:
             with saving_whole(trainer):
                 result = trainer.save_model(cfg.output_dir)
         else:
-            result = original(cfg, trainer, trainer.model)
-        if is_main_process():
+            result = original(cfg, trainer, trainer.model if cfg.adapter else model)
+        wait_for_all()
+        if cfg.adapter and is_main_process():
             (Path(cfg.output_dir) / CONFIG_NAME).unlink(missing_ok=True)
         return result
 
@@ -200,7 +205,7 @@ def _path(kind: type[Any]) -> str:
 _evaluated: list[DictDefault] = []  # the config whose model `axolotl evaluate` has loaded
 PATCHES = {
     REFERENCE_MODEL: _without_reference_model,
-    FINAL_SAVE: _adapter_only,
+    FINAL_SAVE: _final_model,
     EVALUATED_MODEL: _model_of_the_run,
     EVALUATED_ROWS: _rows_of_the_run,
 }

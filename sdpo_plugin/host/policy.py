@@ -86,11 +86,9 @@ class Policy:
             engine.release(self._trainer)
             own = Snapshot(self._trainer.model)
             load_adapter(self._trainer.model, directory)
-            try:
-                yield
-            finally:
-                engine.release(self._trainer)
-                own.restore(self._trainer.model)
+            yield
+            engine.release(self._trainer)
+            own.restore(self._trainer.model)  # not after an error, which one rank may have alone: this needs them all
             return
         own_stand_in, cfg = self.stand_in, self._setup.cfg
         if directory is None:

@@ -16,7 +16,7 @@ from sdpo_plugin.host.policy import Policy
 from sdpo_plugin.host.setup import RunSetup
 from sdpo_plugin.host.step_hooks import hooks_of
 from sdpo_plugin.host.step_host import AxolotlStepHost
-from sdpo_plugin.host.stopping import StopRequest
+from sdpo_plugin.host.stopping import StopRequest, ending_together
 from sdpo_plugin.run_dir.journal import Journal
 from sdpo_plugin.runner import run_steps
 
@@ -36,7 +36,8 @@ def run_chain(trainer: "StepwiseDPOTrainer", setup: RunSetup) -> TrainOutput:
     """
     args, start, stop = trainer.args, setup.session.start, StopRequest()
     policy = Policy(trainer, setup)
-    with stop.listening(), quick_collections(), forward_pass(trainer, setup.block.packed, setup.rows):
+    packing = forward_pass(trainer, setup.block.packed, setup.rows)
+    with stop.listening(), ending_together(), quick_collections(), packing:
         passes = passes_of(trainer, setup, stop)
         pool = pool_tables(setup, passes)
         layout = lay_out(setup.cfg, setup.block, setup.sources, list(pool.values()), picked_rows(setup))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from sdpo_plugin.host.engines.ranks import largest
+from sdpo_plugin.host.engines.ranks import largest, wait_for_all
 from sdpo_plugin.host.launcher import launchers
 from sdpo_plugin.host.workers import SIGNALS
 from sdpo_plugin.run_dir.checkpoints import KEY_TO_RESUME
@@ -61,7 +61,10 @@ class StopRequest:
 
     def agreed(self) -> int:
         """The signal that one of the ranks was sent, 0 for none; the same answer on every rank, which all ask."""
-        return largest(self._signum)
+        signum = largest(self._signum)
+        if signum and not self._signum:
+            self._look_for_launchers()  # another rank was the first to notice; rank 0 says why the run stops
+        return signum
 
     def _watch(self, reader: socket.socket) -> None:
         reader.settimeout(SECONDS_TO_NOTICE)
@@ -102,6 +105,18 @@ class Stopped(SystemExit):
         _say(
             f"stopped by {signal.Signals(signum).name}: {where}. To resume, run the same command with {KEY_TO_RESUME}."
         )
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """A run that has been asked to stop ends on all ranks at once: a launcher ends the others when one of them is gone,
+    and rank 0 may still remove checkpoints or end its loggers."""
+    try:
+        yield
+    except Stopped:
+        with suppress(RuntimeError):  # a rank is gone already
+            wait_for_all()
+        raise
 
 
 def _say(text: str) -> None:

@@ -22,6 +22,7 @@ from sdpo_plugin.host.checkpoints import (
     make_owed_evaluation,
     restore_callbacks,
     save_sealed,
+    wait_for_weights,
 )
 from sdpo_plugin.host.data.columns import REFERENCE, with_reference
 from sdpo_plugin.host.data.tokenized import token_ids
@@ -123,7 +124,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         args.eval_on_start = args.eval_on_start and checkpoint is None
         self.step = step
         try:
-            with directory_of_step(Path(args.output_dir)):
+            with directory_of_step(args):
                 return super().train(None if checkpoint is None else str(checkpoint))
         finally:
             self.step = None
@@ -224,6 +225,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The host's, with the card of a step's model or checkpoint; PEFT has written its own beside an adapter."""
         super().save_model(output_dir, _internal_call)
+        wait_for_weights(self)
         self._write_card(output_dir)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -248,7 +250,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
     def _run_epoch(self, model: Any, *args: Any, trial: Any = None, **kwargs: Any) -> None:
         """The host would make one more update before it noticed that early stopping had ended the step."""
         if self.step is not None:
-            make_owed_evaluation(self, self.step, model, trial)
+            make_owed_evaluation(self, self.step, trial)
             if self.step.is_over or self.control.should_training_stop:
                 self.control.should_training_stop = True
                 return
@@ -258,7 +260,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
     def _finalize_training(self, trial: Any, *args: Any) -> Any:
         """A step that is resumed after its last update has no epoch left to run."""
         if self.step is not None:
-            make_owed_evaluation(self, self.step, self.model_wrapped, trial)
+            make_owed_evaluation(self, self.step, trial)
         return super()._finalize_training(trial, *args)
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:

@@ -23,7 +23,7 @@ def sweep(run: RunDir, ledger: Ledger) -> None:
     """Remove models that the ledger says are not kept, and files that were half written."""
     for path in run.folder.rglob(".*.tmp"):
         if not path.is_dir():
-            path.unlink()
+            path.unlink(missing_ok=True)  # `axolotl sdpo report` may be writing one
     for step, record in ledger.steps:
         if not record.kept and model_name(step.index) in ledger.exports:  # else its user has deleted it
             remove(run.step(step))

@@ -60,7 +60,10 @@ class Prepared:
                     shutil.rmtree(self.path)
 
     def _is_torn(self) -> bool:
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        try:
+            if not any(self.path.iterdir()):
+                return False
+        except (FileNotFoundError, NotADirectoryError):  # another rank may be taking it away
             return False
         try:
             json.loads((self.path / LAST_FILE).read_bytes())

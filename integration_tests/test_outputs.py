@@ -43,9 +43,10 @@ class Trained:
     log: str
 
     def files(self) -> set[str]:
-        """Every file but those inside checkpoints and TensorBoard runs, relative to the output directory."""
+        """Every file but those inside checkpoints and TensorBoard runs, relative to the output directory, and but the
+        progress of a step that takes long."""
         paths = (path.relative_to(self.out) for path in self.out.rglob("*") if path.is_file())
-        hidden = ("checkpoint-", "runs")
+        hidden = ("checkpoint-", "runs", "progress.json")
         return {str(path) for path in paths if not any(part.startswith(hidden) for part in path.parts)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,12 @@ def test_checkpoint_for_a_signal_is_good_for_resume(
 ) -> None:
     """Also where the others hold the weights alone."""
     config = config_of(model, two_sets, tmp_path, save_only_model=True)
-    run = begin(host, config, "step-1/checkpoint-12/model.safetensors")
+    # In the middle of an epoch: where one begins, a data loader worker starts, which a signal may yet end.
+    run = begin(host, config, "step-2/checkpoint-12/model.safetensors")
     run.kill(signal.SIGTERM)
     assert run.wait().returncode == 143
     again = train(host, config).check()
-    assert f"resuming step 1 from {tmp_path}/out/step-1/checkpoint-" in again.log_text
+    assert f"resuming step 2 from {tmp_path}/out/step-2/checkpoint-" in again.log_text
     assert apart(tmp_path / "out", whole) == 0.0
 
 
@@ -102,7 +104,7 @@ def test_signal_during_a_reference_pass(
 def test_second_signal_ends_at_once(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
     """In an update that would take ten minutes. Within a second it is the same request, delivered twice."""
     run = begin(host, config_of(model, two_sets, tmp_path), "step-1/checkpoint-6/sdpo_seal.json", fault="hang:1:8:0")
-    time.sleep(0.5)
+    assert run.wait_for(partial(run.says, "hangs"))
     run.kill(signal.SIGTERM)
     time.sleep(0.2)
     run.kill(signal.SIGTERM)
@@ -126,10 +128,10 @@ def test_signal_to_one_rank_stops_both_after_the_same_update(
     host: Host, model: Path, two_sets: list[Config], two_ranks: dict[str, Any], tmp_path: Path
 ) -> None:
     """The other rank learns of the signal from this one alone; both end with the conventional status."""
-    config = config_of(model, two_sets, tmp_path, **two_ranks)
+    config = config_of(model, two_sets, tmp_path, **two_ranks | {"num_epochs": 4})
     run = begin(host, config, "step-1/checkpoint-6/sdpo_seal.json", ranks=2)
     os.kill(run.pids[1], signal.SIGTERM)
-    result = run.wait()
+    result = run.wait(grace=60)
     assert set(run.codes().values()) == {143}
     assert "stopped by SIGTERM: update " in messages(result)[-1]
     again = train(host, config, ranks=2).check()

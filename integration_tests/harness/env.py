@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +20,7 @@ BASE_ENV = {
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "AXOLOTL_DATASET_NUM_PROC": "1",
+    "PYTHONUNBUFFERED": "1",  # tests wait for lines of a run under way
 }
 NOT_OURS = (
     "PYTHONDONTWRITEBYTECODE",  # every run would compile the package again
@@ -47,11 +50,17 @@ def host_env(scratch: Path, extra: Env | None = None) -> dict[str, str]:
     return env
 
 
+# Below those that the kernel gives to whoever asks for any: another run's sockets would take them before this run does.
+_ports = itertools.count(20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
+
+
 def free_port() -> int:
-    """A port no one listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that no one listens on, and that no other worker of the tests is given."""
+    for port in _ports:
+        with socket.socket() as probe, suppress(OSError):  # taken
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("they do not end")
 
 
 def rank_env(rank: int, ranks: int, port: int) -> dict[str, str]:

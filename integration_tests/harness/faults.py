@@ -144,16 +144,19 @@ class FaultPlugin(BasePlugin):
 
 def lag(output_dir: Path, seconds: float) -> None:
     """Let this rank come late to every file of the run, as where the file system is far away."""
-    root = str(output_dir.resolve()) + os.sep
+    root, stat = str(output_dir.resolve()) + os.sep, os.stat
 
-    def late(event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in LOOKS or not isinstance(arguments[0], (str, os.PathLike)):
-            return
-        path = os.path.abspath(os.fspath(arguments[0]))  # noqa: PTH100 - resolve() reads the disk
+    def wait(place: Any) -> None:
+        path = os.path.abspath(os.fspath(place)) if isinstance(place, (str, os.PathLike)) else ""  # noqa: PTH100
         if path.startswith(root) and path != f"{root}debug.log":
             time.sleep(seconds)
 
-    sys.addaudithook(late)
+    def late_stat(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        wait(path)
+        return stat(path, *args, **kwargs)
+
+    os.stat = late_stat  # no event of its own
+    sys.addaudithook(lambda event, arguments: wait(arguments[0]) if event in LOOKS else None)
 
 
 def note_gate(file: Path) -> None:
@@ -363,6 +366,7 @@ class Fault(TrainerCallback):
                 raise KeyError("a fault of the test")
             if self.kind == "memory":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            print("hangs", flush=True)
             time.sleep(600)
 
 

@@ -66,7 +66,7 @@ class Host:
             self._gone = True
             self._news.notify_all()
 
-    def _await(self, seen: Callable[[], Any], timeout: float = 180.0) -> None:
+    def _await(self, seen: Callable[[], Any], timeout: float = 400.0) -> None:
         with self._news:
             if not self._news.wait_for(lambda: self._gone or seen(), timeout) or self._gone:
                 raise RuntimeError(f"the warm process does not answer; its log ends:\n{self._log.read_text()[-4000:]}")

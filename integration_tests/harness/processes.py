@@ -14,8 +14,8 @@ MARK = "SDPO_TEST_RUN"
 Found = dict[int, str]
 
 
-def left_running(find: Callable[[], Found], seconds: float = 3.0) -> Found:
-    """The processes that outlive those that were waited for: workers notice within a second or two."""
+def left_running(find: Callable[[], Found], seconds: float = 15.0) -> Found:
+    """The processes that outlive those that were waited for: workers notice within seconds, one after the other."""
     deadline = time.monotonic() + seconds
     while (found := find()) and time.monotonic() < deadline:
         time.sleep(0.05)

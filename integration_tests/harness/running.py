@@ -48,6 +48,10 @@ class Running:
             time.sleep(0.01)
         return False
 
+    def says(self, words: str) -> bool:
+        """Whether rank 0's log has these words by now."""
+        return self.logs[0].exists() and words in self.logs[0].read_text(encoding="utf-8", errors="replace")
+
     def wait(self, timeout: float = TIMEOUT, grace: float = GRACE) -> Result:
         """Wait for every rank; a failed rank ends the others after `grace`, the timeout ends all."""
         deadline, timed_out = self._start + timeout, False

@@ -153,7 +153,7 @@ OF_THE_TRAINER = {
     "args": (
         *("ld_alpha", "gradient_accumulation_steps", "train_batch_size", "world_size"),
         *("beta", "label_smoothing", "loss_type", "loss_weights", "eval_on_start", "seed", "disable_dropout"),
-        *("bf16", "fp16", "tf32", "max_length", "optim", "output_dir", "dataset_num_proc", "should_save"),
+        *("bf16", "fp16", "tf32", "max_length", "optim", "output_dir", "dataset_num_proc", "load_best_model_at_end"),
         *("per_device_eval_batch_size", "per_device_train_batch_size", "save_only_model", "save_strategy"),
         *("save_total_limit", "torch_compile", "warmup_steps", "max_steps", "num_train_epochs", "learning_rate"),
         *("weight_decay", "eval_strategy", "do_eval", "lr_scheduler_type", "alternate_lr_scheduler_type"),

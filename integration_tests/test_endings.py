@@ -243,7 +243,7 @@ def test_signal_during_an_evaluation(
     where: str,
 ) -> None:
     """The evaluation is left, so that a launcher that kills after a while finds a checkpoint; it is made when the run
-    is resumed, and the end is that of a run that nobody stopped. No checkpoint that stands is written anew: a death
+    is resumed, and the end is that of a run that nobody stopped. The checkpoint is not written anew then: a death
     meanwhile would cost it."""
     fault, overrides = STOPPED[where]
     shared = {**EVALUATES, "num_epochs": 2, "save_total_limit": 20, **overrides}

@@ -111,14 +111,18 @@ def test_a_directory_each_trains_and_is_not_resumed(host: Host, config: Config, 
 
 
 def test_a_directory_each_has_no_best_model(host: Host, config: Config, tmp_path: Path) -> None:
-    """Every rank would load it, and the second machine has none: refused before a step trains, and not at its end."""
+    """Every rank would load it, and the second machine has none: refused before anything is computed, also where an
+    earlier run has left the same directories there."""
     folders = (tmp_path / "0", tmp_path / "1")
+    (folders[1] / "out" / "step-1").mkdir(parents=True)
     best = {"val_set_size": 0.25, "save_steps": 2, "eval_steps": 2, "early_stopping_patience": 2}
     for folder in folders:
         write_config(folder / "config.yaml", config | best)
     results = Nodes(folders, host).train()
     assert [(result.returncode, result.timed_out) for result in results] == [(1, False)] * 2
     (said,) = messages(results[0])
-    assert said.startswith("rank 1 does not see out/step-1, of whose checkpoints every rank loads the best one: ")
+    assert said.startswith("rank 1 does not see what rank 0 writes into out/sdpo, and every rank loads the best ")
+    assert "the machines do not share output_dir: 'out'" in said
     assert "or remove load_best_model_at_end and early_stopping_patience" in said
-    assert not list(folders[0].glob("out/step-1/*"))
+    assert not list(folders[0].glob("out/step-*"))
+    assert not list(folders[0].glob("out/sdpo/.*"))

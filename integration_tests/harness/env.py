@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import sys
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -51,7 +52,9 @@ def host_env(scratch: Path, extra: Env | None = None) -> dict[str, str]:
 
 
 # Below those that the kernel gives to whoever asks for any: another run's sockets would take them before this run does.
-_ports = itertools.count(20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
+# Each session of the tests begins elsewhere, and its workers, eight at most, take turns.
+_SESSION = zlib.crc32(os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())).encode()) % 1_000
+_ports = itertools.count(20_000 + 8 * _SESSION + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), 8)
 
 
 def free_port() -> int:

@@ -1,15 +1,19 @@
 """`load_best_model_at_end` and `early_stopping_patience`, in every step: under `rl: dpo` the host ignores both."""
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from axolotl.utils.dict import DictDefault
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from sdpo_plugin.errors import ConfigError, OutputError
 from sdpo_plugin.host.data.loading import LoadedSource
-from sdpo_plugin.host.engines.ranks import gather
+from sdpo_plugin.host.engines.ranks import gather, on_rank_0
+from sdpo_plugin.run_dir.files import explaining_write_errors
+from sdpo_plugin.run_dir.paths import RunDir
 
 KEYS = ("early_stopping_patience", "load_best_model_at_end")
 
@@ -19,6 +23,7 @@ def keep_best_model(cfg: DictDefault, trainer: Trainer, sources: Sequence[Loaded
 
     Raises:
         ConfigError: a step has no held-out rows, or checkpoints are not written where the model is evaluated.
+        OutputError: the machines do not share the output directory.
     """
     asked = ", ".join(f"{key}: {cfg[key]!r}" for key in KEYS if cfg.get(key))
     if not asked:
@@ -47,27 +52,36 @@ def keep_best_model(cfg: DictDefault, trainer: Trainer, sources: Sequence[Loaded
     args.greater_is_better = not lower if cfg.greater_is_better is None else bool(cfg.greater_is_better)
     if cfg.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(cfg.early_stopping_patience))
+    _require_shared(RunDir(Path(cfg.output_dir)))
 
 
-def require_best_seen_by_all(args: TrainingArguments) -> None:
-    """Refuse machines with an output directory each: every rank loads the best checkpoint of a step.
+def _require_shared(run: RunDir) -> None:
+    """Refuse machines with an output directory each, of which one alone would load the best checkpoint of a step.
 
-    Args:
-        args: of a step, whose directory rank 0 has made.
+    A file of a random name is looked for: directories may have been left on every machine by another run.
 
     Raises:
-        OutputError: on every rank, where one of them does not see that directory.
+        OutputError: on every rank, where one of them does not see what rank 0 writes.
     """
-    if not args.load_best_model_at_end:
-        return
-    directory = Path(args.output_dir)
-    seen = gather([directory.is_dir()])
+    name = on_rank_0(lambda: _made(run.folder))
+    seen = gather([(run.folder / name).exists()])
+    on_rank_0(lambda: (run.folder / name).unlink(missing_ok=True))
     if not all(seen):
         raise OutputError(
-            f"rank {seen.index(False)} does not see {directory}, of whose checkpoints every rank loads the best one: "
-            f"the machines do not share output_dir: {str(directory.parent)!r}. Put it on a file system that all of "
-            "them see, or remove load_best_model_at_end and early_stopping_patience, which implies it."
+            f"rank {seen.index(False)} does not see what rank 0 writes into {run.folder}, and every rank loads the "
+            f"best checkpoint of a step: the machines do not share output_dir: {str(run.root)!r}. Put it on a file "
+            "system that all of them see, or remove load_best_model_at_end and early_stopping_patience, which implies "
+            "it."
         )
+
+
+def _made(folder: Path) -> str:
+    """The name of a new, empty file, which the run removes as one that was half written, should it die now."""
+    with explaining_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file, path = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        os.close(file)
+    return Path(path).name
 
 
 def _divides(small: float | None, large: float) -> bool:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from axolotl.utils.callbacks.dynamic_checkpoint import DynamicCheckpointCallback
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 
-from sdpo_plugin.host.best_model import require_best_seen_by_all
 from sdpo_plugin.host.engines import ranks
 from sdpo_plugin.host.engines.shares import written_by_all
 from sdpo_plugin.host.engines.weights import load_adapter
@@ -46,7 +45,8 @@ def save_sealed(trainer: "StepwiseDPOTrainer", step: StepUnderWay, save: Callabl
     directory = Path(trainer._get_output_dir(trial=None)) / f"checkpoint-{trainer.state.global_step}"
     require_finite_weights(trainer, f"checkpoint {directory}")
     limit, only_model = trainer.args.save_total_limit, trainer.args.save_only_model
-    # A checkpoint of the same name is not whole, or the step would have been resumed from it.
+    # One of the same name is not whole, or the step would have been resumed from it; or it was to be followed by the
+    # evaluation that is left now, as this one says.
     ranks.on_rank_0(lambda: shutil.rmtree(directory, ignore_errors=True))
     trainer.args.save_total_limit = None
     trainer.args.save_only_model = only_model and not step.stopped_by  # one that is asked for is to be resumed from
@@ -69,8 +69,8 @@ def save_sealed(trainer: "StepwiseDPOTrainer", step: StepUnderWay, save: Callabl
 
 
 def wait_for_weights(trainer: "StepwiseDPOTrainer") -> None:
-    """Of a checkpoint, which rank 0 writes: in the group in which ranks may wait for long. The host goes on to a wait
-    that ends a rank after `ddp_timeout`."""
+    """Come back when rank 0 has written the weights of a checkpoint, however long that takes: the host's own wait,
+    which comes next, ends a rank after `ddp_timeout`."""
     if trainer.step is not None:
         ranks.wait_for_all()
 
@@ -130,25 +130,24 @@ def make_owed_evaluation(trainer: "StepwiseDPOTrainer", step: StepUnderWay, tria
     step.owed = None
     trainer._load_rng_state(str(step.training.checkpoint))
     if is_best if trainer.args.save_strategy == SaveStrategy.BEST else saves:
-        # It stands: that which the step is resumed from. Were it written anew, a death would leave the step without it.
-        if is_best:
+        assert step.training.checkpoint is not None, "a checkpoint owes the evaluation"
+        if step.training.checkpoint.resolve().parent != Path(trainer.args.output_dir).resolve():  # a copy of it
+            trainer._save_checkpoint(trainer.model_wrapped, trial)
+        elif is_best:  # it stands; were it written anew, a death meanwhile would leave the step without it
             trainer.state.best_model_checkpoint = str(step.training.checkpoint)
         trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
 
 @contextmanager
-def directory_of_step(args: TrainingArguments) -> Iterator[None]:
+def directory_of_step(directory: Path) -> Iterator[None]:
     """It stands while the step is trained: profilers and other callbacks write there, and a separate run has made it
     when its trainer is built. One that stays empty goes again.
 
     Raises:
-        OutputError: on every rank, where rank 0 cannot make it, or a rank does not see it that is to load the best
-            checkpoint from it.
+        OutputError: on every rank, where rank 0 cannot make it.
     """
-    directory = Path(args.output_dir)
     with explaining_write_errors(directory):
         ranks.on_rank_0(lambda: directory.mkdir(parents=True, exist_ok=True))
-    require_best_seen_by_all(args)
     yield
     ranks.wait_for_all()  # the host looks for checkpoints in it on every rank, as the last thing of a training
     with suppress(OSError):  # something is in it

@@ -36,8 +36,9 @@ def check_what_is_left(
         if record.state != "exported":
             left.append((step, host.args_of(step)))
     has_begun = M_0 in ledger.exports
-    need = on_rank_0(lambda: disk_need(trainer, left, plan.export_steps, has_begun=has_begun))
-    free = on_rank_0(lambda: free_bytes(setup.run.root))
+    need, free = on_rank_0(
+        lambda: (disk_need(trainer, left, plan.export_steps, has_begun=has_begun), free_bytes(setup.run.root))
+    )
     if trainer.accelerator.is_main_process:
         LOG.info("disk space that is still to be written\n%s", need.table(free))
     require_space(need, free, str(setup.run.root))

@@ -87,8 +87,8 @@ def _reading(original: Callable[..., Any], method: str) -> Callable[..., Any]:
 
 
 def patch_host() -> None:
-    """Make the host load no reference model for an sDPO config, leave nothing but the adapter of a LoRA run, and
-    evaluate what was held out.
+    """Make the host load no reference model for an sDPO config, leave nothing but the adapter of a LoRA run, wait for
+    every rank's part of the final model, and evaluate what was held out.
 
     The functions below say why. Idempotent.
 
@@ -141,7 +141,8 @@ def _final_model(original: Callable[..., Any]) -> Callable[..., Any]:
     model by a local variable: no key, hook or subclass reaches it. Here it is the adapter that is saved twice.
     Under FSDP it saves, by a function of its own, what has "lora_" in its name, with the names that activation
     checkpointing gives it. Here the trainer saves the adapter, as it does after every step.
-    Range: axolotl 0.19 to 0.21. Remove when the host saves ``trainer.model`` alone (axolotl/train.py).
+    Range: axolotl 0.19 to 0.21. Remove when the host saves ``trainer.model`` alone, and no rank leaves its save before
+    all have written (axolotl/train.py).
     """
 
     def save_trained_model(cfg: DictDefault, trainer: Any, model: Any) -> Any:

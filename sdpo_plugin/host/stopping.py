@@ -92,7 +92,7 @@ class StopRequest:
         if not self._signum:
             self._signum, self._since = signum, now
             _say(f"{why or name}: the run stops after this update, with a checkpoint. A second signal ends it at once.")
-        elif now - self._since > SAME_REQUEST_SECONDS:
+        elif why is None and now - self._since > SAME_REQUEST_SECONDS:
             _say(f"{name} again: ended at once.")
             os._exit(128 + signum)
 

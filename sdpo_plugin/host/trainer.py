@@ -124,7 +124,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         args.eval_on_start = args.eval_on_start and checkpoint is None
         self.step = step
         try:
-            with directory_of_step(args):
+            with directory_of_step(Path(args.output_dir)):
                 return super().train(None if checkpoint is None else str(checkpoint))
         finally:
             self.step = None

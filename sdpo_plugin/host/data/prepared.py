@@ -63,7 +63,7 @@ class Prepared:
         try:
             if not any(self.path.iterdir()):
                 return False
-        except (FileNotFoundError, NotADirectoryError):  # another rank may be taking it away
+        except (FileNotFoundError, NotADirectoryError):  # there is none, or another rank is taking it away
             return False
         try:
             json.loads((self.path / LAST_FILE).read_bytes())

@@ -166,11 +166,12 @@ def test_with_another_cross_entropy(host: Host, model: Path, two_sets: list[Conf
 
 
 def test_the_docs_say_how_many_at_once() -> None:
-    """The bytes that docs/packed.md names are those of the code."""
+    """The bytes that docs/packed.md names are those of the code, of logits and of attention scores."""
     text = (ROOT / "docs" / "packed.md").read_text(encoding="utf-8")
-    code = (ROOT / "sdpo_plugin/host/forward/head.py").read_text(encoding="utf-8")
-    said = re.search(r"more than (\d+) MiB in float32", text)
-    written = re.search(r"LOGITS_AT_ONCE = (\d+) \* 2\*\*20", code)
-    assert said
-    assert written
-    assert said[1] == written[1]
+    for module, name, what in (("head", "LOGITS", "in float32"), ("scores", "SCORES", "a layer in float32")):
+        code = (ROOT / f"sdpo_plugin/host/forward/{module}.py").read_text(encoding="utf-8")
+        said = re.search(rf"more than (\d+) MiB {what}", text)
+        written = re.search(rf"{name}_AT_ONCE = (\d+) \* 2\*\*20", code)
+        assert said
+        assert written
+        assert said[1] == written[1]

@@ -322,16 +322,36 @@ def test_auto_pads_by_name_under_fsdp2(host: Host, two_sets: list[Config], tmp_p
 
 
 def test_auto_pads_where_the_log_probs_differ(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
-    """A model that computes a single row otherwise than several: `auto` says by how much, `true` refuses."""
+    """A model that computes a single row otherwise than several: `auto` says by how much, once, and ends with the bits
+    of padded rows; `true` refuses."""
     said = r"the log-probs of packed and padded rows of LlamaForCausalLM differ by up to [\d.]+ nats, which is more"
     results = {}
-    for packed in ("auto", True):
-        made = config(model, two_sets, tmp_path / str(packed), packed, max_steps=1) | {"plugins": PLUGINS}
+    for packed in ("auto", False, True):
+        made = config(model, two_sets, tmp_path / str(packed), packed) | {"plugins": PLUGINS}
         path = write_config(tmp_path / f"{packed}.yaml", made)
         results[packed] = host.train(path, env={"SDPO_TEST_FAULT": "single:"})
-    assert re.search(f"forward pass: padded rows, because {said}", results["auto"].check().log_text)
+    log = results["auto"].check().log_text
+    assert re.search(f"forward pass: padded rows, because {said}", log)
+    assert log.count("forward pass: ") == 1
+    results[False].check()
+    for step in ("step-1", "step-2", ""):
+        assert apart(tmp_path / "auto" / "out" / step, tmp_path / "False" / "out" / step) == 0.0
     assert re.search(f"sdpo.packed: true, but {said}", "\n".join(messages(results[True])))
     assert results[True].returncode == 1
+
+
+@pytest.mark.parametrize(("most", "pads"), [(20_000, True), (2_000_000, False)])
+def test_auto_pads_where_scores_would_be_there_at_once(
+    host: Host, two_sets: list[Config], tmp_path: Path, most: int, pads: bool
+) -> None:
+    """Flash attention caps scores a piece at a time; packed rows hold those of a text at once, where they are few."""
+    gemma = make_model(host, tmp_path / "gemma", "gemma2")
+    made = config(gemma, two_sets, tmp_path / "run", "auto", max_steps=1) | {"plugins": PLUGINS}
+    path = write_config(tmp_path / "run.yaml", made)
+    log = host.train(path, env={"SDPO_TEST_FAULT": f"flash:{most}"}).check().log_text
+    said = "forward pass: padded rows, because Gemma2ForCausalLM caps attention scores or has sinks, and packed rows"
+    assert (said in log) is pads
+    assert ("forward pass: packed rows" in log) is not pads
 
 
 WINDOW = 72  # tokens; rows of `even_set` are shorter, with a question twice as long they are not

@@ -28,7 +28,9 @@ The environment says which fault, so that the config stays that of the run that 
 - `seals:FOLDER`: nothing, but each rank notes in a file of its own which files it puts on disk for a seal.
 - `reads:FILE`: nothing but a line in FILE, of its number of rows, for every set whose tokens are read as a whole.
 - `full`: the disk says that it has a megabyte left.
-- `cross-entropy:`: every load of a model puts another cross entropy in the place of PyTorch's, as Liger's does.
+- `cross-entropy:`: every load of a model puts another cross entropy in the place of PyTorch's, as Liger's does, which
+  writes over the logits.
+- `flash:BYTES`: a flash attention, and no more scores than these may be there at once.
 - `metrics:`: a metric of the user's own, as a plugin sets one.
 - `engines:FOLDER`: nothing, but each rank notes in a file of its own what is left of DeepSpeed's engines.
 - `hooks:FILE`: nothing but a line in FILE after every update, of the number of hooks on the model's embeddings.
@@ -58,8 +60,9 @@ import torch
 from axolotl.integrations.base import BasePlugin
 from transformers import ProgressCallback, TrainerCallback
 
+from integration_tests.harness.packed import stand_in
 from sdpo_plugin.host import progress
-from sdpo_plugin.host.forward import head
+from sdpo_plugin.host.forward import head, scores
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"}
 LOOKS = FILE_EVENTS | {"os.scandir", "os.listdir", "os.rmdir"}
@@ -97,7 +100,7 @@ class FaultPlugin(BasePlugin):
         if self._kind == "reads":
             note_reads(Path(self._value))
         if self._kind == "cross-entropy":
-            torch.nn.functional.cross_entropy = of_tensors_alone
+            torch.nn.functional.cross_entropy = as_liger_does
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         """Called by the host when the trainer is built."""
@@ -109,6 +112,10 @@ class FaultPlugin(BasePlugin):
         if self._kind == "slow":
             seconds = float(self._value)
             trainer.model.register_forward_pre_hook(lambda module, arguments: time.sleep(seconds))
+        if self._kind == "flash":
+            stand_in("flash_stand_in")
+            trainer.model.config._attn_implementation_internal = "flash_stand_in"
+            scores.SCORES_AT_ONCE = int(self._value)
         if self._kind == "single":
             trainer.model.get_input_embeddings().register_forward_hook(larger_where_alone)
         if self._kind == "alone":
@@ -205,10 +212,28 @@ def note_shares(file: Path) -> None:
 cross_entropy = torch.nn.functional.cross_entropy
 
 
-def of_tensors_alone(logits: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """PyTorch's cross entropy, which takes nothing that is like a tensor."""
+class Overwriting(torch.autograd.Function):
+    """PyTorch's cross entropy, which writes the gradient over the logits, as a kernel does that autograd knows not."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, *args: Any) -> torch.Tensor:
+        with torch.enable_grad():
+            own = logits.detach().clone().requires_grad_()
+            loss = cross_entropy(own, *args)
+            (gradient,) = torch.autograd.grad(loss, own)
+        logits.data.copy_(gradient)
+        ctx.save_for_backward(gradient)
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return gradients[0] * ctx.saved_tensors[0], None
+
+
+def as_liger_does(logits: Any, labels: torch.Tensor) -> Any:
+    """It takes nothing that is like a tensor."""
     assert type(logits) is torch.Tensor
-    return cross_entropy(logits, *args, **kwargs)
+    return Overwriting.apply(logits, labels)
 
 
 class Engines(TrainerCallback):  # type: ignore[misc]

@@ -96,7 +96,8 @@ class WholeLogits(TokenLogits):
         return self.logits.argmax(-1)
 
     def cross_entropy(self, function: Function) -> torch.Tensor:
-        found: torch.Tensor = function(self.logits, self.labels)
+        # A copy, as TRL's padded rows give it: Liger's kernel writes the gradient over what it is given.
+        found: torch.Tensor = function(self.logits.clone(), self.labels)
         return found
 
     def logsumexp(self, factor: float) -> torch.Tensor:

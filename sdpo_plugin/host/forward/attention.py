@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from sdpo_plugin.host.forward import varlen
 from sdpo_plugin.host.forward.packing import PACKED, PackedLayout, Pair
+from sdpo_plugin.host.forward.scores import note_scores
 
 # Of the names that our attentions are registered by; of one with "flash" in it transformers would look for a kernel.
 PREFIX = "sdpo_packed_"
@@ -150,6 +151,8 @@ def _attention_by(original: str) -> Attention:
         # Scaled dot-product attention passes over caps and sinks, which flash and flex attention compute.
         caps_or_sinks = any(kwargs.get(argument) is not None for argument in varlen.OTHERS)
         name = EAGER if original == EAGER or (original != SDPA and caps_or_sinks) else SDPA
+        if name == EAGER != original:
+            note_scores(query.shape[1])
         attend = _function(module, name)
         texts = _texts(layout, kwargs.get("sliding_window"), query.dtype, query.device, needs_mask=name == EAGER)
         parts = []

@@ -24,6 +24,7 @@ from sdpo_plugin.host.forward.head import read_at_once, read_in_parts, reading, 
 from sdpo_plugin.host.forward.log_probs import log_probs_by, policy_log_probs
 from sdpo_plugin.host.forward.packing import PACKED, PackingCollator, longest_row
 from sdpo_plugin.host.forward.precision import is_half_precision
+from sdpo_plugin.host.forward.scores import watching_scores
 from sdpo_plugin.rows import RowFacts
 
 if TYPE_CHECKING:
@@ -48,15 +49,18 @@ def disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, b
         model: the policy without its adapter, or a model beside it.
         beside: which of the two.
     """
+    name = type(model if beside else trainer.model).__name__
     pairs = _longest_rows(rows)
-    few = [{name: ids[:FEW] for name, ids in pair.items()} for pair in pairs]
+    few = [{column: ids[:FEW] for column, ids in pair.items()} for pair in pairs]
     packing = PackingCollator(trainer.padded_collator.max_length)
     batch = trainer._prepare_inputs(packing(pairs))
     with ready_model(trainer, model if beside else None) as ready:
         log_probs = partial(policy_log_probs, trainer, ready)
         in_parts = not trainer.use_weighting and read_in_parts(model)
-        with watching() as watch:
+        with watching() as watch, watching_scores() as scores:
             packed = [log_probs(trainer._prepare_inputs(packing(few)))]
+        if reason := scores.too_many(name, longest_row(batch)):
+            return reason
         if in_parts and not watch.is_last:
             read_at_once(model)
         with own_attention(model):
@@ -69,7 +73,6 @@ def disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, b
     # Every rank has tried the same rows; one that has rounded otherwise must not go another way than the others.
     if not ranks.largest(int(not off <= allowed)):
         return None
-    name = type(model if beside else trainer.model).__name__
     return (
         f"the log-probs of packed and padded rows of {name} differ by up to {off:.3g} nats, which is more than "
         f"rounding ({allowed:.3g})"

@@ -121,6 +121,37 @@ def test_rows_without_positions_are_refused_at_the_start(
     refused(result, tmp_path / "out", what, f"its table has {limit} places", f"set sequence_len: {limit},")
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rows_that_scale_the_positions_of_others_are_refused_at_the_start(
+    host: Host, tmp_path: Path, ranks: int
+) -> None:
+    """Phi-3's scaling: some rows are longer than the model was made for, and whose batch they are in is chance."""
+    limit = 40
+    sets = [chat_set(tmp_path / f"d{seed}.jsonl", 12, seed) for seed in (1, 2)]
+    scaling = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": limit}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    base = make_model(host, tmp_path / "base", "llama", rope_parameters=scaling | factors)
+    zero3 = {"deepspeed": str(write_zero3(tmp_path / "zero3.json")), "micro_batch_size": 2} if ranks > 1 else {}
+    config = sdpo_config(base_config(base, sets, tmp_path, **zero3))
+    result = host.train(write_config(tmp_path / "config.yaml", config), ranks=ranks)
+    parts = ("step-1: ", f"rows are longer than {limit} tokens", "(rope_type: longrope)", f"Set sequence_len: {limit},")
+    refused(result, tmp_path / "out", *parts)
+
+
+def test_rows_that_scale_the_positions_of_others_are_found_by_trying(host: Host) -> None:
+    """Where all rows are shorter, or none is, longrope scales all alike; dynamic has another scale for each length."""
+    found = host.python("integration_tests.harness.positions:scalings")
+    for name, (shorter, both, longer) in found.items():
+        kind = name.split()[1]
+        assert shorter is None
+        assert (both is None) == (kind not in ("longrope", "dynamic")), name
+        assert (longer is None) == (kind != "dynamic"), name
+        if both:
+            assert both.startswith("D_2: 2 of 3 rows are longer than 16 tokens (the longest row has 40), and ")
+        if longer:
+            assert longer.startswith("D_1: 1 of 2 rows are longer than 17 tokens (the longest row has 40), and ")
+
+
 def test_rotary_models_take_rows_of_any_length(host: Host, tmp_path: Path) -> None:
     """The largest number of positions in their config is the one they were trained with, and not a limit."""
     sets = [chat_set(tmp_path / f"d{seed}.jsonl", 12, seed) for seed in (1, 2)]

@@ -20,7 +20,7 @@ from integration_tests.harness.data import (
     write_rows,
 )
 from integration_tests.harness.launch import Host
-from integration_tests.harness.messages import messages
+from integration_tests.harness.messages import messages, refused
 from integration_tests.harness.results import Result
 from integration_tests.harness.sdpo import read_report, sdpo_config
 
@@ -160,3 +160,15 @@ def test_counts_and_rows_are_in_the_report_and_clean_data_have_none(session: Ses
         "unended": {"no_eos": (2, [2, 5])},
     }
     assert [source["num_dropped"] for source in kept["sources"]] == [0, 0, 1, 0]
+
+
+def test_a_prompt_without_tokens_is_refused(host: Host, model: Path, tmp_path: Path) -> None:
+    """With `skip_prepare_dataset` the host does not look for one; an answer's first token has nothing before it."""
+    rows = pairs(8, 3)
+    rows[3]["question"] = rows[6]["question"] = ""
+    entry = {"ds_type": "json", "split": "train", "type": {"field_prompt": "question"}}
+    sets = [entry | {"path": str(write_rows(tmp_path / "d1.jsonl", rows))}, intel_set(tmp_path / "d2.jsonl", 8, 4)]
+    made = sdpo_config(base_config(model, sets, tmp_path, skip_prepare_dataset=True, shuffle_merged_datasets=False))
+    result = host.train(write_config(tmp_path / "config.yaml", made))
+    said = "2 of 8 rows have a prompt without tokens (the first is row 3, counted from 0)"
+    refused(result, tmp_path / "out", "step-1", said, "a tokenizer that writes a beginning (a BOS token, a turn)")

@@ -193,6 +193,7 @@ def build(kind: str, attention: str) -> Any:
     config, is_flash = AutoConfig.for_model(architecture, **MODELS[architecture]), "flash" in attention
     if positions:
         config.rope_parameters = {"rope_type": positions, **POSITIONS[positions]}
+        config.max_position_embeddings = 16
     loaded = "eager" if is_flash else attention
     model = AutoModelForCausalLM.from_config(config, attn_implementation=loaded, dtype=torch.float32)
     if is_flash:

@@ -66,3 +66,37 @@ def limits() -> dict[str, dict[str, Any]]:
             "taken": [length for length in (SIZE, SIZE + 1, 4 * SIZE) if _takes(model, length)],
         }
     return found
+
+
+def scalings() -> dict[str, list[Any]]:
+    """What is said of rows of these lengths, by the scaling of a model's rotary positions; None: nothing.
+
+    The models are made for 16 tokens: rows of at most so many, of both kinds, and of more. Runs in the child.
+    """
+    import numpy as np
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from integration_tests.harness.packed import MODELS, POSITIONS
+    from sdpo_plugin.errors import DataError
+    from sdpo_plugin.host.forward.rotary import require_own_positions
+
+    def said(model: Any, *sets: list[int]) -> str | None:
+        lengths = {f"D_{number}": np.array(rows) for number, rows in enumerate(sets, 1)}
+        try:
+            require_own_positions(model, lengths, "the model")
+        except DataError as error:
+            return str(error)
+        return None
+
+    found = {}
+    for kind, scaling in POSITIONS.items():
+        rope = {"rope_type": kind, **scaling}
+        for arch in ("llama", "gemma3_text"):
+            config = AutoConfig.for_model(arch, **MODELS[arch] | {"max_position_embeddings": 16})
+            config.layer_types = ["sliding_attention", "full_attention"]
+            one_a_type = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": rope}
+            config.rope_parameters = rope if arch == "llama" else one_a_type
+            model = AutoModelForCausalLM.from_config(config)
+            lengths = ([[5, 16], [7]], [[5, 16], [17, 7, 40]], [[17, 20], [40]])
+            found[f"{arch} {kind}"] = [said(model, *sets) for sets in lengths]
+    return found

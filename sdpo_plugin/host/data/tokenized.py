@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -67,7 +68,7 @@ def tokenize(trainer: "DPOTrainer", sources: Sequence[LoadedSource]) -> list[Tok
     """Tokenize all sources and held-out sets, so that bad data ends the run early.
 
     Raises:
-        DataError: no row of a set is short enough.
+        DataError: no row of a set is short enough, or one has a prompt without tokens.
     """
     nothing = Dataset.from_dict({column: [] for column in IDS})
     trains = [
@@ -99,7 +100,7 @@ def tokenize_heldout(
     """The held-out sets of all sources by name, tokenized; with the config by which each is computed.
 
     Raises:
-        DataError: no row of a set is short enough.
+        DataError: no row of a set is short enough, or one has a prompt without tokens.
     """
     every = merged(source.heldout for source in sources)
     cfgs = heldout_cfgs(sources)
@@ -119,4 +120,17 @@ def _prepare(trainer: "DPOTrainer", dataset: Dataset, cfg: DictDefault, what: st
             f"{name}: no row has a prompt shorter than sequence_len: {cfg.sequence_len} in tokens; "
             "set a larger sequence_len or another source."
         )
-    return prepared.flatten_indices() if prepared._indices is not None else prepared
+    rows = prepared.flatten_indices() if prepared._indices is not None else prepared
+    _require_prompts(rows, name)
+    return rows
+
+
+def _require_prompts(rows: Dataset, name: str) -> None:
+    facts = row_facts(rows)
+    without = np.flatnonzero(facts.tokens == facts.answers)
+    if len(without):
+        raise DataError(
+            f"{name}: {len(without):,} of {len(rows):,} rows have a prompt without tokens (the first is row "
+            f"{without[0]}, counted from 0), and the first token of an answer has no log-prob without one before it. "
+            "Remove these rows, or set a type or a tokenizer that writes a beginning (a BOS token, a turn)."
+        )

@@ -20,6 +20,7 @@ from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.host.engines.engine import ready_model
 from sdpo_plugin.host.engines.weights import whole_size
 from sdpo_plugin.host.forward.log_probs import policy_log_probs
+from sdpo_plugin.host.forward.rotary import require_own_positions
 
 if TYPE_CHECKING:
     from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
@@ -43,13 +44,15 @@ def check_positions(
         what: how a message calls the model.
 
     Raises:
-        DataError: it names the set, the length and the size of the table.
+        DataError: it names the set, the length and the size of the table, or the length beyond which positions are
+            scaled by the longest row of a batch.
     """
     cut = {s.name: np.minimum(s.facts.lengths, s.cfg.sequence_len) for s in sources if not s.is_awaited}
     heldout, cfgs = merged(source.heldout for source in sources), heldout_cfgs(sources)
     for name, rows in heldout.items():
         cut[f"held-out {name}"] = np.minimum(row_facts(rows).lengths, cfgs[name].sequence_len)
     model = reference if reference is not None else trainer.model
+    require_own_positions(model, cut, what)
     if not _may_be_too_small(model, max(int(found.max()) for found in cut.values())):
         return
     limit = _limit(trainer, reference)

@@ -2,6 +2,7 @@
 
     python -m integration_tests.benchmarks.against_host --model 25M --rows 80 --repeat 5
     python -m integration_tests.benchmarks.against_host --rows 80 --profile
+    python -m integration_tests.benchmarks.against_host --model 1B --vocabulary 128256 --bf16 --rows 400  # on a GPU
 
 Everything is started as a user starts it, `axolotl train config.yaml --launcher python`, each run in a process of its
 own, from data that no run has prepared. Prints every repetition, the medians and their ratios. A benchmark, not a
@@ -41,7 +42,7 @@ class Run:
         wall: seconds.
         updating: seconds between the first and the last update of each step.
         pairs: trained in that time.
-        memory: the most megabytes above those at the model's load; with several ranks, of the one that marks.
+        memory: the most megabytes above those at the model's load, on a GPU those of its own; of the rank that marks.
         model: where M_T is.
         marks: of each process.
     """
@@ -182,7 +183,7 @@ def phases(run: Run) -> str:
 def options() -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="25M", choices=SHAPES, help="size of the Llama (vocabulary 4096)")
+    parser.add_argument("--model", default="25M", choices=SHAPES, help="size of the Llama")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--sets", default="hh,pandalm", help="the lengths of each step, comma-separated: T of them")
     parser.add_argument("--rows", type=int, default=80, help="pairs a step")
@@ -190,6 +191,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--adapter", choices=("lora",))
     parser.add_argument("--optimizer", default="adamw_torch", help="sgd amplifies no rounding: for comparing weights")
+    parser.add_argument("--bf16", action="store_true", help="half precision, as a GPU trains")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument(
         "--sides", default="host,packed", help="of host, packed, padded, reported: packed, with the matrices"
@@ -226,6 +228,7 @@ def main() -> None:
         given.epochs,
         given.adapter,
         given.optimizer,
+        given.bf16,
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -248,7 +251,7 @@ def main() -> None:
             for side, of_side in runs.items():
                 of_side.append(sides[side](folder / side))
                 print(shown(side, of_side[-1]), flush=True)
-            if "host" in runs and work.adapter is None:  # else it is merged after each run by hand, and goes on here
+            if "host" in runs and work.adapter is None:  # else no two runs draw the same adapter
                 for side, of_side in runs.items():
                     off, moved = apart(runs["host"][-1].model, of_side[-1].model, base)
                     if side != "host":

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from axolotl.integrations.base import BasePlugin
 from transformers import TrainerCallback
 
@@ -18,9 +19,12 @@ from integration_tests.benchmarks.workload import FILE
 
 
 def mark(event: str) -> None:
-    """Note an event, with seconds of the clock, and megabytes in use and at most in use until now."""
+    """Note an event, with seconds of the clock, and megabytes in use and at most in use until now: of a GPU where there
+    is one, else of the process."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     in_use, peak = (int(status[key].split()[0]) / 1000 for key in ("VmRSS", "VmHWM"))
+    if torch.cuda.is_available():
+        in_use, peak = torch.cuda.memory_allocated() / 1e6, torch.cuda.max_memory_allocated() / 1e6
     if FILE in os.environ and os.environ.get("RANK", "0") == "0":
         with Path(os.environ[FILE]).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": time.time(), "rss": in_use, "peak": peak}) + "\n")

@@ -19,7 +19,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # hidden size, layers, heads, intermediate size
-SHAPES = {"260K": (64, 5, 8, 172), "10M": (320, 6, 5, 864), "25M": (512, 7, 8, 1376)}
+SHAPES = {"260K": (64, 5, 8, 172), "10M": (320, 6, 5, 864), "25M": (512, 7, 8, 1376), "1B": (2048, 16, 32, 8192)}
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Workload:
     epochs: int
     adapter: str | None
     optimizer: str
+    bf16: bool = False
 
 
 def make_model(path: Path, work: Workload) -> int:
@@ -91,7 +92,7 @@ def write_set(path: Path, name: str, work: Workload, seed: int) -> dict[str, Any
 
 
 def dpo_config(work: Workload, model: Path, entries: list[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    """An ordinary `rl: dpo` config on a CPU; what it does not say is the host's default."""
+    """An ordinary `rl: dpo` config; what it does not say is the host's default."""
     config: dict[str, Any] = {
         "base_model": str(model),
         "plugins": ["integration_tests.benchmarks.marks.Marks"],
@@ -109,7 +110,7 @@ def dpo_config(work: Workload, model: Path, entries: list[Mapping[str, Any]], fo
         "optimizer": work.optimizer,
         "lr_scheduler": "linear",
         "logging_steps": 1,
-        "bf16": False,
+        "bf16": work.bf16,
         "fp16": False,
         "tf32": False,
         "seed": 42,
@@ -129,5 +130,8 @@ def sdpo_config(config: Mapping[str, Any], *, packed: bool | str, matrix: bool =
             for a chain of separate runs.
     """
     plugins = ["sdpo_plugin.SDPOPlugin", *config["plugins"]]
-    block = {"packed": packed, "diagnostics": {"matrix": matrix}}
-    return {**config, "rl": "sdpo", "plugins": plugins, "sdpo": block}
+    block: dict[str, Any] = {"packed": packed, "diagnostics": {"matrix": matrix}}
+    made = {**config, "rl": "sdpo", "plugins": plugins, "sdpo": block}
+    if len(config["datasets"]) == 1:  # one step is meant
+        block["steps"] = [{"datasets": made.pop("datasets")}]
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -121,35 +122,52 @@ def test_rows_without_positions_are_refused_at_the_start(
     refused(result, tmp_path / "out", what, f"its table has {limit} places", f"set sequence_len: {limit},")
 
 
+LIMIT = 40  # tokens
+
+
+def longrope(host: Host, path: Path) -> Path:
+    """A model that is made for so many tokens, and scales positions otherwise where a row has more."""
+    scaling = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": LIMIT}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    return make_model(host, path, "llama", rope_parameters=scaling | factors)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_rows_that_scale_the_positions_of_others_are_refused_at_the_start(
     host: Host, tmp_path: Path, ranks: int
 ) -> None:
     """Phi-3's scaling: some rows are longer than the model was made for, and whose batch they are in is chance."""
-    limit = 40
     sets = [chat_set(tmp_path / f"d{seed}.jsonl", 12, seed) for seed in (1, 2)]
-    scaling = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": limit}
-    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    base = make_model(host, tmp_path / "base", "llama", rope_parameters=scaling | factors)
+    base = longrope(host, tmp_path / "base")
     zero3 = {"deepspeed": str(write_zero3(tmp_path / "zero3.json")), "micro_batch_size": 2} if ranks > 1 else {}
     config = sdpo_config(base_config(base, sets, tmp_path, **zero3))
     result = host.train(write_config(tmp_path / "config.yaml", config), ranks=ranks)
-    parts = ("step-1: ", f"rows are longer than {limit} tokens", "(rope_type: longrope)", f"Set sequence_len: {limit},")
+    parts = ("step-1: ", f"rows are longer than {LIMIT} tokens", "(rope_type: longrope)", f"Set sequence_len: {LIMIT},")
     refused(result, tmp_path / "out", *parts)
 
 
-def test_rows_that_scale_the_positions_of_others_are_found_by_trying(host: Host) -> None:
+def test_rows_that_scale_the_positions_of_others_are_those_that_do(host: Host) -> None:
     """Where all rows are shorter, or none is, longrope scales all alike; dynamic has another scale for each length."""
-    found = host.python("integration_tests.harness.positions:scalings")
-    for name, (shorter, both, longer) in found.items():
+    for name, found in host.python("integration_tests.harness.positions:scalings").items():
         kind = name.split()[1]
-        assert shorter is None
-        assert (both is None) == (kind not in ("longrope", "dynamic")), name
-        assert (longer is None) == (kind != "dynamic"), name
-        if both:
-            assert both.startswith("D_2: 2 of 3 rows are longer than 16 tokens (the longest row has 40), and ")
-        if longer:
-            assert longer.startswith("D_1: 1 of 2 rows are longer than 17 tokens (the longest row has 40), and ")
+        depends = kind in ("longrope", "dynamic")
+        assert (found["moved"] > 1e-3) == depends, name
+        assert found["moved"] > 1e-3 or found["moved"] <= 1e-4, name
+        assert found["shorter"] is None
+        assert (found["both"] is None) == (not depends), name
+        assert (found["alone"] is None) == (kind != "dynamic"), name
+        assert (found["longer"] is None) == (kind != "dynamic"), name
+        if depends:
+            assert found["both"].startswith("D_2: 2 of 3 rows are longer than 16 tokens (the longest row has 40), and ")
+            assert ("packed: false under sdpo, micro_batch_size: 1" in found["both"]) == (kind == "longrope")
+
+
+def test_a_pair_by_itself_has_its_own_positions(host: Host, tmp_path: Path) -> None:
+    """The rows of the run that is refused above, one at a time: each step begins at its reference, and ends."""
+    sets = [chat_set(tmp_path / f"d{seed}.jsonl", 12, seed) for seed in (1, 2)]
+    alone = {"micro_batch_size": 1, "eval_batch_size": 1, "sdpo": {"packed": False}}
+    out = run_sdpo(host, base_config(longrope(host, tmp_path / "base"), sets, tmp_path, **alone))
+    assert [step["first_loss"] for step in read_report(out)["steps"]] == pytest.approx([math.log(2)] * 2, abs=1e-4)
 
 
 def test_rotary_models_take_rows_of_any_length(host: Host, tmp_path: Path) -> None:

@@ -165,10 +165,11 @@ def test_counts_and_rows_are_in_the_report_and_clean_data_have_none(session: Ses
 def test_a_prompt_without_tokens_is_refused(host: Host, model: Path, tmp_path: Path) -> None:
     """With `skip_prepare_dataset` the host does not look for one; an answer's first token has nothing before it."""
     rows = pairs(8, 3)
-    rows[3]["question"] = rows[6]["question"] = ""
+    for row in (rows[3], rows[6]):
+        row |= {"question": "", "chosen": "the reason is the river"}
     entry = {"ds_type": "json", "split": "train", "type": {"field_prompt": "question"}}
     sets = [entry | {"path": str(write_rows(tmp_path / "d1.jsonl", rows))}, intel_set(tmp_path / "d2.jsonl", 8, 4)]
-    made = sdpo_config(base_config(model, sets, tmp_path, skip_prepare_dataset=True, shuffle_merged_datasets=False))
+    made = sdpo_config(base_config(model, sets, tmp_path, skip_prepare_dataset=True))
     result = host.train(write_config(tmp_path / "config.yaml", made))
-    said = "2 of 8 rows have a prompt without tokens (the first is row 3, counted from 0)"
+    said = "2 of 8 rows have a prompt without tokens (the first has the chosen answer 'the reason is the river"
     refused(result, tmp_path / "out", "step-1", said, "a tokenizer that writes a beginning (a BOS token, a turn)")

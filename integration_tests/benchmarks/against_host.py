@@ -129,11 +129,11 @@ def sdpo_run(
 
 def apart(one: Path, other: Path, base: Path) -> tuple[float, float]:
     """The largest difference of a weight between two models, and between the first and the base model."""
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     first, second, began = (load_file(path / "model.safetensors") for path in (one, other, base))
-    differences = [float(abs(value - second[name]).max()) for name, value in first.items()]
-    return max(differences), max(float(abs(value - began[name]).max()) for name, value in first.items())
+    differences = [float((value.float() - second[name].float()).abs().max()) for name, value in first.items()]
+    return max(differences), max(float((value.float() - began[name]).abs().max()) for name, value in first.items())
 
 
 def shown(side: str, run: Run) -> str:

@@ -30,6 +30,7 @@ The environment says which fault, so that the config stays that of the run that 
 - `full`: the disk says that it has a megabyte left.
 - `cross-entropy:`: every load of a model puts another cross entropy in the place of PyTorch's, as Liger's does, which
   writes over the logits.
+- `bf16:`: autocast in bfloat16, which the host refuses without a GPU.
 - `flash:BYTES`: a flash attention, and no more scores than these may be there at once.
 - `metrics:`: a metric of the user's own, as a plugin sets one.
 - `engines:FOLDER`: nothing, but each rank notes in a file of its own what is left of DeepSpeed's engines.
@@ -91,6 +92,8 @@ class FaultPlugin(BasePlugin):
             rank, _, seconds = self._value.partition(":")
             if int(rank) == _rank():
                 lag(Path(cfg.output_dir), float(seconds))
+        if self._kind == "bf16":
+            os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
         if self._kind == "full":
             shutil.disk_usage = lambda path: Usage(2**30, 2**30 - 2**20, 2**20)
         if self._kind == "limit":
@@ -112,6 +115,8 @@ class FaultPlugin(BasePlugin):
         if self._kind == "slow":
             seconds = float(self._value)
             trainer.model.register_forward_pre_hook(lambda module, arguments: time.sleep(seconds))
+        if self._kind == "bf16":
+            trainer.args.bf16 = True
         if self._kind == "flash":
             stand_in("flash_stand_in")
             trainer.model.config._attn_implementation_internal = "flash_stand_in"

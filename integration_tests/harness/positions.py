@@ -68,35 +68,48 @@ def limits() -> dict[str, dict[str, Any]]:
     return found
 
 
-def scalings() -> dict[str, list[Any]]:
-    """What is said of rows of these lengths, by the scaling of a model's rotary positions; None: nothing.
+def scalings() -> dict[str, dict[str, Any]]:
+    """What is said of rows of these lengths, by the scaling of a model's rotary positions; None: nothing. And how far
+    the logits of a row of 10 tokens are moved by one of 40 tokens in its batch.
 
     The models are made for 16 tokens: rows of at most so many, of both kinds, and of more. Runs in the child.
     """
     import numpy as np
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from integration_tests.harness.packed import MODELS, POSITIONS
     from sdpo_plugin.errors import DataError
     from sdpo_plugin.host.forward.rotary import require_own_positions
 
-    def said(model: Any, *sets: list[int]) -> str | None:
+    def said(model: Any, alone: bool, *sets: list[int]) -> str | None:
         lengths = {f"D_{number}": np.array(rows) for number, rows in enumerate(sets, 1)}
         try:
-            require_own_positions(model, lengths, "the model")
+            require_own_positions(model, lengths, "the model", alone=alone)
         except DataError as error:
             return str(error)
         return None
 
     found = {}
+    ids = torch.randint(3, 64, (2, 40), generator=torch.Generator().manual_seed(0))
     for kind, scaling in POSITIONS.items():
         rope = {"rope_type": kind, **scaling}
         for arch in ("llama", "gemma3_text"):
             config = AutoConfig.for_model(arch, **MODELS[arch] | {"max_position_embeddings": 16})
-            config.layer_types = ["sliding_attention", "full_attention"]
+            if arch == "gemma3_text":
+                config.layer_types = ["sliding_attention", "full_attention"]
             one_a_type = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": rope}
             config.rope_parameters = rope if arch == "llama" else one_a_type
-            model = AutoModelForCausalLM.from_config(config)
-            lengths = ([[5, 16], [7]], [[5, 16], [17, 7, 40]], [[17, 20], [40]])
-            found[f"{arch} {kind}"] = [said(model, *sets) for sets in lengths]
+            config.initializer_range = 0.5
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+            with torch.no_grad():
+                own, beside = (model(rows, use_cache=False).logits[:1, :10] for rows in (ids[:1, :10], ids))
+            found[f"{arch} {kind}"] = {
+                "shorter": said(model, False, [5, 16], [7]),
+                "both": said(model, False, [5, 16], [17, 7, 40]),
+                "alone": said(model, True, [5, 16], [17, 7, 40]),
+                "longer": said(model, False, [17, 20], [40]),
+                "moved": float((own - beside).abs().max()),
+            }
     return found

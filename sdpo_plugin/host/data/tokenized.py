@@ -121,16 +121,17 @@ def _prepare(trainer: "DPOTrainer", dataset: Dataset, cfg: DictDefault, what: st
             "set a larger sequence_len or another source."
         )
     rows = prepared.flatten_indices() if prepared._indices is not None else prepared
-    _require_prompts(rows, name)
+    _require_prompts(rows, name, trainer.processing_class)
     return rows
 
 
-def _require_prompts(rows: Dataset, name: str) -> None:
+def _require_prompts(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     facts = row_facts(rows)
     without = np.flatnonzero(facts.tokens == facts.answers)
     if len(without):
+        answer = tokenizer.decode(rows[int(without[0])]["chosen_ids"])
         raise DataError(
-            f"{name}: {len(without):,} of {len(rows):,} rows have a prompt without tokens (the first is row "
-            f"{without[0]}, counted from 0), and the first token of an answer has no log-prob without one before it. "
-            "Remove these rows, or set a type or a tokenizer that writes a beginning (a BOS token, a turn)."
+            f"{name}: {len(without):,} of {len(rows):,} rows have a prompt without tokens (the first has the chosen "
+            f"answer {answer[:60]!r}), and the first token of an answer has no log-prob without one before it. Remove "
+            "these rows, or set a type or a tokenizer that writes a beginning (a BOS token, a turn)."
         )

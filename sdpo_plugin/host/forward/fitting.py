@@ -11,11 +11,16 @@ if TYPE_CHECKING:
     from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
 
 
-def require_fitting_rows(trainer: "DPOTrainer", sources: Sequence[TokenizedSource]) -> None:
+def require_fitting_rows(trainer: "DPOTrainer", sources: Sequence[TokenizedSource], packed: bool | str) -> None:
     """Refuse rows that the model cannot take, held-out ones too.
 
+    Args:
+        trainer: knows the model.
+        sources: of the run, or rows that have come to it.
+        packed: `sdpo.packed`.
+
     Raises:
-        DataError: a row has token ids or positions that it does not have.
+        DataError: a row has token ids or positions that it does not have, or positions that depend on other rows.
     """
     check_vocabulary(trainer, sources)
-    check_positions(trainer, sources)
+    check_positions(trainer, sources, packed)

@@ -51,7 +51,8 @@ def forward_pass(trainer: "DPOTrainer", packed: bool | str, rows: Rows) -> Itera
         stack.enter_context(balancing_packed_rows(model))
         stack.callback(forget_masks)
         stack.callback(read_at_once, model)
-        reason = _obstacle(trainer, model, takes_attention) or disagreement(trainer, rows, model)
+        reason = _obstacle(trainer, model, takes_attention)
+        reason = reason or disagreement(trainer, rows, model, any_scores=packed is True)
         if reason and packed is True:
             raise ConfigError(f"sdpo.packed: true, but {reason}; set packed: auto, or false.")
         if trainer.accelerator.is_main_process:

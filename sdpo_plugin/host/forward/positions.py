@@ -32,6 +32,7 @@ MOST_SKIPPED = 64  # more places than any model leaves unused at the beginning o
 def check_positions(
     trainer: "DPOTrainer",
     sources: Sequence[TokenizedSource],
+    packed: bool | str,
     reference: torch.nn.Module | None = None,
     what: str = "the model",
 ) -> None:
@@ -40,6 +41,7 @@ def check_positions(
     Args:
         trainer: knows model, collator and ranks.
         sources: of the run, with their held-out sets.
+        packed: `sdpo.packed`.
         reference: another model than the policy.
         what: how a message calls the model.
 
@@ -52,7 +54,8 @@ def check_positions(
     for name, rows in heldout.items():
         cut[f"held-out {name}"] = np.minimum(row_facts(rows).lengths, cfgs[name].sequence_len)
     model = reference if reference is not None else trainer.model
-    require_own_positions(model, cut, what)
+    sizes = {size for source in sources for size in (source.cfg.micro_batch_size, source.cfg.eval_batch_size)}
+    require_own_positions(model, cut, what, alone=packed is False and sizes == {1})
     if not _may_be_too_small(model, max(int(found.max()) for found in cut.values())):
         return
     limit = _limit(trainer, reference)

@@ -74,7 +74,7 @@ def log_prob_table(
     delay = SECONDS_WITHOUT_BAR if trains else 0
     bar = partial(tqdm, desc=f"log-probs of {what} by {model}", dynamic_ncols=True, delay=delay)
     with training_model(trainer) if trains else ready_model(trainer, other) as ready:
-        read = partial(_batch, trainer, collate, dataset.select_columns(IDS))  # no text is read for nothing
+        read = partial(_batch, collate, dataset.select_columns(IDS))  # no text is read for nothing
         mine = _of_this_rank(dealt, read, partial(_computed, trainer, ready), bar, check)
     return _gathered(mine, len(dataset)).finish(model, facts.digest(), what, name_row)
 
@@ -108,7 +108,7 @@ def _of_this_rank(
 ) -> list[Computed]:
     """The batches that are dealt to this rank, in rounds of one for each rank.
 
-    A batch is read, and moved to a GPU, while that computes the one before it, whose numbers are waited for only then.
+    A batch is read while a GPU computes the one before it, whose numbers are waited for only then.
     """
     rank, num_ranks = ranks.place()
     mine: list[Computed] = []
@@ -135,16 +135,15 @@ def _gathered(mine: list[Computed], num_rows: int) -> TableBuilder:
     return builder
 
 
-def _batch(trainer: "DPOTrainer", collate: Callable[[list[Any]], Inputs], ids: Dataset, rows: Rows) -> Inputs:
-    """A batch, where it is computed."""
+def _batch(collate: Callable[[list[Any]], Inputs], ids: Dataset, rows: Rows) -> Inputs:
+    """A batch, as it is read."""
     columns = ids[rows.tolist()]
-    batch = collate([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
-    inputs: Inputs = trainer._prepare_inputs(batch)
-    return inputs
+    return collate([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
 
 
-def _computed(trainer: "DPOTrainer", model: torch.nn.Module, inputs: Inputs) -> Numbers:
+def _computed(trainer: "DPOTrainer", model: torch.nn.Module, batch: Inputs) -> Numbers:
     """Summed log-probs and completion tokens of a batch, each of shape (2, rows): chosen, rejected."""
+    inputs: dict[str, Any] = trainer._prepare_inputs(batch)
     tokens = torch.stack(inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2, dim=0))
     return policy_log_probs(trainer, model, inputs), tokens
 

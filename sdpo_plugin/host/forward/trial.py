@@ -38,7 +38,9 @@ PAIRS_TRIED = 2
 FEW = 4
 
 
-def disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, beside: bool = False) -> str | None:
+def disagreement(
+    trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, beside: bool = False, any_scores: bool = False
+) -> str | None:
     """Send the longest rows through both forward passes; None where they agree within the noise of the dtype.
 
     If so, and nothing comes after its head, the model reads large logits in parts from now on.
@@ -48,6 +50,7 @@ def disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, b
         rows: the longest of them are tried.
         model: the policy without its adapter, or a model beside it.
         beside: which of the two.
+        any_scores: however many attention scores packed rows hold at once.
     """
     name = type(model if beside else trainer.model).__name__
     pairs = _longest_rows(rows)
@@ -59,7 +62,7 @@ def disagreement(trainer: "DPOTrainer", rows: Rows, model: PreTrainedModel, *, b
         in_parts = not trainer.use_weighting and read_in_parts(model)
         with watching() as watch, watching_scores() as scores:
             packed = [log_probs(trainer._prepare_inputs(packing(few)))]
-        if reason := scores.too_many(name, longest_row(batch)):
+        if not any_scores and (reason := scores.too_many(name, longest_row(batch))):
             return reason
         if in_parts and not watch.is_last:
             read_at_once(model)

@@ -246,7 +246,7 @@ def test_bfloat16_autocast(host: Host, model: Path, two_sets: list[Config], tmp_
         assert [step["first_loss"] for step in steps] == pytest.approx([0.6931, 0.6931], abs=0.05)
     moved = apart(ends[True] / "step-1", ends[True])
     off = apart(ends[True], ends[False])
-    assert 1e-5 < off <= 0.2 * moved, (off, moved)  # in float32 it is 1e-6 at most
+    assert 1e-5 < off <= 0.5 * moved, (off, moved)  # in float32 it is 1e-6 at most
 
 
 @pytest.mark.parametrize("engine", ["zero3", "ddp"])

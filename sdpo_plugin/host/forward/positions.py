@@ -55,7 +55,8 @@ def check_positions(
         cut[f"held-out {name}"] = np.minimum(row_facts(rows).lengths, cfgs[name].sequence_len)
     model = reference if reference is not None else trainer.model
     sizes = {size for source in sources for size in (source.cfg.micro_batch_size, source.cfg.eval_batch_size)}
-    require_own_positions(model, cut, what, alone=packed is False and sizes == {1})
+    alone = packed is False and sizes == {1} and trainer.args.n_gpu <= 1  # several GPUs of one process part a pair
+    require_own_positions(model, cut, what, alone=alone)
     if not _may_be_too_small(model, max(int(found.max()) for found in cut.values())):
         return
     limit = _limit(trainer, reference)

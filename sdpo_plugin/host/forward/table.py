@@ -20,6 +20,7 @@ from sdpo_plugin.host.forward.attention import takes_packed_rows
 from sdpo_plugin.host.forward.log_probs import compute_as_in, policy_log_probs
 from sdpo_plugin.host.forward.packed import forward_pass
 from sdpo_plugin.host.forward.packing import PackingCollator
+from sdpo_plugin.host.forward.rotary import require_own_positions
 from sdpo_plugin.rows import RowFacts
 from sdpo_plugin.tables import LogProbTable, TableBuilder
 
@@ -90,11 +91,17 @@ def tables_by_name(
         sets: by name, tokenized.
         cfgs: the config of the step that evaluates on each.
         model: its name.
+
+    Raises:
+        DataError: rows of a set would change each other's positions.
     """
     tables = {}
     with forward_pass(trainer, packed, [(rows, row_facts(rows)) for rows in sets.values()]):
         for name, rows in sets.items():
             compute_as_in(trainer, cfgs[name])
+            lengths, alone = row_facts(rows).cut(cfgs[name].sequence_len).lengths, cfgs[name].eval_batch_size == 1
+            found = {f"held-out {name}": lengths}
+            require_own_positions(trainer.model, found, model, alone=alone and packed is False)
             tables[name] = log_prob_table(trainer, rows, cfgs[name].eval_batch_size, model, f"held-out {name}")
     return tables
 

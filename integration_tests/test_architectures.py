@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import Any
 import pytest
 
 from integration_tests.harness.compare import apart, at_once, compare
-from integration_tests.harness.data import Config, base_config, chat_set, intel_set, write_config
+from integration_tests.harness.data import (
+    Config,
+    base_config,
+    chat_set,
+    intel_set,
+    read_rows,
+    write_config,
+    write_rows,
+)
 from integration_tests.harness.expected_log_probs import expect_table, mean_off, off, read_table
 from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import refused
@@ -148,6 +157,18 @@ def test_rows_that_scale_the_positions_of_others_are_refused_at_the_start(
     refused(result, tmp_path / "out", *parts)
 
 
+def test_axolotl_evaluate_refuses_them_too(host: Host, tmp_path: Path) -> None:
+    """A table has other batches than the run whose numbers it would be compared with."""
+    *sets, held_out = (chat_set(tmp_path / f"d{seed}.jsonl", 12, seed) for seed in (1, 2, 3))
+    tests = {"test_datasets": [held_out], "val_set_size": None}
+    made = base_config(longrope(host, tmp_path / "base"), sets, tmp_path, **tests)
+    path = write_config(tmp_path / "config.yaml", sdpo_config(made))
+    result = host.run(["evaluate", str(path), "--launcher", "python"], tmp_path)
+    parts = ("held-out d3: ", f"rows are longer than {LIMIT} tokens", "(rope_type: longrope)", "the log-probs of a row")
+    refused(result, tmp_path / "out", *parts)
+    assert not (tmp_path / "out" / "eval_summary.csv").exists()
+
+
 def test_rows_that_scale_the_positions_of_others_are_those_that_do(host: Host) -> None:
     """Where all rows are shorter, or none is, longrope scales all alike; dynamic has another scale for each length."""
     for name, found in host.python("integration_tests.harness.positions:scalings").items():
@@ -173,6 +194,41 @@ def test_a_pair_by_itself_has_its_own_positions(host: Host, tmp_path: Path) -> N
     for mine, by_hand in zip(run.steps, run.chain, strict=True):
         assert apart(mine, by_hand) <= 1e-6
         assert apart(mine, base) >= 1e-3
+
+
+def digits_set(path: Path, digits: range) -> Config:
+    """Rows with so many digits in their answers, a token each with the space before it."""
+    entry, rng = chat_set(path), random.Random(len(digits))
+    rows = read_rows(path)
+    for row in rows:
+        row["messages"][0]["content"] = str(rng.randrange(10))
+        for side in ("chosen", "rejected"):
+            row[side]["content"] = " ".join(rng.choices("0123456789", k=rng.choice(digits)))
+    write_rows(path, rows)
+    return entry
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_each_steps_rows_are_looked_at_by_themselves(host: Host, tmp_path: Path, packed: bool) -> None:
+    """No row of D_1 is long enough to scale positions otherwise, and every one of D_2 is: the host's own chain. As one
+    pool they are refused."""
+    sets = [digits_set(tmp_path / "short.jsonl", range(1, 4)), digits_set(tmp_path / "long.jsonl", range(30, 40))]
+    base = longrope(host, tmp_path / "base")
+    made = base_config(base, sets, tmp_path / "run", optimizer="sgd", learning_rate=1.0e-2)
+    run = compare(host, made | {"sdpo": {"packed": packed}}, sets)
+    for mine, by_hand in zip(run.steps, run.chain, strict=True):
+        assert apart(mine, by_hand) <= 1e-6
+        assert apart(mine, base) >= 1e-3
+    if packed:
+        pool = {"partition": {"strategy": "random", "num_steps": 2}}
+        config = base_config(base, sets, tmp_path / "pool") | {"sdpo": pool}
+        result = host.train(write_config(tmp_path / "pool.yaml", sdpo_config(config)))
+        refused(
+            result,
+            tmp_path / "pool" / "out",
+            "long: 12 of 12 rows are longer than",
+            "(rope_type: longrope)",
+        )
 
 
 def test_rotary_models_take_rows_of_any_length(host: Host, tmp_path: Path) -> None:

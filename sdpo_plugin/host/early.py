@@ -88,8 +88,8 @@ def early_tables(
         return EarlyTables(tables)
     name = steps[0].reference
     model = load_reference(setup.cfg, reference, trainer)
-    check_positions(trainer, setup.sources, setup.block.packed, model, f"sdpo.reference: {reference!r}")
-    pack_second_model(trainer, model, setup.rows, setup.cfg)
+    check_positions(trainer, setup.sources, setup.block, model, f"sdpo.reference: {reference!r}")
+    pack_second_model(trainer, model, setup.rows, setup.cfg, setup.block.packed)
     tables += [(step, passes.step_table(step, layout.data(step), name, model)) for step in steps]
     own = passes.heldout_tables(layout, heldout, name, model)
     del model

@@ -66,7 +66,7 @@ class Policy:
             load_adapter(self._trainer.model, directory)
         elif not self._setup.session.is_redirected:  # policy_init: base; M_{t-1} is needed for its log-probs alone
             self.stand_in = load_reference(self._setup.cfg, str(directory), self._trainer)
-            pack_second_model(self._trainer, self.stand_in, self._setup.rows, self._setup.cfg)
+            pack_second_model(self._trainer, self.stand_in, self._setup.rows, self._setup.cfg, self._setup.block.packed)
 
     @contextmanager
     def another(self, model: str, directory: Path | None) -> Iterator[None]:
@@ -96,7 +96,7 @@ class Policy:
         else:
             ranks.require_seen_by_all(directory, f"{model} has been exported to", self._setup.run.root)
             self.stand_in = load_reference(cfg, str(directory), self._trainer)
-        pack_second_model(self._trainer, self.stand_in, self._setup.rows, cfg)
+        pack_second_model(self._trainer, self.stand_in, self._setup.rows, cfg, self._setup.block.packed)
         try:
             yield
         finally:

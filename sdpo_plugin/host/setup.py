@@ -92,7 +92,7 @@ class RunSetup:
         """
         complete(trainer, cfg, block)
         tokenized = tokenize(trainer, sources)
-        require_fitting_rows(trainer, tokenized, block.packed)
+        require_fitting_rows(trainer, tokenized, block)
         check_at_start(cfg, block.check_data, session.run, list(zip(sources, tokenized, strict=True)), session.made)
         return cls(cfg, block, session, tokenized)
 
@@ -105,7 +105,7 @@ class RunSetup:
         awaited = self.sources[index - 1]
         loaded = load_made_rows(awaited.name, awaited.cfg)
         made = tokenize(trainer, [loaded])
-        require_fitting_rows(trainer, made, self.block.packed)
+        require_fitting_rows(trainer, made, self.block)
         check_made_rows(self.cfg, self.block.check_data, self.run, loaded, made[0])
         source = replace(made[0], heldout=awaited.heldout, settings=awaited.settings)
         sources = [source if number == index else other for number, other in enumerate(self.sources, 1)]

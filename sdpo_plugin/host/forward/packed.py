@@ -68,7 +68,9 @@ def forward_pass(trainer: "DPOTrainer", packed: bool | str, rows: Rows) -> Itera
             trainer.data_collator = own
 
 
-def pack_second_model(trainer: "DPOTrainer", model: PreTrainedModel, rows: Rows, cfg: DictDefault) -> None:
+def pack_second_model(
+    trainer: "DPOTrainer", model: PreTrainedModel, rows: Rows, cfg: DictDefault, packed: bool | str
+) -> None:
     """Let a model that is loaded for its log-probs alone take packed rows, where the policy does and they are exact.
 
     Args:
@@ -76,12 +78,14 @@ def pack_second_model(trainer: "DPOTrainer", model: PreTrainedModel, rows: Rows,
         model: is released with the attention that it is given here.
         rows: as in ``forward_pass``.
         cfg: of the run; the step that computed last may have shorter rows.
+        packed: `sdpo.packed`.
     """
     if not packs(trainer):
         return
     compute_as_in(trainer, cfg)
     with packed_attention(model) as takes_attention:
-        reason = no_way_in(model, takes_attention) or disagreement(trainer, rows, model, beside=True)
+        reason = no_way_in(model, takes_attention)
+        reason = reason or disagreement(trainer, rows, model, beside=True, any_scores=packed is True)
     if reason is None:
         set_packed_attention(model)
     elif trainer.accelerator.is_main_process:
@@ -106,7 +110,7 @@ def _obstacle(trainer: "DPOTrainer", model: torch.nn.Module, takes_attention: bo
         "torch_compile would compile anew for every batch": (
             trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
         ),
-        "several GPUs in one process would each be given a piece of the row": args.n_gpu > 1,
+        "several GPUs in one process would each be given a piece of the row (start one process a GPU)": args.n_gpu > 1,
         "compute_metrics is given logits as padded rows have them": trainer.compute_metrics is not None,
         f"{type(trainer.data_collator).__name__}, a collator that is not TRL's, makes the batches": (
             trainer.data_collator is not trainer.padded_collator

@@ -4,7 +4,7 @@ Which models have a limit is seen from what they do, not from their names: while
 its tables of positions are those that are read at consecutive places, one a token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch.nn.functional import embedding
 from torch.overrides import TorchFunctionMode
 
+from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.errors import DataError
 from sdpo_plugin.host.data.columns import row_facts
-from sdpo_plugin.host.data.heldout import heldout_cfgs, merged
 from sdpo_plugin.host.data.tokenized import TokenizedSource
 from sdpo_plugin.host.engines.engine import ready_model
 from sdpo_plugin.host.engines.weights import whole_size
@@ -32,7 +32,7 @@ MOST_SKIPPED = 64  # more places than any model leaves unused at the beginning o
 def check_positions(
     trainer: "DPOTrainer",
     sources: Sequence[TokenizedSource],
-    packed: bool | str,
+    block: SDPOConfig,
     reference: torch.nn.Module | None = None,
     what: str = "the model",
 ) -> None:
@@ -41,7 +41,7 @@ def check_positions(
     Args:
         trainer: knows model, collator and ranks.
         sources: of the run, with their held-out sets.
-        packed: `sdpo.packed`.
+        block: the `sdpo:` block.
         reference: another model than the policy.
         what: how a message calls the model.
 
@@ -49,20 +49,34 @@ def check_positions(
         DataError: it names the set, the length and the size of the table, or the length beyond which positions are
             scaled by the longest row of a batch.
     """
-    cut = {s.name: np.minimum(s.facts.lengths, s.cfg.sequence_len) for s in sources if not s.is_awaited}
-    heldout, cfgs = merged(source.heldout for source in sources), heldout_cfgs(sources)
-    for name, rows in heldout.items():
-        cut[f"held-out {name}"] = np.minimum(row_facts(rows).lengths, cfgs[name].sequence_len)
     model = reference if reference is not None else trainer.model
-    sizes = {size for source in sources for size in (source.cfg.micro_batch_size, source.cfg.eval_batch_size)}
-    alone = packed is False and sizes == {1} and trainer.args.n_gpu <= 1  # several GPUs of one process part a pair
-    require_own_positions(model, cut, what, alone=alone)
+    cut: dict[str, NDArray[np.int64]] = {}
+    for lengths, batch_sizes in _sharing_batches(sources, in_one_pool=block.partition is not None):
+        # Several GPUs of one process part a pair.
+        alone = block.packed is False and batch_sizes == {1} and trainer.args.n_gpu <= 1
+        require_own_positions(model, lengths, what, alone=alone)
+        cut |= lengths
     if not _may_be_too_small(model, max(int(found.max()) for found in cut.values())):
         return
     limit = _limit(trainer, reference)
     if limit is not None:
         for name, found in cut.items():
             _require_short(name, found, limit, what)
+
+
+def _sharing_batches(
+    sources: Sequence[TokenizedSource], *, in_one_pool: bool
+) -> Iterator[tuple[dict[str, NDArray[np.int64]], set[int]]]:
+    """Sets of which rows may be in one batch: their lengths by name, as they are cut, and the sizes of the batches."""
+    for together in [sources] if in_one_pool else [[source] for source in sources]:
+        batch_sizes = {size for s in together for size in (s.cfg.micro_batch_size, s.cfg.eval_batch_size)}
+        train = {s.name: np.minimum(s.facts.lengths, s.cfg.sequence_len) for s in together if not s.is_awaited}
+        heldout = {
+            f"held-out {name}": np.minimum(row_facts(rows).lengths, source.cfg.sequence_len)
+            for source in together
+            for name, rows in source.heldout.items()
+        }
+        yield from ((lengths, batch_sizes) for lengths in (train, heldout) if lengths)
 
 
 def _require_short(name: str, lengths: NDArray[np.int64], limit: int, what: str) -> None:

@@ -19,11 +19,11 @@ LONGROPE, DYNAMIC = "longrope", "dynamic"
 def require_own_positions(
     model: torch.nn.Module, lengths: Mapping[str, NDArray[np.int64]], what: str, *, alone: bool
 ) -> None:
-    """Refuse rows that would change the positions of the rows beside them.
+    """Refuse rows that would change the positions of the rows beside them, if they came into one batch.
 
     Args:
         model: with the embeddings of its positions.
-        lengths: of the rows of each set, in tokens, as they are cut.
+        lengths: of the rows of sets that share batches, by the name of the set, in tokens, as they are cut.
         what: how a message calls the model.
         alone: every pair is a batch of its own, in tables as in the training.
 
@@ -37,13 +37,13 @@ def require_own_positions(
         if longest <= limit or shortest == longest or is_one_scaling:
             continue
         name = next(name for name, found in lengths.items() if (found > limit).any())
-        other = "; or packed: false under sdpo, micro_batch_size: 1 and eval_batch_size: 1" if kind == LONGROPE else ""
+        alone_too = "; or packed: false under sdpo, micro_batch_size: 1 and eval_batch_size: 1, in one process a GPU"
         raise DataError(
             f"{name}: {int((lengths[name] > limit).sum()):,} of {len(lengths[name]):,} rows are longer than {limit:,} "
             f"tokens (the longest row has {longest:,}), and {what} scales the positions of all rows of a batch by its "
             f"longest one (rope_type: {kind}): the log-probs of a row would depend on the rows beside it, and a "
             f"reference table has other batches than the training. Set sequence_len: {limit}, with which the host "
-            f"leaves longer rows out{other}."
+            f"leaves longer rows out; a step of sdpo.steps may have its own{alone_too if kind == LONGROPE else ''}."
         )
 
 

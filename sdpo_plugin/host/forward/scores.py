@@ -36,7 +36,7 @@ class Scores:
         return (
             f"{name} caps attention scores or has sinks, and packed rows would have the scores of a whole text at "
             f"once: {size / MIB:,.1f} MiB a layer for {self.heads} heads and {tokens:,} tokens, and the most are "
-            f"{SCORES_AT_ONCE / MIB:,.1f} MiB"
+            f"{SCORES_AT_ONCE / MIB:,.1f} MiB; sdpo.packed: true packs them all the same"
         )
 
 

@@ -95,13 +95,14 @@ def tables_by_name(
     Raises:
         DataError: rows of a set would change each other's positions.
     """
+    for name, rows in sets.items():
+        lengths = {f"held-out {name}": row_facts(rows).cut(cfgs[name].sequence_len).lengths}
+        alone = packed is False and cfgs[name].eval_batch_size == 1
+        require_own_positions(trainer.model, lengths, model, alone=alone)
     tables = {}
     with forward_pass(trainer, packed, [(rows, row_facts(rows)) for rows in sets.values()]):
         for name, rows in sets.items():
             compute_as_in(trainer, cfgs[name])
-            lengths, alone = row_facts(rows).cut(cfgs[name].sequence_len).lengths, cfgs[name].eval_batch_size == 1
-            found = {f"held-out {name}": lengths}
-            require_own_positions(trainer.model, found, model, alone=alone and packed is False)
             tables[name] = log_prob_table(trainer, rows, cfgs[name].eval_batch_size, model, f"held-out {name}")
     return tables
 

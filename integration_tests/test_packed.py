@@ -107,6 +107,14 @@ def test_with_the_models_own_attention_function(host: Host, kind: str) -> None:
     assert found["leaks"] == 0.0
 
 
+def test_with_the_hosts_sdpa_for_many_texts(host: Host) -> None:
+    """`sdpa_varlen: true`, which finds texts by positions that begin anew: it is given one text at a time."""
+    found = host.python(COMPARE, "llama", "sdpa", "sdpa_varlen")
+    assert found["log-probs"] <= 1e-5 * found["largest"]
+    assert found["gradients"] <= 1e-4
+    assert found["leaks"] == 0.0
+
+
 @pytest.mark.parametrize("name", ["flash_attention_2", "kernels-community/flash-attn3"])
 @pytest.mark.parametrize("kind", ["mistral", "gemma2"])
 def test_with_flash_attention(host: Host, kind: str, name: str) -> None:
@@ -149,7 +157,7 @@ OBSTACLES = {
     "experts": "the auxiliary loss of the experts of LlamaForCausalLM is not transformers' own",
     "prompt learning": "the adapter puts tokens of its own before each row",
     "compile": "torch_compile would compile anew for every batch",
-    "several GPUs": "several GPUs in one process would each be given a piece of the row",
+    "several GPUs": "several GPUs in one process would each be given a piece of the row (start one process a GPU)",
     "metrics": "compute_metrics is given logits as padded rows have them",
     "collator": "DefaultDataCollator, a collator that is not TRL's, makes the batches",
     "nothing": None,
@@ -286,8 +294,9 @@ def test_the_loss_that_balances_experts(host: Host, kind: str) -> None:
 
 
 def test_a_run_with_experts(host: Host, two_sets: list[Config], tmp_path: Path) -> None:
-    """By the command line, with the loss that balances them."""
-    mixtral, outs = Path(make_model(host, tmp_path / "mixtral", "mixtral", num_local_experts=4)), []
+    """By the command line, with the loss that balances them, and without the noise of their router."""
+    made = make_model(host, tmp_path / "mixtral", "mixtral", num_local_experts=4, router_jitter_noise=0.3)
+    mixtral, outs = Path(made), []
     for packed in (True, False):
         made = config(mixtral, two_sets, tmp_path / str(packed), packed, logging_steps=1)
         host.train(write_config(tmp_path / f"{packed}.yaml", made)).check()
@@ -297,6 +306,24 @@ def test_a_run_with_experts(host: Host, two_sets: list[Config], tmp_path: Path) 
     losses = [[point["aux_loss"] for point in log["entries"] if "aux_loss" in point] for log in logs]
     assert losses[0]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_row_in_tiles(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:
+    """The host's MLP in tiles of tokens: a packed row has the weights of a run without; padded ones are refused."""
+    tiles = {"tiled_mlp": True, "tiled_mlp_num_shards": 3}
+    outs = []
+    for name, keys in (("tiles", tiles), ("whole", {})):
+        made = config(model, two_sets, tmp_path / name, True, **keys)
+        host.train(write_config(tmp_path / f"{name}.yaml", made)).check()
+        outs.append(Path(made["output_dir"]))
+    assert apart(*outs) <= 1e-6
+    assert apart(outs[0] / "step-1", outs[0]) >= 1e-3
+    made = config(model, two_sets, tmp_path / "padded", "auto", **tiles)
+    result = host.train(write_config(tmp_path / "padded.yaml", made))
+    refused(result, Path(made["output_dir"]), "tiled_mlp_num_shards: 3 and sdpo.packed: auto would train with wrong")
+    off = host.python("integration_tests.harness.packed:tiles")
+    assert off["one row"] <= 1e-6
+    assert off["two rows"] >= 1e-2  # where it is 0, the host's tiles are right, and need not be refused
 
 
 def test_a_reference_that_takes_no_packed_rows_has_padded_ones(
@@ -454,7 +481,7 @@ def test_a_half_trained_step_is_resumed_with_the_same_forward_pass(
     result = host.train(write_config(tmp_path / "dead" / "padded.yaml", padded))
     said = "\n".join(messages(result))
     assert "step step-2 cannot be resumed" in said
-    assert "packed is False, and it was True" in said
+    assert "packed (set sdpo.packed: true) is False, and it was True" in said
     assert not any("sdpo_packed" in path.read_text(encoding="utf-8") for path in dead.parent.rglob("config.json"))
     assert weights_digest(life.resume(dead)) == weights_digest(life.out)
 

@@ -43,6 +43,10 @@ def _changes_on_its_way(qat: Any) -> bool:
     return isinstance(qat, Mapping) and bool(qat.get("fake_quant_after_n_steps"))
 
 
+def _parts_sequences(config: Any) -> bool:
+    return isinstance(config, Mapping) and _more_than_one(config.get("size"))
+
+
 def _is_fsdp1(value: Any) -> bool:
     return bool(value) and str(value) != "2"
 
@@ -57,7 +61,17 @@ class Conflict:
     clashes: Callable[[Any], bool] = _is_set
 
 
+# Of keys that the host sets by itself for some models, after it has read the config.
+FILLED_IN_CONFLICTS = (
+    Conflict(
+        "nvfp4_merge_aware",
+        "the reference of a step is computed before the update at which weights begin to be rounded",
+        "set nvfp4_merge_aware: false",
+    ),
+)
+
 CONFLICTS = (
+    *FILLED_IN_CONFLICTS,
     Conflict(
         "trainer_cls",
         "sDPO brings its own trainer",
@@ -129,6 +143,18 @@ CONFLICTS = (
         _more_than_one,
     ),
     Conflict(
+        "sequence_parallel_degree",
+        "it stands for context_parallel_size, and the reference pass is not made for split sequences yet",
+        "remove sequence_parallel_degree",
+        _more_than_one,
+    ),
+    Conflict(
+        "context_parallel",
+        "the reference pass is not made for split sequences yet",
+        "set context_parallel.size: 1",
+        _parts_sequences,
+    ),
+    Conflict(
         "tensor_parallel_size",
         "the reference pass is not made for split layers yet",
         "set tensor_parallel_size: 1",
@@ -156,6 +182,21 @@ CONFLICTS = (
         "the reference of a step is computed before the update at which weights begin to be rounded",
         "remove qat.fake_quant_after_n_steps",
         _changes_on_its_way,
+    ),
+    Conflict(
+        "fp8",
+        "where it is not without effect, the training computes in it and the reference pass does not",
+        "remove fp8 and set bf16: true",
+    ),
+    Conflict(
+        "reinit_weights",
+        "the host draws the weights of every model that it loads: those of a resumed step, and of a reference, too",
+        "save a model with random weights, set base_model to it, and remove reinit_weights",
+    ),
+    Conflict(
+        "llmcompressor",
+        "its session ends with the first step, and the gradients of the next ones are scaled otherwise",
+        "remove llmcompressor, and compress the final model",
     ),
 )
 

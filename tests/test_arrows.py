@@ -18,6 +18,7 @@ ALLOWED = {
     "args": "lm_eval_args partition_args refresh_args steps_args",
     "check_words": "pair_checks text",
     "block": "args errors lm_eval_args partition_args refresh_args steps_args",
+    "block_conflicts": "args errors",
     "bounds": "errors",
     "__main__": "cli",
     "cli": "crash errors host.commands report.command versions",  # the host's when a command needs it
@@ -139,8 +140,8 @@ METHOD = (
 ).split()
 # What a user writes and sees.
 CONFIG = (
-    "args block bounds conflicts crash data_conflicts deepspeed_conflicts lm_eval_args local_files losses misspelt "
-    "partition_args plugin_name recognition refresh_args step_conflicts steps_args versions"
+    "args block block_conflicts bounds conflicts crash data_conflicts deepspeed_conflicts lm_eval_args local_files "
+    "losses misspelt partition_args plugin_name recognition refresh_args step_conflicts steps_args versions"
 ).split()
 # Each wing, and the wings that it may import; itself goes without saying.
 ARROWS = {

@@ -16,6 +16,7 @@ from sdpo_plugin.recognition import TRAINER_CLS
 
 # key: a value that clashes, and what the message tells the user to do
 CLASHES: dict[str, tuple[Any, str]] = {
+    "nvfp4_merge_aware": (True, "set nvfp4_merge_aware: false"),
     "trainer_cls": ("my.Trainer", "remove trainer_cls"),
     "precompute_ref_log_probs": (False, "remove precompute_ref_log_probs"),
     "rl_adapter_ref_model": (True, "remove rl_adapter_ref_model"),
@@ -37,6 +38,8 @@ CLASHES: dict[str, tuple[Any, str]] = {
     ),
     "use_ray": (True, "remove use_ray and launch with torchrun or accelerate, also on several machines"),
     "context_parallel_size": (2, "set context_parallel_size: 1"),
+    "sequence_parallel_degree": (2, "remove sequence_parallel_degree"),
+    "context_parallel": ({"size": 2}, "set context_parallel.size: 1"),
     "tensor_parallel_size": (4, "set tensor_parallel_size: 1"),
     "expert_parallel_size": (2, "set expert_parallel_size: 1"),
     "pad_to_multiple_of": (8, "remove pad_to_multiple_of"),
@@ -45,11 +48,14 @@ CLASHES: dict[str, tuple[Any, str]] = {
         "choose an optimizer that updates all weights together, such as adamw_torch",
     ),
     "qat": ({"fake_quant_after_n_steps": 10}, "remove qat.fake_quant_after_n_steps"),
+    "fp8": (True, "remove fp8 and set bf16: true"),
+    "reinit_weights": (True, "save a model with random weights, set base_model to it, and remove reinit_weights"),
+    "llmcompressor": ({"recipe": {}}, "remove llmcompressor, and compress the final model"),
     "dpo_padding_free": (True, "remove dpo_padding_free"),
     "padding_free": (True, "remove padding_free"),
     "sample_packing": (True, "remove sample_packing"),
 }
-PARALLEL = ("context_parallel_size", "tensor_parallel_size", "expert_parallel_size")
+PARALLEL = ("context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size", "expert_parallel_size")
 ALL = CONFLICTS + PACKING_CONFLICTS
 EACH = pytest.mark.parametrize("conflict", ALL, ids=lambda conflict: conflict.key)
 
@@ -238,7 +244,7 @@ def test_value_that_says_no_passes(nothing: object) -> None:
 
 @pytest.mark.parametrize(("size", "clashes"), [(None, False), (0, False), (1, False), (2, True), ("2", True)], ids=repr)
 def test_number_of_parallel_parts(size: object, clashes: bool) -> None:
-    conflicts = [conflict for conflict in ALL if conflict.key.endswith("_parallel_size")]
+    conflicts = [conflict for conflict in ALL if conflict.key in PARALLEL]
     assert [conflict.clashes(size) for conflict in conflicts] == [clashes] * len(PARALLEL)
 
 

@@ -231,7 +231,15 @@ def test_how_batches_are_shared_out_and_computed_binds_only_a_half_trained_step(
     require_same_step("orca", {key: 1}, {}, from_checkpoint=False)
     require_same_step("orca", {}, {key: 2}, from_checkpoint=False)
     message = refusal("orca", {key: 1, "seed": 7}, {key: 2, "seed": 7}, True, check=require_same_step)
-    assert re.search(rf"\n  {key} is 2, and it was 1\nPut", message)
+    assert re.search(rf"\n  {key}(?: \(.+\))? is 2, and it was 1\nPut", message)
+
+
+@pytest.mark.parametrize(("before", "said"), [(True, "true"), (False, "false")])
+def test_another_forward_pass_is_refused_with_what_to_set(before: bool, said: str) -> None:
+    """`auto`, which may choose otherwise on another machine, is no value to put back."""
+    with pytest.raises(ConfigError) as caught:
+        require_same_step("orca", {"packed": before}, {"packed": not before}, from_checkpoint=True)
+    assert f"packed (set sdpo.packed: {said}) is {not before}, and it was {before}" in str(caught.value)
 
 
 def test_step_with_the_same_settings_is_resumed() -> None:

@@ -92,7 +92,8 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
         kind: of `MODELS`, or "llama" and one of `POSITIONS`.
         attention: that the model is loaded with.
         mode: "checkpointing" or "reentrant checkpointing": of gradients; "kernel": a GPU's for all pairs at once,
-            whose place one in plain PyTorch takes; "parts": the logits of 3 tokens at once.
+            whose place one in plain PyTorch takes; "parts": the logits of 3 tokens at once; "sdpa_varlen": the host's
+            SDPA, which looks for texts in the positions of a row.
 
     Returns:
         ``takes``: whether the model takes packed rows at all; if so, the largest differences of a log-prob, of a
@@ -110,6 +111,10 @@ def compare(kind: str, attention: str = "sdpa", mode: str = "") -> dict[str, Any
     called: list[int] = []
     if mode == "kernel":
         varlen.kernel_for = lambda *states: partial(kernel, called)
+    elif mode == "sdpa_varlen":
+        from axolotl.monkeypatch.attention.sdpa_varlen import patch_sdpa_varlen
+
+        assert patch_sdpa_varlen()
     elif mode == "parts":
         head.LOGITS_AT_ONCE = THREE_TOKENS
         assert head.read_in_parts(model)
@@ -244,6 +249,25 @@ def half_precision(kind: str) -> dict[str, list[float]]:
                 found = log_probs(model, batch)
             of_found = torch.cat([gradient.flatten() for gradient in gradients(model, found)])
             off[how] = [float((found - exact).abs().mean()), float((of_found - of_exact).abs().mean())]
+    return off
+
+
+def tiles() -> dict[str, float]:
+    """How far the gradients of the host's MLP in tiles are from those of an MLP, by the rows of its batch."""
+    from axolotl.monkeypatch.tiled_mlp.base import TiledMLP
+
+    off = {}
+    for name, num_rows in (("one row", 1), ("two rows", 2)):
+        generator = torch.Generator().manual_seed(0)
+        mlp = torch.nn.Linear(8, 8)
+        states = torch.randn(num_rows, 6, 8, generator=generator, requires_grad=True)
+        weights = torch.randn(num_rows, 6, 8, generator=generator)
+        found = []
+        for made in (mlp(states), TiledMLP.apply(lambda own, part: own(part), mlp, states, 3, list(mlp.parameters()))):
+            mlp.zero_grad(set_to_none=True)
+            (made * weights).sum().backward()
+            found.append(mlp.weight.grad.clone())
+        off[name] = float((found[0] - found[1]).abs().max())
     return off
 
 

@@ -103,6 +103,7 @@ class Hooks:
     def post_model_load(self, cfg: DictDefault, model: Any) -> None:
         """A run that is resumed has loaded its own model in place of the base model."""
         if is_sdpo(cfg) and self._session is not None:
+            registration.check_filled_in(cfg)
             self._session.model_is_loaded()
 
     def post_trainer_create(self, cfg: DictDefault, trainer: Any) -> None:

@@ -11,9 +11,11 @@ from axolotl.utils.schemas.enums import RLType
 from sdpo_plugin import misspelt
 from sdpo_plugin.args import SDPOConfig
 from sdpo_plugin.block import parse_block
+from sdpo_plugin.block_conflicts import check_block_conflicts
 from sdpo_plugin.bounds import check_bounds
 from sdpo_plugin.conflicts import (
     CONFLICTS,
+    FILLED_IN_CONFLICTS,
     PACKING_CONFLICTS,
     check_conflicts,
     check_starting_adapter,
@@ -58,6 +60,7 @@ def check_config(cfg: DictDefault) -> SDPOConfig:
     block = parse_block(cfg.get("sdpo"))
     conflicts = CONFLICTS if cfg.get("inference") else CONFLICTS + PACKING_CONFLICTS
     check_conflicts(cfg, conflicts)
+    check_block_conflicts(cfg, block)
     if command() == "train":
         check_starting_adapter(cfg)
         require_hooks(block)
@@ -97,6 +100,15 @@ def require_trainable(cfg: DictDefault) -> None:
     """
     check_starting_adapter(cfg)
     _require_own_trainer(cfg)
+
+
+def check_filled_in(cfg: DictDefault) -> None:
+    """Refuse what the host has set by itself, now that it has loaded the model.
+
+    Raises:
+        ConfigError: a conflict.
+    """
+    check_conflicts(cfg, FILLED_IN_CONFLICTS)
 
 
 def _require_own_trainer(cfg: DictDefault) -> None:

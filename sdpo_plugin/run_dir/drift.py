@@ -117,7 +117,8 @@ def require_same_step(name: str, before: Facts, now: Facts, from_checkpoint: boo
         ConfigError: one line for each thing that has changed.
     """
     kept = [key for key in {**before, **now} if from_checkpoint or key not in PARALLEL_KEYS]
-    found = changes({key: before.get(key) for key in kept}, {key: now.get(key) for key in kept})
+    packed = f"set sdpo.packed: {'true' if before.get('packed') else 'false'}"  # `auto` is no value to go back to
+    found = changes({key: before.get(key) for key in kept}, {key: now.get(key) for key in kept}, {"packed": packed})
     _refuse(found, f"step {name}")
 
 

@@ -154,6 +154,7 @@ def _attention_by(original: str) -> Attention:
         if name == EAGER != original:
             note_scores(query.shape[1])
         attend = _function(module, name)
+        kwargs.pop("position_ids", None)  # of the whole row; the host's SDPA for long rows would look for texts there
         texts = _texts(layout, kwargs.get("sliding_window"), query.dtype, query.device, needs_mask=name == EAGER)
         parts = []
         for asking, asked, mask in texts:

@@ -19,6 +19,21 @@ from integration_tests.harness.zero3 import write_zero3
 
 LOG_PROBS = "integration_tests.harness.probes:log_probs"
 ADAMW = {"learning_rate": 1.0e-2, "num_epochs": 3}
+SGD = {"optimizer": "sgd", "learning_rate": 0.2, "num_epochs": 3}
+
+
+def plain_run(host: Host, config: Config, entry: Config, folder: Path) -> Path:
+    """The output directory of `rl: dpo` on one set, from a new adapter."""
+    made = {**config, "datasets": [entry], "output_dir": str(folder / "out")}
+    host.train(write_config(folder / "config.yaml", made)).check()
+    return folder / "out"
+
+
+def run_from_adapter(host: Host, config: Config, entry: Config, folder: Path, adapter: Path) -> Path:
+    """The same from a saved adapter, whose frozen copy is the reference."""
+    path = write_config(folder / "config.yaml", {**config, "datasets": [entry], "output_dir": str(folder / "out")})
+    host.python("integration_tests.harness.lora_chain:train_from_adapter", path, adapter)
+    return folder / "out"
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +53,10 @@ def config(model: Path, even_sets: list[Config], tmp_path_factory: pytest.TempPa
 def runs(host: Host, config: Config, even_sets: list[Config]) -> list[Path]:
     """The output directories of stepwise DPO, and of a plain host run on D_1, from the same random adapter."""
     folder = Path(config["output_dir"]).parent
-    plain = {**config, "datasets": [even_sets[0]], "output_dir": str(folder / "plain" / "out")}
-
-    def run_plain() -> Path:
-        host.train(write_config(folder / "plain" / "config.yaml", plain)).check()
-        return folder / "plain" / "out"
-
-    return at_once(lambda: run_sdpo(host, sdpo_config(config, sdpo=PADDED)), run_plain)
+    return at_once(
+        lambda: run_sdpo(host, sdpo_config(config, sdpo=PADDED)),
+        lambda: plain_run(host, config, even_sets[0], folder / "plain"),
+    )
 
 
 def test_first_step_equals_a_host_run(runs: list[Path]) -> None:
@@ -58,11 +70,26 @@ def test_second_step_equals_a_run_from_the_saved_adapter(
 ) -> None:
     """The final adapter is that of a run on D_2 which loads M_1 and takes a frozen copy of it as its reference."""
     out, _ = runs
-    by_hand = {**config, "datasets": [even_sets[1]], "output_dir": str(tmp_path / "out")}
-    path = write_config(tmp_path / "config.yaml", by_hand)
-    host.python("integration_tests.harness.lora_chain:train_from_adapter", path, out / "step-1")
-    assert apart(out, tmp_path / "out") == 0.0  # AdamW, 24 updates; measured: 0.0
+    by_hand = run_from_adapter(host, config, even_sets[1], tmp_path, out / "step-1")
+    assert apart(out, by_hand) == 0.0  # AdamW, 24 updates; measured: 0.0
     assert apart(out, out / "step-2") == 0.0
+    assert apart(out, out / "step-1") > 1e-2
+
+
+@pytest.mark.parametrize("mode", [{}, {"peft_use_dora": True}], ids=["lora", "dora"])
+def test_packed_rows_end_with_the_adapters_of_the_chain_by_hand(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path, mode: Config
+) -> None:
+    """Rows of all lengths: the host pads them and computes its reference anew in every epoch."""
+    config = lora_config(model, two_sets, tmp_path / "run", **SGD, **mode)
+
+    def chain_by_hand() -> Path:
+        first = plain_run(host, config, two_sets[0], tmp_path / "plain")
+        return run_from_adapter(host, config, two_sets[1], tmp_path / "second", first)
+
+    out, by_hand = at_once(lambda: run_sdpo(host, sdpo_config(config, sdpo={"packed": True})), chain_by_hand)
+    assert apart(out / "step-1", tmp_path / "plain" / "out") <= 1e-6
+    assert apart(out, by_hand) <= 1e-6
     assert apart(out, out / "step-1") > 1e-2
 
 

@@ -126,6 +126,9 @@ CONFLICTS: dict[str, Any] = {
     "padding_free": True,
     "sample_packing": True,
     "context_parallel_size": 2,
+    "sequence_parallel_degree": 2,
+    "reinit_weights": True,
+    "fp8": True,
 }
 TRAINING_CONFLICTS: dict[str, Any] = {"lora_model_dir": "/models/adapter"}
 DATA_ERRORS: dict[str, Case] = {

@@ -373,6 +373,18 @@ def test_a_compiled_model_has_padded_rows(host: Host, model: Path, two_sets: lis
     refused(result, Path(made["output_dir"]), f"sdpo.packed: true, but {said}", "set packed: auto")
 
 
+def test_a_model_that_is_compiled_layer_by_layer_is_refused(
+    host: Host, model: Path, two_sets: list[Config], tmp_path: Path
+) -> None:
+    """Its copy would train while the model is in evaluation, and the gate would see no first batch."""
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    path = write_config(tmp_path / "config.yaml", config(model, two_sets, tmp_path, "auto", **compiled))
+    result = host.train(path, env={"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"})
+    refused(
+        result, tmp_path / "out", "torch_compile_regional: true, or accelerate's", "set torch_compile_regional: false"
+    )
+
+
 def test_auto_pads_by_name_under_fsdp2(host: Host, two_sets: list[Config], tmp_path: Path) -> None:
     """FSDP2 puts a class of its own before Falcon's; the model behind it is asked."""
     falcon = Path(make_model(host, tmp_path / "model", "falcon"))

@@ -47,6 +47,10 @@ def _parts_sequences(config: Any) -> bool:
     return isinstance(config, Mapping) and _more_than_one(config.get("size"))
 
 
+def _has_grokfast(plugins: Any) -> bool:
+    return isinstance(plugins, list | tuple) and any("grokfast" in str(plugin).lower() for plugin in plugins)
+
+
 def _is_fsdp1(value: Any) -> bool:
     return bool(value) and str(value) != "2"
 
@@ -197,6 +201,17 @@ CONFLICTS = (
         "llmcompressor",
         "its session ends with the first step, and the gradients of the next ones are scaled otherwise",
         "remove llmcompressor, and compress the final model",
+    ),
+    Conflict(
+        "plugins",
+        "Grokfast's average of gradients is in no checkpoint: a step that is resumed would end with other weights",
+        "remove axolotl.integrations.grokfast.GrokfastPlugin",
+        _has_grokfast,
+    ),
+    Conflict(
+        "coreweave",
+        "what publishes its checkpoints is closed when the first step ends",
+        "remove coreweave",
     ),
 )
 

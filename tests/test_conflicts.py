@@ -51,6 +51,11 @@ CLASHES: dict[str, tuple[Any, str]] = {
     "fp8": (True, "remove fp8 and set bf16: true"),
     "reinit_weights": (True, "save a model with random weights, set base_model to it, and remove reinit_weights"),
     "llmcompressor": ({"recipe": {}}, "remove llmcompressor, and compress the final model"),
+    "plugins": (
+        ["sdpo_plugin.SDPOPlugin", "axolotl.integrations.grokfast.GrokfastPlugin"],
+        "remove axolotl.integrations.grokfast.GrokfastPlugin",
+    ),
+    "coreweave": ({"async_publish": True}, "remove coreweave"),
     "dpo_padding_free": (True, "remove dpo_padding_free"),
     "padding_free": (True, "remove padding_free"),
     "sample_packing": (True, "remove sample_packing"),

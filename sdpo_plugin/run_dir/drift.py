@@ -21,9 +21,9 @@ FREE_KEYS = frozenset(
     "use_tensorboard save_safetensors tokenizer_save_jinja_files do_bench_eval report_to precompute_ref_log_probs "
     "trainer_cls rl telemetry use_otel_metrics merge_method resources_per_worker eval_batch_size".split()
 )
-FREE_PREFIXES = (
-    *("logging_", "save_", "wandb_", "mlflow_", "comet_", "hub_", "trackio_", "swanlab_", "otel_"),
-    *("generation_", "profiler_", "dataloader_", "dataset_", "bench_", "vllm", "tensorboard_", "ray_"),
+FREE_PREFIXES = tuple(
+    "logging_ save_ wandb_ mlflow_ comet_ hub_ trackio_ swanlab_ otel_ generation_ profiler_ sync_profiler_ "
+    "dataloader_ dataset_ bench_ vllm tensorboard_ ray_".split()
 )
 # Hyper-parameters: a step keeps those it began with, a step that has not begun may be given others.
 STEP_KEYS = frozenset(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import DynamoBackend
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
@@ -30,7 +31,7 @@ def require_usable_engine(trainer: Trainer) -> None:
 
     Raises:
         ConfigError: the model is spread over several GPUs of one process; as `check_deepspeed` has it, also where
-            accelerate brings the config; FSDP1, or FSDP with torch_compile.
+            accelerate brings the config; FSDP1, or FSDP with torch_compile; a model that is compiled layer by layer.
     """
     if trainer.is_model_parallel:
         raise ConfigError(
@@ -42,6 +43,14 @@ def require_usable_engine(trainer: Trainer) -> None:
         check_deepspeed(trainer.accelerator.state.deepspeed_plugin.deepspeed_config)
     if trainer.is_fsdp_enabled:
         require_usable_fsdp(trainer)
+    dynamo = trainer.accelerator.state.dynamo_plugin
+    if dynamo.backend != DynamoBackend.NO and dynamo.use_regional_compilation and not trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            "torch_compile_regional: true, or accelerate's ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION, is not "
+            "supported with rl: sdpo: layers are compiled in a copy of the model, and the model itself would not be "
+            "told when it trains and when it is evaluated; set torch_compile_regional: false, which compiles the model "
+            "as a whole."
+        )
 
 
 def set_engine_batch(trainer: Trainer, args: TrainingArguments) -> None:

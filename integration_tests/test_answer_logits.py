@@ -108,6 +108,7 @@ def test_runs_in_parts_end_with_the_weights_of_padded_rows(
     assert most <= 2 * 2 * (4 + 4)
     for step in ("step-1", "step-2", ""):
         assert apart(out / step, padded / step) <= 1e-6
+    assert apart(out / "step-1", out) >= 1e-3
 
 
 @pytest.mark.parametrize("env", [{}, PARTS], ids=["whole", "in parts"])
@@ -150,6 +151,7 @@ def test_where_logits_are_needed_at_once_they_are_not_read_in_parts(
     padded, _ = run(host, model, two_sets, tmp_path / "padded", packed=False, **more)
     assert parts(log)[0] == 0
     assert apart(out, padded) <= 1e-6
+    assert apart(out / "step-1", out) >= 1e-4
 
 
 def test_with_another_cross_entropy(host: Host, model: Path, two_sets: list[Config], tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ from integration_tests.harness.compare import Compared, apart, compare
 from integration_tests.harness.data import Config, base_config, even_set
 from integration_tests.harness.host_runs import run_chain
 from integration_tests.harness.launch import Host
-from integration_tests.harness.sdpo import PADDED, read_report, run_sdpo, sdpo_config
+from integration_tests.harness.sdpo import PACKED, PADDED, read_report, run_sdpo, sdpo_config
 from integration_tests.harness.stored_weights import weights_digest
 
-PACKED = {"packed": True}  # or the run is refused
 SGD = {"optimizer": "sgd", "learning_rate": 1.0e-2, "num_epochs": 3}  # 18 and 24 updates
 ADAMW = {"optimizer": "adamw_torch", "learning_rate": 1.0e-3, "num_epochs": 3}
 

@@ -18,7 +18,7 @@ from integration_tests.harness.expected_log_probs import expect_table, off, read
 from integration_tests.harness.fsdp2 import LARGE, fsdp2
 from integration_tests.harness.launch import Host
 from integration_tests.harness.models import make_model
-from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
+from integration_tests.harness.sdpo import PACKED, PADDED, read_report, run_sdpo, sdpo_config
 
 MAKE = {"full": base_config, "lora": lora_config}
 SGD: dict[str, dict[str, Any]] = {
@@ -38,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(host: Host, model: Path, two_sets: list[Config], folder: Path) -> dict[str, Path]:
-    """In one process: full fine-tuning, LoRA."""
-    configs = [MAKE[kind](model, two_sets, folder / f"{kind}-alone", **SGD[kind]) for kind in MAKE]
+    """In one process, with padded rows: full fine-tuning, LoRA."""
+    configs = [MAKE[kind](model, two_sets, folder / f"{kind}-alone", **SGD[kind], sdpo=PADDED) for kind in MAKE]
     return dict(zip(MAKE, at_once(*(lambda c=c: run_sdpo(host, c) for c in configs)), strict=True))
 
 
@@ -49,7 +49,9 @@ def sharded(host: Host, model: Path, two_sets: list[Config], folder: Path) -> di
     return {
         (kind, name): run_sdpo(
             host,
-            MAKE[kind](model, two_sets, folder / f"{kind}-{name}", **SGD[kind] | settings, micro_batch_size=2),
+            MAKE[kind](
+                model, two_sets, folder / f"{kind}-{name}", **SGD[kind] | settings, micro_batch_size=2, sdpo=PACKED
+            ),
             ranks=2,
         )
         for kind in MAKE

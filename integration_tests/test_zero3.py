@@ -15,7 +15,7 @@ from integration_tests.harness.compare import apart, at_once
 from integration_tests.harness.data import Config, base_config, even_set, intel_set, lora_config
 from integration_tests.harness.expected_log_probs import expect_table, mean_off, off, read_table
 from integration_tests.harness.launch import Host
-from integration_tests.harness.sdpo import read_report, run_sdpo, sdpo_config
+from integration_tests.harness.sdpo import PACKED, PADDED, read_report, run_sdpo, sdpo_config
 from integration_tests.harness.zero3 import write_zero3
 
 FULL = {"optimizer": "sgd", "learning_rate": 1.0e-2, "num_epochs": 2}
@@ -36,22 +36,22 @@ def two_ranks(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def alone(host: Host, model: Path, two_sets: list[Config], folder: Path) -> list[Path]:
-    """In one process: full fine-tuning, LoRA."""
-    full = base_config(model, two_sets, folder / "full-alone", **FULL)
-    lora = lora_config(model, two_sets, folder / "lora-alone", **LORA)
+    """In one process, with padded rows: full fine-tuning, LoRA."""
+    full = base_config(model, two_sets, folder / "full-alone", **FULL, sdpo=PADDED)
+    lora = lora_config(model, two_sets, folder / "lora-alone", **LORA, sdpo=PADDED)
     return at_once(lambda: run_sdpo(host, full), lambda: run_sdpo(host, lora))
 
 
 @pytest.fixture(scope="module")
 def full(host: Host, model: Path, two_sets: list[Config], folder: Path, two_ranks: dict[str, Any]) -> Path:
     """On two ranks, into a folder where nothing is prepared yet: one rank makes the sets, the other loads them."""
-    return run_sdpo(host, base_config(model, two_sets, folder / "full", **FULL | two_ranks), ranks=2)
+    return run_sdpo(host, base_config(model, two_sets, folder / "full", **FULL | two_ranks, sdpo=PACKED), ranks=2)
 
 
 @pytest.fixture(scope="module")
 def lora(host: Host, model: Path, two_sets: list[Config], folder: Path, two_ranks: dict[str, Any]) -> Path:
     """LoRA on two ranks."""
-    return run_sdpo(host, lora_config(model, two_sets, folder / "lora", **LORA | two_ranks), ranks=2)
+    return run_sdpo(host, lora_config(model, two_sets, folder / "lora", **LORA | two_ranks, sdpo=PACKED), ranks=2)
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +115,15 @@ def test_rows_that_do_not_share_out_evenly(
     host: Host, model: Path, folder: Path, two_ranks: dict[str, Any], tmp_path: Path
 ) -> None:
     """25 and 7 rows over two ranks with 2 each: in the last round of D_1, whose rows are of one length and make 13
-    batches packed or padded, one rank has a row and the other none.
+    batches packed or padded, one rank has a row and the other none; of the 2 held-out rows, it never has any.
 
     No run has seen these rows before, so that nothing comes from a cache of the host's libraries either.
     """
     sets = [even_set(tmp_path / "d1.jsonl", 25, 3), intel_set(tmp_path / "d2.jsonl", 7, 4)]
-    config = base_config(model, sets, tmp_path, **FULL | two_ranks)
+    tests = {"test_datasets": [even_set(tmp_path / "few.jsonl", 2, 5)], "val_set_size": None}
+    config = base_config(model, sets, tmp_path, **FULL | two_ranks, **tests)
     out = run_sdpo(host, config, ranks=2)
+    assert read_report(out)["heldout"]["num_rows"] == [2]
     (base,) = expect_table(host, tmp_path / "prepared", 25, model)
     (first,) = expect_table(host, tmp_path / "prepared", 7, out / "step-1")
     assert off(read_table(out, "step-1"), base) <= 1e-4  # measured: 3.1e-5

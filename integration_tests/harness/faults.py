@@ -258,14 +258,15 @@ class Engines(TrainerCallback):  # type: ignore[misc]
 
 
 class Hooks(TrainerCallback):  # type: ignore[misc]
-    """Notes how many there are."""
+    """Notes how many there are, and how many modules are checkpointed."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def on_step_end(self, *args: Any, model: Any, **kwargs: Any) -> None:
         with self._file.open("a", encoding="utf-8") as lines:
-            lines.write(f"{len(model.get_input_embeddings()._forward_hooks)}\n")
+            places = sum(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+            lines.write(f"{len(model.get_input_embeddings()._forward_hooks)} {places}\n")
 
 
 class Profile(TrainerCallback):  # type: ignore[misc]

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Tiny and random. A sliding window is shorter than the longest row, so that it has to be seen.
+# Tiny and random, with weights large enough for what acts on scores to be seen. A sliding window is shorter than the
+# longest row, so that it has to be seen too.
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL |= {"initializer_range": 0.2}
 GROUPED = SMALL | {"num_key_value_heads": 2, "max_position_embeddings": 128}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": GROUPED,
@@ -19,7 +21,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": GROUPED | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
     "qwen3": GROUPED | {"head_dim": 8},
     "gemma": GROUPED | {"head_dim": 8},
-    "gemma2": GROUPED | {"head_dim": 8, "sliding_window": 7},
+    "gemma2": GROUPED
+    | {"head_dim": 8, "sliding_window": 7, "attn_logit_softcapping": 0.2, "final_logit_softcapping": 1.0},
     "gemma3_text": GROUPED | {"head_dim": 8, "sliding_window": 7},
     "phi3": GROUPED | {"pad_token_id": 0},
     "olmo2": GROUPED,
@@ -189,13 +192,24 @@ class Widest(TorchDispatchMode):
         return found
 
 
-def build(kind: str, attention: str) -> Any:
+def with_another(kind: str, fields: dict[str, Any]) -> dict[str, float]:
+    """How far log-probs move, of padded rows, when a model's config has another value in one of these fields."""
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    batch, moved = DataCollatorForPreference(0, MAX_LENGTH)(rows()), {}
+    for field, value in fields.items():
+        found = [log_probs(build(kind, "eager", **more), batch) for more in ({}, {field: value})]
+        moved[field] = float((found[0] - found[1]).detach().abs().max())
+    return moved
+
+
+def build(kind: str, attention: str, **fields: Any) -> Any:
     """A model, as it trains, without dropout."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     architecture, _, positions = kind.partition(" ")
-    config, is_flash = AutoConfig.for_model(architecture, **MODELS[architecture]), "flash" in attention
+    config, is_flash = AutoConfig.for_model(architecture, **MODELS[architecture] | fields), "flash" in attention
     if positions:
         config.rope_parameters = {"rope_type": positions, **POSITIONS[positions]}
         config.max_position_embeddings = 16
@@ -250,6 +264,42 @@ def half_precision(kind: str) -> dict[str, list[float]]:
             of_found = torch.cat([gradient.flatten() for gradient in gradients(model, found)])
             off[how] = [float((found - exact).abs().mean()), float((of_found - of_exact).abs().mean())]
     return off
+
+
+def states_under_autocast(kind: str) -> list[str]:
+    """The dtypes of the states that an attention asks a kernel for, under bfloat16 autocast."""
+    from sdpo_plugin.host.forward import varlen
+    from sdpo_plugin.host.forward.attention import packed_attention
+    from sdpo_plugin.host.forward.packing import PackingCollator
+
+    seen: list[str] = []
+    varlen.kernel_for = lambda *states: seen.extend(str(each.dtype) for each in states[:3])
+    model = build(kind, "sdpa")
+    with torch.no_grad(), packed_attention(model), torch.autocast("cpu", torch.bfloat16):
+        log_probs(model, PackingCollator(MAX_LENGTH)(rows()))
+    return seen
+
+
+def takes_kernel(cases: dict[str, dict[str, Any]]) -> dict[str, bool]:
+    """Whether a GPU's kernel is taken, by what differs from states that it takes; the GPU is a stand-in."""
+    from types import SimpleNamespace
+
+    from sdpo_plugin.host.forward import varlen
+
+    found = {}
+    for name, case in cases.items():
+        torch.version.cuda = "12.8"
+        torch.backends.cuda.is_flash_attention_available = lambda: True
+        torch.cuda.get_device_capability = lambda device, case=case: tuple(case.get("capability", (8, 0)))
+        varlen._kernel = lambda: print
+        dtypes = [getattr(torch, name) for name in case.get("dtypes", ["bfloat16"] * 3)]
+        sizes = case.get("sizes", [64] * 3)
+        states = [
+            SimpleNamespace(is_cuda=case.get("is_cuda", True), dtype=dtype, shape=(1, 4, 9, size), device="cuda")
+            for dtype, size in zip(dtypes, sizes, strict=True)
+        ]
+        found[name] = varlen.kernel_for(*states, case.get("arguments", {})) is not None
+    return found
 
 
 def tiles() -> dict[str, float]:
@@ -308,8 +358,8 @@ def balance(kind: str) -> dict[str, Any]:
 
 
 def in_half_precision(kind: str) -> dict[str, float]:
-    """How far log-probs of a model that gives its logits in bfloat16, as under DeepSpeed, are from their exact sums, by
-    both forward passes; a nat or two were they summed in bfloat16."""
+    """How far log-probs of a model that gives its logits in bfloat16, as under DeepSpeed, are from the exact sums over
+    these logits, by both forward passes; 0.1 to 0.4 nats were they summed in bfloat16."""
     from trl.trainer import dpo_trainer
 
     from sdpo_plugin.host.forward.attention import packed_attention
@@ -324,12 +374,20 @@ def in_half_precision(kind: str) -> dict[str, float]:
         for how, batch in batches.items():
             labels, mask = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
             given = {key: value for key, value in batch.items() if key != "completion_mask"}
+            given_by_head: list[torch.Tensor] = []
+            hook = model.lm_head.register_forward_hook(lambda *args, seen=given_by_head: seen.append(args[-1]))
             logits = taking(model, batch)(**given, use_cache=False).logits[..., :-1, :]
+            hook.remove()
             found = (dpo_trainer.selective_log_softmax(logits, labels) * mask).sum(1)
+            (own,) = given_by_head
+            assert own.dtype == torch.bfloat16
             if how == "padded":
-                exact = torch.gather(logits.double().log_softmax(-1), -1, labels.unsqueeze(-1)).squeeze(-1)
-                of_exact = (exact * mask).sum(1)
-            off[how] = float((found - of_exact).abs().max())
+                exact = torch.gather(own[:, :-1].double().log_softmax(-1), -1, labels.unsqueeze(-1)).squeeze(-1)
+            else:
+                of_labels = own[0].double().log_softmax(-1).gather(-1, batch["packed_labels"].unsqueeze(-1))
+                exact = torch.zeros(mask.numel(), dtype=torch.float64)
+                exact = exact.index_put((batch["packed_cells"],), of_labels.squeeze(-1)).view(mask.shape)
+            off[how] = float((found - (exact * mask).sum(1)).abs().max())
     return off
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 PADDED = {"packed": False}  # TRL's own batches: for what is claimed to the bit of a separate run
+PACKED = {"packed": True}  # or the run is refused
 
 
 def sdpo_config(config: Mapping[str, Any], **overrides: Any) -> Config:

@@ -373,7 +373,7 @@ def test_a_row_in_tiles(host: Host, model: Path, two_sets: list[Config], tmp_pat
     result = host.train(write_config(tmp_path / "padded.yaml", made))
     refused(result, Path(made["output_dir"]), "tiled_mlp_num_shards: 3 and sdpo.packed: auto would train with wrong")
     off = host.python("integration_tests.harness.packed:tiles")
-    assert off["one row"] <= 1e-6
+    assert off["one row"] <= 1e-5
     assert off["two rows"] >= 1e-2  # where it is 0, the host's tiles are right, and need not be refused
 
 
@@ -431,9 +431,7 @@ def test_a_model_that_is_compiled_layer_by_layer_is_refused(
     compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
     path = write_config(tmp_path / "config.yaml", config(model, two_sets, tmp_path, "auto", **compiled))
     result = host.train(path, env={"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"})
-    refused(
-        result, tmp_path / "out", "torch_compile_regional: true, or accelerate's", "set torch_compile_regional: false"
-    )
+    refused(result, tmp_path / "out", "torch_compile_regional: true, or accelerate's", "leave that variable unset")
 
 
 def test_auto_pads_by_name_under_fsdp2(host: Host, two_sets: list[Config], tmp_path: Path) -> None:

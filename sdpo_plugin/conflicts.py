@@ -210,7 +210,7 @@ CONFLICTS = (
     ),
     Conflict(
         "coreweave",
-        "what publishes its checkpoints is closed when the first step ends",
+        "what publishes its checkpoints belongs to the first step: the next one finds it closed, or writes below that",
         "remove coreweave",
     ),
 )

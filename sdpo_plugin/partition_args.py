@@ -124,6 +124,11 @@ class PartitionArgs(BaseModel):
         return fractions
 
     @property
+    def cuts_rows(self) -> bool:
+        """Whether one entry of `datasets:` can become several steps."""
+        return self.strategy != "natural" and (self.strategy != "easy_to_hard" or self.unit == "row")
+
+    @property
     def leaves_rows(self) -> bool:
         """Whether some rows of the sources may be in no step because fewer are drawn."""
         return self.max_rows is not None or self.weights is not None

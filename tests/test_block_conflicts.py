@@ -21,7 +21,12 @@ def refusal(cfg: dict[str, Any], block: dict[str, Any]) -> str:
         ({"tiled_mlp_num_shards": 2}, "tiled_mlp_num_shards: 2"),
         ({"tiled_mlp_num_shards": 4, "sequence_len": 512}, "tiled_mlp_num_shards: 4"),
         ({"sequence_len": 32_769}, "sequence_len: 32769"),
-        ({}, "sequence_len: None"),
+        ({"tiled_mlp_num_shards": 2, "deepspeed": {}}, "tiled_mlp_num_shards: 2"),
+        ({"tiled_mlp_num_shards": 2, "deepspeed": "zero3.json", "use_scattermoe": True}, "tiled_mlp_num_shards: 2"),
+        (
+            {"tiled_mlp_num_shards": 2, "deepspeed": "zero3.json", "model_config_type": "gpt_oss"},
+            "tiled_mlp_num_shards: 2",
+        ),
     ],
 )
 @pytest.mark.parametrize(("packed", "said"), [("auto", "auto"), (False, "false")])
@@ -39,6 +44,8 @@ def test_tiles_of_padded_rows_are_refused(keys: dict[str, Any], seen: str, packe
         ({"tiled_mlp": True, "tiled_mlp_num_shards": 4}, True),
         ({"tiled_mlp": True, "tiled_mlp_num_shards": 1, "sequence_len": 100_000}, "auto"),
         ({"tiled_mlp": True, "sequence_len": 32_768}, "auto"),  # one tile
+        ({"tiled_mlp": True}, "auto"),
+        ({"tiled_mlp": True, "tiled_mlp_num_shards": 4, "deepspeed": "zero3.json"}, "auto"),  # DeepSpeed's own
         ({"tiled_mlp": False, "tiled_mlp_num_shards": 4}, "auto"),
         ({"tiled_mlp_num_shards": 4}, False),
     ],
@@ -50,8 +57,8 @@ def test_other_tiles_pass(cfg: dict[str, Any], packed: bool | str) -> None:
 @pytest.mark.parametrize("kernel", LORA_KERNELS)
 def test_kernels_for_lora_are_refused_beside_an_external_reference(kernel: str) -> None:
     assert refusal({kernel: True, "adapter": "lora"}, {"reference": "./sft"}) == (
-        f"{kernel}: True and sdpo.reference: './sft' exclude each other: the host's kernels for LoRA take layers "
-        f"without an adapter for layers with one; set {kernel}: false."
+        f"{kernel}: True and sdpo.reference: './sft' exclude each other: the host would apply its kernels for LoRA to "
+        f"the reference too, which has no adapter; set {kernel}: false."
     )
     check_block_conflicts({kernel: False}, parse_block({"reference": "./sft"}))
     for reference in ("previous", "base"):

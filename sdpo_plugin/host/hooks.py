@@ -70,8 +70,8 @@ class Hooks:
         """Load every source; in `axolotl preprocess` print the plan."""
         if not is_sdpo(cfg):
             return None
-        registration.require_trainable(cfg)
         block = _block(cfg)
+        registration.require_trainable(cfg, block)
         registration.require_hooks(block)
         if self._session is not None:  # of an earlier config in this process, which failed
             self._session.release()

@@ -60,7 +60,6 @@ def check_config(cfg: DictDefault) -> SDPOConfig:
     block = parse_block(cfg.get("sdpo"))
     conflicts = CONFLICTS if cfg.get("inference") else CONFLICTS + PACKING_CONFLICTS
     check_conflicts(cfg, conflicts)
-    check_block_conflicts(cfg, block)
     if command() == "train":
         check_starting_adapter(cfg)
         require_hooks(block)
@@ -68,9 +67,10 @@ def check_config(cfg: DictDefault) -> SDPOConfig:
         misspelt.require_known_keys(cfg, _known_keys())
         check_step_keys(cfg, block.steps or [], AxolotlInputConfig.model_fields)
         check_bounds(cfg)
-    check_data_sources(cfg, has_steps=block.steps is not None, cuts_rows=_cuts_rows(block))
-    if block.partition is not None:
-        check_pool(cfg, block.partition.weights, block.partition.column)
+    parted = block.partition
+    check_data_sources(cfg, has_steps=block.steps is not None, cuts_rows=parted is not None and parted.cuts_rows)
+    if parted is not None:
+        check_pool(cfg, parted.weights, parted.column)
     return block
 
 
@@ -92,13 +92,18 @@ def become_dpo(cfg: DictDefault) -> None:
     cfg["precompute_ref_log_probs"] = True
 
 
-def require_trainable(cfg: DictDefault) -> None:
+def require_trainable(cfg: DictDefault, block: SDPOConfig) -> None:
     """Refuse what contradicts training alone; other commands read the same file.
+
+    Args:
+        cfg: as the host has validated it.
+        block: the `sdpo:` block.
 
     Raises:
         ConfigError: a conflict, or a plugin that brings a trainer of its own.
     """
     check_starting_adapter(cfg)
+    check_block_conflicts(cfg, block)
     _require_own_trainer(cfg)
 
 
@@ -137,9 +142,3 @@ def _known_keys() -> set[str]:
         module, _, name = path.rpartition(".")
         known |= set(getattr(import_module(module), name).model_fields)
     return known
-
-
-def _cuts_rows(block: SDPOConfig) -> bool:
-    """Whether one entry of `datasets:` can become several steps."""
-    args = block.partition
-    return args is not None and args.strategy != "natural" and (args.strategy != "easy_to_hard" or args.unit == "row")

@@ -48,8 +48,8 @@ def require_usable_engine(trainer: Trainer) -> None:
         raise ConfigError(
             "torch_compile_regional: true, or accelerate's ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION, is not "
             "supported with rl: sdpo: layers are compiled in a copy of the model, and the model itself would not be "
-            "told when it trains and when it is evaluated; set torch_compile_regional: false, which compiles the model "
-            "as a whole."
+            "told when it trains and when it is evaluated; remove torch_compile_regional, and leave that variable "
+            "unset."
         )
 
 

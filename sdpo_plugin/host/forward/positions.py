@@ -21,6 +21,7 @@ from sdpo_plugin.host.engines.engine import ready_model
 from sdpo_plugin.host.engines.weights import whole_size
 from sdpo_plugin.host.forward.log_probs import policy_log_probs
 from sdpo_plugin.host.forward.rotary import require_own_positions
+from sdpo_plugin.partition_args import PartitionArgs
 
 if TYPE_CHECKING:
     from trl import DPOTrainer  # not imported yet when this module is: compat.py says why
@@ -51,7 +52,7 @@ def check_positions(
     """
     model = reference if reference is not None else trainer.model
     cut: dict[str, NDArray[np.int64]] = {}
-    for lengths, batch_sizes in _sharing_batches(sources, in_one_pool=block.partition is not None):
+    for lengths, batch_sizes in _sharing_batches(sources, block.partition):
         # Several GPUs of one process part a pair.
         alone = block.packed is False and batch_sizes == {1} and trainer.args.n_gpu <= 1
         require_own_positions(model, lengths, what, alone=alone)
@@ -65,18 +66,26 @@ def check_positions(
 
 
 def _sharing_batches(
-    sources: Sequence[TokenizedSource], *, in_one_pool: bool
+    sources: Sequence[TokenizedSource], parted: PartitionArgs | None
 ) -> Iterator[tuple[dict[str, NDArray[np.int64]], set[int]]]:
     """Sets of which rows may be in one batch: their lengths by name, as they are cut, and the sizes of the batches."""
-    for together in [sources] if in_one_pool else [[source] for source in sources]:
-        batch_sizes = {size for s in together for size in (s.cfg.micro_batch_size, s.cfg.eval_batch_size)}
+    one_pool, each = [list(sources)], [[source] for source in sources]
+    for together in one_pool if parted is not None and parted.cuts_rows else each:
         train = {s.name: np.minimum(s.facts.lengths, s.cfg.sequence_len) for s in together if not s.is_awaited}
+        if train:
+            yield train, _batch_sizes(together)
+    for together in one_pool if parted is not None and parted.strategy != "natural" else each:
         heldout = {
             f"held-out {name}": np.minimum(row_facts(rows).lengths, source.cfg.sequence_len)
             for source in together
             for name, rows in source.heldout.items()
         }
-        yield from ((lengths, batch_sizes) for lengths in (train, heldout) if lengths)
+        if heldout:
+            yield heldout, _batch_sizes(together)
+
+
+def _batch_sizes(sources: Sequence[TokenizedSource]) -> set[int]:
+    return {size for source in sources for size in (source.cfg.micro_batch_size, source.cfg.eval_batch_size)}
 
 
 def _require_short(name: str, lengths: NDArray[np.int64], limit: int, what: str) -> None:

@@ -43,7 +43,7 @@ def require_own_positions(
             f"tokens (the longest row has {longest:,}), and {what} scales the positions of all rows of a batch by its "
             f"longest one (rope_type: {kind}): the log-probs of a row would depend on the rows beside it, and a "
             f"reference table has other batches than the training. Set sequence_len: {limit}, with which the host "
-            f"leaves longer rows out; a step of sdpo.steps may have its own{alone_too if kind == LONGROPE else ''}."
+            f"leaves longer rows out (under sdpo.steps a step may have its own){alone_too if kind == LONGROPE else ''}."
         )
 
 

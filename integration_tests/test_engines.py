@@ -17,7 +17,7 @@ from integration_tests.harness.data import Config, base_config, lora_config, wri
 from integration_tests.harness.launch import Host
 from integration_tests.harness.messages import messages
 from integration_tests.harness.models import make_model
-from integration_tests.harness.sdpo import PADDED, read_report, run_sdpo, sdpo_config
+from integration_tests.harness.sdpo import PACKED, PADDED, read_report, run_sdpo, sdpo_config
 from integration_tests.harness.zero3 import write_zero3
 
 MAKE = {"full": base_config, "lora": lora_config, "qlora": partial(lora_config, adapter="qlora", load_in_4bit=True)}
@@ -85,7 +85,7 @@ def test_equals_one_process(
 ) -> None:
     """M_1, M_2 and the final model, or their adapters; both steps begin at ln 2."""
     config = MAKE[kind](wide, two_sets, tmp_path, **SGD, **settings(engine, tmp_path), micro_batch_size=2)
-    out = run_sdpo(host, sdpo_config(config, sdpo={"packed": True}), ranks=2)
+    out = run_sdpo(host, sdpo_config(config, sdpo=PACKED), ranks=2)
     for step in ("step-1", "step-2", ""):
         assert apart(out / step, alone[kind] / step) <= CLOSE[kind]
     assert apart(out / "step-1", out) > 1e-3

@@ -14,7 +14,7 @@ from integration_tests.harness.compare import apart, at_once
 from integration_tests.harness.data import Config, even_set, lora_config, write_config
 from integration_tests.harness.expected_log_probs import expect_table, mean_off, off, read_table, texts
 from integration_tests.harness.launch import Host
-from integration_tests.harness.sdpo import PADDED, read_report, run_sdpo, sdpo_config
+from integration_tests.harness.sdpo import PACKED, PADDED, read_report, run_sdpo, sdpo_config
 from integration_tests.harness.zero3 import write_zero3
 
 LOG_PROBS = "integration_tests.harness.probes:log_probs"
@@ -87,7 +87,7 @@ def test_packed_rows_end_with_the_adapters_of_the_chain_by_hand(
         first = plain_run(host, config, two_sets[0], tmp_path / "plain")
         return run_from_adapter(host, config, two_sets[1], tmp_path / "second", first)
 
-    out, by_hand = at_once(lambda: run_sdpo(host, sdpo_config(config, sdpo={"packed": True})), chain_by_hand)
+    out, by_hand = at_once(lambda: run_sdpo(host, sdpo_config(config, sdpo=PACKED)), chain_by_hand)
     assert apart(out / "step-1", tmp_path / "plain" / "out") <= 1e-6
     assert apart(out, by_hand) <= 1e-6
     assert apart(out, out / "step-1") > 1e-2

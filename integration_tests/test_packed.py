@@ -63,8 +63,7 @@ def test_log_probs_and_gradients_are_those_of_padded_rows(host: Host, kind: str)
     assert found["takes"]
     assert found["log-probs"] <= 1e-5 * found["largest"]
     assert found["gradients"] <= 1e-4
-    assert found["weights"] <= 1e-4 * found["moved"]
-    assert found["moved"] > 1e-2
+    assert found["weights"] <= 1e-5 < 1e-2 < found["moved"]
     assert found["alone"] <= 1e-4
     assert found["leaks"] == 0.0
 
@@ -86,7 +85,7 @@ def test_with_a_kernel_that_takes_all_pairs_at_once(host: Host, kind: str) -> No
     found = host.python(COMPARE, kind, "sdpa", "kernel")
     assert found["log-probs"] <= 1e-5 * found["largest"]
     assert found["gradients"] <= 1e-4
-    assert found["weights"] <= 1e-4 * found["moved"]
+    assert found["weights"] <= 1e-5
     assert found["leaks"] == 0.0
     assert found["calls"] > 0
 

@@ -26,7 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3_text": GROUPED | {"head_dim": 8, "sliding_window": 7},
     "phi3": GROUPED | {"pad_token_id": 0},
     "olmo2": GROUPED,
-    "granite": GROUPED,
+    "granite": GROUPED | {"attention_multiplier": 0.5},  # and not one over the root of the head size
     "mixtral": GROUPED | {"num_local_experts": 4},
     "qwen3_moe": GROUPED | {"head_dim": 8, "num_experts": 4, "moe_intermediate_size": 24, "num_experts_per_tok": 2},
     "gpt_oss": GROUPED

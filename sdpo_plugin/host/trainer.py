@@ -26,7 +26,7 @@ from sdpo_plugin.host.checkpoints import (
 )
 from sdpo_plugin.host.data.columns import REFERENCE, with_reference
 from sdpo_plugin.host.data.tokenized import token_ids
-from sdpo_plugin.host.engines.dropout import disable_functional_dropout
+from sdpo_plugin.host.engines.dropout import disable_other_noise
 from sdpo_plugin.host.engines.engine import require_usable_engine, set_engine_batch
 from sdpo_plugin.host.forward.log_probs import compute_as, taking, with_all_tokens
 from sdpo_plugin.host.forward.table import log_prob_table
@@ -64,7 +64,7 @@ class StepwiseDPOTrainer(AxolotlDPOTrainer):  # type: ignore[misc]  # the host s
         self._is_built = True
         self.padded_collator = self.data_collator  # TRL's; forward/packed.py may put another one in its place
         if self.args.disable_dropout:
-            disable_functional_dropout(self.model)
+            disable_other_noise(self.model)
         self.add_callback(StopAtUpdate(self))
 
     def attach(self, chain: Callable[[], TrainOutput], cfg: DictDefault, written: Mapping[str, Any]) -> None:
